@@ -1,0 +1,68 @@
+"""minibert: BERT in plain PyTorch, from raw text to a fine-tuned, evaluated model.
+
+    import minibert
+    minibert.pretrain(corpus="data/wiki.txt")
+    minibert.finetune(task="imdb")
+    minibert.load("runs/imdb").predict(["A film to see twice."])
+
+Names are imported when they are first used, so that importing the package is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from minibert.version import __version__
+
+if TYPE_CHECKING:
+    from minibert.config import PRESETS, BertConfig, preset
+    from minibert.errors import InputError
+    from minibert.evaluation import evaluate
+    from minibert.finetuning import finetune
+    from minibert.heads import BertForPreTraining, BertForSequenceClassification
+    from minibert.model import BertModel
+    from minibert.predict import load
+    from minibert.pretraining import pretrain
+    from minibert.tokenizer import WordPiece
+
+_HOMES = {
+    "PRESETS": "config",
+    "BertConfig": "config",
+    "BertForPreTraining": "heads",
+    "BertForSequenceClassification": "heads",
+    "BertModel": "model",
+    "InputError": "errors",
+    "WordPiece": "tokenizer",
+    "evaluate": "evaluation",
+    "finetune": "finetuning",
+    "load": "predict",
+    "preset": "config",
+    "pretrain": "pretraining",
+}
+
+__all__ = [
+    "PRESETS",
+    "BertConfig",
+    "BertForPreTraining",
+    "BertForSequenceClassification",
+    "BertModel",
+    "InputError",
+    "WordPiece",
+    "__version__",
+    "evaluate",
+    "finetune",
+    "load",
+    "preset",
+    "pretrain",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'minibert' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"minibert.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,164 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped.
+
+One folder a checkpoint, `checkpoints/step-000001234/`, with the weights, the optimiser's moments
+and the loop's state, and a manifest of sizes and digests. A checkpoint is written under another
+name and renamed, so it is there whole or not at all; the last two are kept, and a damaged one is
+recognised by its manifest and passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minibert.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+_KEPT = 2
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file; a full disk is an OSError whoever notices it.
+
+    Raises:
+        OSError: the disk is full (errno ENOSPC), or the file cannot be written.
+    """
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+    except SafetensorError as error:
+        code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+        raise OSError(code, str(error), str(path)) from None
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+) -> Path:
+    """Writes the checkpoint of a step whole or not at all, then drops all but the last two.
+
+    Args:
+        folder: the run's `checkpoints/`.
+        state: JSON-ready; floats keep every bit.
+
+    Raises:
+        OSError: nothing of this checkpoint remains then, and older ones are untouched.
+    """
+    folder.mkdir(exist_ok=True)
+    final = folder / f"step-{step:09d}"
+    temporary = folder / f".step-{step:09d}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        save_tensors(model.state_dict(), temporary / "model.safetensors")
+        save_tensors(_moments(model, optimizer), temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state))
+        manifest = {p.name: [p.stat().st_size, _digest(p)] for p in sorted(temporary.iterdir())}
+        (temporary / "manifest.json").write_text(json.dumps(manifest))
+        for path in temporary.iterdir():
+            _sync(path)
+        shutil.rmtree(final, ignore_errors=True)  # damaged, or it would not be written again
+        temporary.rename(final)
+        _sync(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in _checkpoints(folder)[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_last_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any] | None:
+    """Restores the last checkpoint that is whole; returns its state, None where there is none."""
+    for temporary in folder.glob(".step-*.tmp"):  # what a killed process left half-written
+        shutil.rmtree(temporary, ignore_errors=True)
+    for path in reversed(_checkpoints(folder)):
+        fault = _fault(path)
+        if fault:
+            log.warning("checkpoint %s is damaged (%s); trying the one before", path.name, fault)
+            continue
+        model.load_state_dict(load_file(path / "model.safetensors"))
+        _restore_moments(model, optimizer, load_file(path / "optimizer.safetensors"))
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        return state
+    return None
+
+
+def save_best(folder: Path, model: nn.Module) -> None:
+    """Keeps the best weights so far, beside the checkpoints."""
+    folder.mkdir(exist_ok=True)
+    write_atomically(
+        folder / "best.safetensors", lambda path: save_tensors(model.state_dict(), path)
+    )
+
+
+def load_best(folder: Path, model: nn.Module) -> None:
+    """Restores what `save_best` kept."""
+    model.load_state_dict(load_file(folder / "best.safetensors"))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, (size, digest) in manifest.items():
+            file = path / name
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes, was written with {size}"
+            if _digest(file) != digest:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state by parameter name, empty before the first step."""
+    out = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            out[f"{key}/{name}"] = torch.as_tensor(value)
+    return out
+
+
+def _restore_moments(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    for name, parameter in model.named_parameters():
+        if f"step/{name}" in tensors:
+            state = {key: tensors[f"{key}/{name}"] for key in _MOMENTS}
+            device = parameter.device
+            optimizer.state[parameter] = {k: v.clone().to(device) for k, v in state.items()}

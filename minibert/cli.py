@@ -1,0 +1,271 @@
+"""The commands: settings -> flags, errors -> one line and an exit status.
+
+Exit status: 0 done; 2 the flags or the input are wrong; 1 another failure; 130 after Ctrl-C and
+143 after SIGTERM. Standard output carries results, standard error progress and log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from minibert.errors import InputError, Interrupted, MissingExtraError, did_you_mean
+from minibert.files import read_json
+from minibert.settings import FinetuneSettings, PretrainSettings, RunSettings
+from minibert.version import __version__
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are InputErrors, with the nearest flag for an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [o for a in self._actions for o in a.option_strings]
+            tail = did_you_mean(unknown[0].split("=")[0], known) if known else ""
+            kind = "flag" if unknown[0].startswith("-") else "argument"
+            raise InputError(f"unknown {kind} {unknown[0]}{tail}")
+        return found
+
+
+def add_settings(parser: argparse.ArgumentParser, settings: type[RunSettings]) -> None:
+    """One flag for each field of a settings class; flags not given leave no trace."""
+    own = parser.add_argument_group(settings.__name__.removesuffix("Settings").lower())
+    shared = parser.add_argument_group("run")
+    inherited = {f.name for f in dataclasses.fields(RunSettings)}
+    for field in dataclasses.fields(settings):
+        group = shared if field.name in inherited else own
+        kind = str(field.type).split(" | ")[0]
+        text = field.metadata["help"].replace("%", "%%")
+        default = None if field.default is dataclasses.MISSING else field.default
+        if default not in (None, "", False) and "default" not in text:
+            text += f" (default {default})"
+        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
+        if field.metadata["choices"]:
+            options["choices"] = field.metadata["choices"]
+        if kind == "bool":
+            options["action"] = argparse.BooleanOptionalAction
+        elif kind == "list[str]":
+            options["nargs"] = "+"
+        else:
+            options["type"] = {"int": int, "float": float, "str": str}[kind]
+            options["metavar"] = None if field.metadata["choices"] else kind.upper()
+        if field.metadata["optional"]:
+            options |= {"nargs": "?", "const": field.metadata["optional"]}
+        group.add_argument("--" + field.name.replace("_", "-"), **options)
+    shared.add_argument(
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="JSON file of settings by field name; flags come before it",
+    )
+
+
+def settings_from(
+    values: dict[str, Any], settings: type[RunSettings]
+) -> RunSettings:
+    """Defaults < the --config file < flags.
+
+    Raises:
+        InputError: an unknown key in the file, or a value that cannot be used.
+    """
+    given: dict[str, Any] = {}
+    if "config" in values:
+        path = Path(values.pop("config"))
+        content = read_json(path, "--config names a JSON file")
+        given = content.get("settings", content) if "command" in content else content
+        settings.from_dict({**dataclasses.asdict(_blank(settings)), **given}, str(path))
+    return settings.from_dict({**given, **values})
+
+
+def _blank(settings: type[RunSettings]) -> RunSettings:
+    """Settings that pass their own checks, to hold a file's keys against."""
+    required = {"corpus": ["-"]} if settings is PretrainSettings else {"task": "-"}
+    return settings(**required)  # type: ignore[arg-type]
+
+
+def _pretrain(values: dict[str, Any]) -> None:
+    settings = settings_from(values, PretrainSettings)
+    from minibert.pretraining import pretrain
+
+    assert isinstance(settings, PretrainSettings)
+    pretrain(settings)
+
+
+def _finetune(values: dict[str, Any]) -> None:
+    settings = settings_from(values, FinetuneSettings)
+    from minibert.finetuning import finetune
+
+    assert isinstance(settings, FinetuneSettings)
+    finetune(settings)
+
+
+def _predict(values: dict[str, Any]) -> None:
+    texts = list(values["texts"])
+    if values["input"] is not None:
+        if texts:
+            raise InputError("give texts or --input, not both")
+        path = Path(values["input"])
+        if not path.is_file():
+            raise InputError(f"--input {path} is not a file; expected one text a line")
+        texts = [t for t in path.read_text(encoding="utf-8-sig").splitlines() if t.strip()]
+    elif texts == ["-"]:
+        texts = [t for t in sys.stdin.read().splitlines() if t.strip()]
+    if not texts:
+        raise InputError("nothing to predict; give TEXT, --input FILE, or - for standard input")
+    from minibert.predict import load
+
+    predictor = load(values["folder"], values["device"], values["precision"])
+    for found in predictor.predict(texts, values["batch_size"]):
+        print(json.dumps(dataclasses.asdict(found), ensure_ascii=False))
+
+
+def _evaluate(values: dict[str, Any]) -> None:
+    from minibert.evaluation import evaluate
+
+    figures = evaluate(
+        values["folder"],
+        data=values["data"],
+        split=values["split"],
+        device=values["device"],
+        precision=values["precision"],
+        batch_size=values["batch_size"],
+        predictions=values["predictions"],
+    )
+    print(json.dumps(figures, indent=2))
+
+
+def _download(values: dict[str, Any]) -> None:
+    from minibert.download import download
+
+    print(download(values["name"], Path(values["directory"])))
+
+
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(
+        prog="minibert", description="BERT from raw text to a fine-tuned model.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"minibert {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    made: dict[str, _Parser] = {}
+
+    def command(name: str, text: str) -> _Parser:
+        made[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made[name].add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+        return made[name]
+
+    for name, settings, text in (
+        ("pretrain", PretrainSettings, "raw text to a pretrained model"),
+        ("finetune", FinetuneSettings, "a pretrained model and labelled data to a finished model"),
+    ):
+        made[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        add_settings(made[name], settings)
+    predict = command("predict", "labels and probabilities of texts, as JSON lines")
+    predict.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
+    predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts, or - for standard input")
+    predict.add_argument("--input", metavar="FILE", help="one text a line")
+    evaluate = command("evaluate", "figures of a fine-tuned model on labelled data, as JSON")
+    evaluate.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
+    evaluate.add_argument("--data", metavar="PATH", help="data in the task's public format")
+    evaluate.add_argument("--split", choices=("test", "train"), default="test", help="which part")
+    evaluate.add_argument("--predictions", metavar="FILE", help="write predictions.jsonl here")
+    for made_here in (predict, evaluate):
+        made_here.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+        made_here.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="fp32")
+        made_here.add_argument("--batch-size", type=int, default=32, help="texts per forward")
+    download = command("download", "fetch a public data set, resumably")
+    download.add_argument("name", metavar="NAME", help="imdb, wikitext, wikitext-2 or wikitext-103")
+    download.add_argument("--directory", default="data/downloads", help="where it is unpacked")
+    return parser, made
+
+
+_COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "pretrain": _pretrain,
+    "finetune": _finetune,
+    "predict": _predict,
+    "evaluate": _evaluate,
+    "download": _download,
+}
+
+
+class _Terminated(Exception):
+    """SIGTERM outside the training loop."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(argv)
+    except Exception as error:
+        if debug and not isinstance(error, Interrupted):
+            traceback.print_exc()
+        status, message = _explain(error)
+        if message:
+            print(f"minibert: {message}", file=sys.stderr)
+        return status
+    except KeyboardInterrupt:
+        print("minibert: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(argv: list[str]) -> int:
+    parser, commands = _parser()
+    if not argv:
+        parser.print_help()
+        return 0
+    if argv[0] in commands:  # parsed by the command itself, so that it knows the nearest flag
+        values = vars(commands[argv[0]].parse_args(argv[1:]))
+        command = argv[0]
+    else:
+        if not argv[0].startswith("-"):
+            raise InputError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], commands)}")
+        parser.parse_args(argv)
+        return 0
+    if command in ("predict", "evaluate", "download"):
+        values.pop("debug", None)
+    _COMMANDS[command](values)
+    return 0
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """Exit status and the one line that says what went wrong."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, InputError):
+        return 2, text
+    if isinstance(error, Interrupted):
+        return error.status, text
+    if isinstance(error, _Terminated):
+        return 143, "stopped by SIGTERM"
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1, ""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" ({error.filename})" if error.filename else ""
+        return 1, f"no space left on the disk{where}; the last checkpoint is whole: free some space, then --resume"
+    if isinstance(error, MissingExtraError):
+        return 1, text
+    return 1, f"{type(error).__name__}: {text} (--debug shows the trace)"

@@ -1,0 +1,252 @@
+"""Published BERT folders in and out, through one explicit table of names.
+
+A model folder in the Hugging Face BERT layout holds `config.json` and `model.safetensors` (or an
+old `pytorch_model.bin`). `TABLE` says which published tensors make up each of ours; everything
+else here is reading, checking and reporting. Nothing unpickles code: `.bin` files are opened with
+`weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+from minibert.config import BertConfig
+from minibert.errors import InputError
+from minibert.files import write_atomically, write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger(__name__)
+
+# Ours -> published. Several published tensors are laid one below the other (query, key, value).
+# Without a prefix: names of the backbone, which published checkpoints may write below "bert.".
+_BACKBONE = {
+    "embeddings.word.weight": ["embeddings.word_embeddings.weight"],
+    "embeddings.position.weight": ["embeddings.position_embeddings.weight"],
+    "embeddings.segment.weight": ["embeddings.token_type_embeddings.weight"],
+    "embeddings.norm": ["embeddings.LayerNorm"],
+    "pooler.dense": ["pooler.dense"],
+}
+_LAYER = {
+    "attention.qkv": [f"attention.self.{part}" for part in ("query", "key", "value")],
+    "attention.output": ["attention.output.dense"],
+    "attention_norm": ["attention.output.LayerNorm"],
+    "feed_forward.up": ["intermediate.dense"],
+    "feed_forward.down": ["output.dense"],
+    "feed_forward_norm": ["output.LayerNorm"],
+}
+_HEADS = {
+    "mlm.dense": ["cls.predictions.transform.dense"],
+    "mlm.norm": ["cls.predictions.transform.LayerNorm"],
+    "mlm.bias": ["cls.predictions.bias"],
+    "nsp": ["cls.seq_relationship"],
+    "classifier": ["classifier"],
+}
+# Published tensors that repeat another or are no weights; dropped without a word.
+_REDUNDANT = (
+    "embeddings.position_ids",
+    "embeddings.token_type_ids",
+    "cls.predictions.decoder.weight",
+    "cls.predictions.decoder.bias",
+)
+
+
+def name_table(num_layers: int) -> dict[str, list[str]]:
+    """Our parameter name -> the published names it is made of, the backbone below "bert."."""
+    short: dict[str, list[str]] = {f"bert.{k}": [f"bert.{v[0]}"] for k, v in _BACKBONE.items()}
+    for i in range(num_layers):
+        for ours, theirs in _LAYER.items():
+            short[f"bert.layers.{i}.{ours}"] = [f"bert.encoder.layer.{i}.{t}" for t in theirs]
+    short |= _HEADS
+    table: dict[str, list[str]] = {}
+    for ours, theirs in short.items():
+        if ours.endswith((".weight", ".bias")):
+            table[ours] = theirs
+        else:
+            for kind in ("weight", "bias"):
+                table[f"{ours}.{kind}"] = [f"{t}.{kind}" for t in theirs]
+    return table
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did not find and did not use.
+
+    newly_initialised: parameters of ours that the folder does not hold, left at their random draw.
+    left_out: tensors of the folder that this model has no place for.
+    """
+
+    newly_initialised: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = []
+        if self.newly_initialised:
+            parts.append("newly initialised: " + _shorten(self.newly_initialised))
+        if self.left_out:
+            parts.append("left out: " + _shorten(self.left_out))
+        return "; ".join(parts) or "every tensor was used, none is new"
+
+
+def _shorten(names: Iterable[str]) -> str:
+    """Parameter names without their .weight/.bias tails, each module once, in order."""
+    return ", ".join(dict.fromkeys(n.removesuffix(".weight").removesuffix(".bias") for n in names))
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a model folder, under the names they are stored by.
+
+    Raises:
+        InputError: no weights file, or one that is truncated or not a plain tensor file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / "model.safetensors"
+    if path.is_file():
+        try:
+            return load_file(path)
+        except (SafetensorError, ValueError) as error:
+            raise InputError(f"{path} is damaged or truncated ({error}); fetch it again") from None
+    path = folder / "pytorch_model.bin"
+    if not path.is_file():
+        raise InputError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path} cannot be opened as plain weights ({first})") from None
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published names brought to one form: "bert." on the backbone, LayerNorm weight/bias."""
+    out = {}
+    for name, value in tensors.items():
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+        name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+        if name.startswith(("embeddings.", "encoder.", "pooler.")):
+            name = "bert." + name
+        out[name] = value
+    return out
+
+
+def to_ours(tensors: Mapping[str, Tensor], num_layers: int) -> tuple[dict[str, Tensor], list[str]]:
+    """Published tensors -> ours (backbone below "bert."), and the published names not used."""
+    published = _canonical(tensors)
+    ours = {}
+    for name, parts in name_table(num_layers).items():
+        if all(part in published for part in parts):
+            found = [published.pop(part) for part in parts]
+            ours[name] = torch.cat(found) if len(found) > 1 else found[0]
+    # An MLM bias may be stored only as the decoder's.
+    if "mlm.bias" not in ours and "cls.predictions.decoder.bias" in published:
+        ours["mlm.bias"] = published["cls.predictions.decoder.bias"]
+    left = [n for n in published if not n.removeprefix("bert.").startswith(_REDUNDANT)]
+    return ours, left
+
+
+def to_published(ours: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    """Our tensors (backbone below "bert.") -> published names; query, key, value parted again."""
+    table = name_table(num_layers)
+    out = {}
+    for name, value in ours.items():
+        parts = table[name]
+        for part, piece in zip(parts, value.chunk(len(parts)), strict=True):
+            out[part] = piece.contiguous()
+    return out
+
+
+class PretrainedMixin:
+    """`from_pretrained` and `save_pretrained` for a module that has a `config`."""
+
+    config: BertConfig
+    load_report: LoadReport
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, config: BertConfig | None = None) -> Self:
+        """Loads a folder in the Hugging Face BERT layout (the weights are cast to float32).
+
+        What the folder lacks keeps its random draw; what it has in excess is left out; both are
+        logged and kept in `model.load_report`.
+
+        Args:
+            folder: a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`.
+            config: replaces the folder's own, for example to name other classes.
+
+        Raises:
+            InputError: missing files, damaged weights, wrong shapes, or no tensor of this model.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder; expected one with config.json and weights")
+        config = config or BertConfig.from_pretrained(folder)
+        model = cls(config)
+        model.load_report = load_tensors(model, read_tensors(folder), str(folder))  # type: ignore
+        model.eval()  # type: ignore[attr-defined]
+        if model.load_report.newly_initialised or model.load_report.left_out:
+            log.info("%s from %s: %s", cls.__name__, folder, model.load_report)
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `config.json` and `model.safetensors`, each whole or not at all."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = replace(self.config, architectures=(type(self).__name__,))
+        tensors = published_tensors(self)  # type: ignore[arg-type]
+        write_atomically(
+            folder / "model.safetensors", lambda p: save_file(tensors, p, metadata={"format": "pt"})
+        )
+        write_json(folder / "config.json", config.to_dict())
+
+
+def _prefix(model: nn.Module) -> str:
+    """ "bert." for a bare backbone, whose own names lack it; "" for a model with heads."""
+    return "" if hasattr(model, "bert") else "bert."
+
+
+def published_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors on the CPU, under published names; a bare backbone has no prefix."""
+    prefix = _prefix(model)
+    ours = {prefix + k: v.detach().cpu() for k, v in model.state_dict().items()}
+    published = to_published(ours, model.config.num_hidden_layers)  # type: ignore
+    return {k.removeprefix(prefix): v for k, v in published.items()}
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> LoadReport:
+    """Copies published tensors into a model, checking every shape.
+
+    Raises:
+        InputError: a tensor of another shape than the config says (both named), or nothing fits.
+    """
+    prefix = _prefix(model)
+    found, left = to_ours(tensors, model.config.num_hidden_layers)  # type: ignore
+    state = {prefix + name: value for name, value in model.state_dict().items()}
+    usable = {}
+    for name, value in found.items():
+        if name not in state:
+            left.append(name)
+        elif value.shape != state[name].shape:
+            raise InputError(
+                f"{source}: {name} has shape {tuple(value.shape)}, but config.json asks for "
+                f"{tuple(state[name].shape)}"
+            )
+        else:
+            usable[name] = value
+    if not usable:
+        raise InputError(f"{source} holds no tensor of a BERT (first: {next(iter(tensors), None)})")
+    missing = tuple(name.removeprefix(prefix) for name in state if name not in usable)
+    own = {name.removeprefix(prefix): value for name, value in usable.items()}
+    model.load_state_dict(own, strict=False)  # the names were compared above, one by one
+    return LoadReport(missing, tuple(left))

@@ -1,0 +1,289 @@
+"""Text files -> documents -> sentences.
+
+In: `.txt` and `.jsonl` files, plain or compressed, folders or globs of them. Out: documents as
+lists of sentences, in the order of the files, read in pieces so that neither a file nor a line
+nor a document has to fit into memory. `store.py` turns them into token ids once.
+"""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import hashlib
+import json
+import lzma
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from minibert.errors import InputError
+
+READER_VERSION = 1  # part of every cache key: raise it when the same file gives other sentences
+_BLOCK = 1 << 20  # bytes read at a time, and characters of a document handed on at a time
+_OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"PK\x03\x04": "zip"}
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class ReaderOptions:
+    """How text is cut into documents and sentences.
+
+    one_sentence_per_line: a line is a sentence as it stands; otherwise lines are split.
+    document_per_file: a file is one document; otherwise a blank line ends a document.
+    text_field: the key of the text in `.jsonl`, where every line is a document.
+    encoding_errors: "strict" stops at bytes that are not UTF-8, "replace" reads them as U+FFFD.
+    """
+
+    one_sentence_per_line: bool = False
+    document_per_file: bool = False
+    text_field: str = "text"
+    encoding_errors: str = "strict"
+
+
+class Piece(NamedTuple):
+    """A document, or the next part of a long one: its lines, and whether a document starts."""
+
+    lines: list[str]
+    starts_document: bool
+
+
+def find_files(corpus: list[str]) -> list[Path]:
+    """The text files behind paths, folders and globs, in a fixed order, each once.
+
+    Raises:
+        InputError: nothing there, or a folder without `.txt` or `.jsonl` files.
+    """
+    found: dict[Path, None] = {}
+    for pattern in corpus:
+        path = Path(pattern)
+        if path.is_file():
+            matches = [path]
+        elif path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) is not None)
+            if not matches:
+                raise InputError(
+                    f"--corpus {path} holds no .txt or .jsonl file (also .gz .xz .bz2)"
+                )
+        else:
+            matches = sorted(Path(m) for m in glob.glob(pattern, recursive=True))
+            matches = [m for m in matches if m.is_file()]
+            if not matches:
+                raise InputError(f"--corpus {pattern} does not exist; expected a file or folder")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def _kind(path: Path) -> str | None:
+    """ "txt" or "jsonl" by the file's name, compression endings aside; None for other files."""
+    suffixes = [s.lower() for s in path.suffixes]
+    if suffixes and suffixes[-1] in _OPENERS:
+        suffixes.pop()
+    last = suffixes[-1] if suffixes else ""
+    return {".txt": "txt", ".jsonl": "jsonl"}.get(last)
+
+
+def _open(path: Path) -> IO[bytes]:
+    opener = _OPENERS.get(path.suffix.lower())
+    return opener(path, "rb") if opener else path.open("rb")  # type: ignore[return-value]
+
+
+def content_digest(path: Path) -> str:
+    """A digest of the size and of sixteen blocks spread over a file, its first and last included.
+
+    Cheap at any size; a change between the sampled blocks that keeps the size is caught by the
+    file's time, which the cache key holds too.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as handle:
+        for i in range(16):
+            handle.seek(max(0, size - 4096) * i // 15)
+            digest.update(handle.read(4096))
+    return digest.hexdigest()[:16]
+
+
+def text_bytes(path: Path) -> int:
+    """Size of a file's text in bytes; of a compressed file it is estimated as four times its own.
+
+    English text shrinks to a quarter to a third; an estimate needs no pass over the file.
+    """
+    return path.stat().st_size * (4 if path.suffix.lower() in _OPENERS else 1)
+
+
+def check_readable(path: Path) -> None:
+    """Looks at the head of a file.
+
+    Raises:
+        InputError: it is empty, UTF-16, compressed under a plain name, or binary.
+    """
+    try:
+        with _open(path) as handle:
+            head = handle.read(1 << 16)
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if not head.strip():
+        raise InputError(f"{path} is empty; expected text")
+    if head.startswith(_UTF16):
+        raise InputError(f"{path} looks like UTF-16; convert it to UTF-8")
+    for magic, name in _MAGIC.items():
+        if head.startswith(magic):
+            raise InputError(f"{path} is a {name} file; name it .gz, .xz or .bz2, or unpack it")
+    control = sum(head.count(bytes([b])) for b in range(32) if b not in (0, 9, 10, 12, 13, 27))
+    # Text holds next to no control bytes; a few NULs are a known blemish and are dropped later.
+    if control > 0.01 * len(head) or head.count(0) > 0.1 * len(head):
+        raise InputError(f"{path} is binary; expected UTF-8 text")
+
+
+def _lines(path: Path, errors: str, longest: int | None) -> Iterator[str]:
+    """Decoded lines without their ends; lines over `longest` characters come in parts."""
+    rest, pending, offset = "", b"", 0
+    with _open(path) as handle:
+        while True:
+            try:
+                fresh = handle.read(_BLOCK)
+            except (EOFError, lzma.LZMAError, OSError) as error:
+                raise InputError(f"{path} is damaged: {error}") from None
+            block = pending + fresh
+            text, pending = _decode(block, path, offset, errors, last=not fresh)
+            if offset == 0:
+                text = text.removeprefix("\ufeff")
+            offset += len(block) - len(pending)
+            *whole, rest = (rest + text).split("\n")
+            for line in whole:
+                yield line.removesuffix("\r")
+            while longest is not None and len(rest) > longest:
+                # A space to cut at is sought in the window; a line without one is cut anyway.
+                cut = rest.rfind(" ", 1, longest)
+                cut = cut if cut > 0 else longest
+                yield rest[:cut]
+                rest = rest[cut:]
+            if not fresh:
+                if rest:
+                    yield rest.removesuffix("\r")
+                return
+
+
+def _decode(
+    block: bytes, path: Path, offset: int, errors: str, last: bool
+) -> tuple[str, bytes]:
+    """UTF-8 text of a block, and the bytes of a character that its end has cut in two."""
+    try:
+        return block.decode(), b""
+    except UnicodeDecodeError as error:
+        if not last and error.reason == "unexpected end of data":
+            return block[: error.start].decode(), block[error.start :]
+        if errors == "strict":
+            raise InputError(
+                f"{path}: byte {offset + error.start} is not UTF-8 (0x{block[error.start]:02x}); "
+                f"convert the file or use --encoding-errors replace"
+            ) from None
+    # Only a cut character at the very end may be left for the next block.
+    keep = len(block)
+    if not last:
+        while keep > len(block) - 4 and keep > 0 and block[keep - 1] & 0xC0 == 0x80:
+            keep -= 1
+        keep -= keep > 0 and block[keep - 1] >= 0xC0
+    return block[:keep].decode(errors="replace"), block[keep:]
+
+
+def read_pieces(path: Path, options: ReaderOptions) -> Iterator[Piece]:
+    """The documents of one file, long ones in parts of about a million characters.
+
+    Raises:
+        InputError: bytes that are not UTF-8 (file and position), or JSON lines without the field.
+    """
+    if _kind(path) == "jsonl":
+        yield from _json_documents(path, options)
+        return
+    lines: list[str] = []
+    size, starts = 0, True
+    for line in _lines(path, options.encoding_errors, longest=_BLOCK):
+        if not line.strip():
+            if not options.document_per_file:
+                if lines:
+                    yield Piece(lines, starts)
+                lines, size, starts = [], 0, True
+            continue
+        lines.append(line)
+        size += len(line)
+        if size >= _BLOCK:
+            yield Piece(lines, starts)
+            lines, size, starts = [], 0, False
+    if lines:
+        yield Piece(lines, starts)
+
+
+def _json_documents(path: Path, options: ReaderOptions) -> Iterator[Piece]:
+    for number, line in enumerate(_lines(path, options.encoding_errors, longest=None), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number} is not JSON: {error}") from None
+        text = record.get(options.text_field) if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            raise InputError(
+                f"{path}, line {number} has no text under {options.text_field!r} (it has: {keys}); "
+                f"name the field with --text-field"
+            )
+        yield Piece([part for part in text.splitlines() if part.strip()], True)
+
+
+# --- sentences ---------------------------------------------------------------------------------
+
+# A stop, closing quotes or brackets, and white space; or a Chinese stop, which needs no space.
+_STOP = re.compile(r"""[.!?…]+["'”’»)\]]*\s+|[。！？]+[”’」』）]*\s*""")
+_ABBREVIATIONS = frozenset(
+    """mr mrs ms dr prof sr jr st gen col capt lt sgt maj rev hon gov sen rep pres fr mt ft vs
+    e.g i.e cf viz vol vols fig figs approx ca c inc ltd co corp dept est ed eds op pp p no nos
+    jan feb mar apr jun jul aug sep sept oct nov dec al b d r fl""".split()
+)
+
+
+def split_sentences(line: str) -> list[str]:
+    """Cuts a line after sentence ends, English and Chinese.
+
+    A full stop after an abbreviation, an initial or letters with inner stops (U.S.) ends nothing;
+    neither does one before a lower-case letter. A line of one sentence stays whole.
+
+    Example:
+        split_sentences("Dr. Wu left. Why? 他走了。")   # ['Dr. Wu left.', 'Why?', '他走了。']
+    """
+    sentences, start = [], 0
+    for stop in _STOP.finditer(line):
+        if stop.end() < len(line) and _ends_sentence(line, start, stop):
+            sentences.append(line[start : stop.end()].strip())
+            start = stop.end()
+    sentences.append(line[start:].strip())
+    return [s for s in sentences if s]
+
+
+def _ends_sentence(line: str, start: int, stop: re.Match[str]) -> bool:
+    mark = stop.group()[0]
+    if mark in "。！？":
+        return True
+    following = line[stop.end() : stop.end() + 2].lstrip("\"'“‘«([")[:1]
+    if following.islower():
+        return False
+    if stop.group().strip() != ".":  # "!", "?", "..." and stops inside quotes end a sentence
+        return True
+    words = line[max(start, stop.start() - 40) : stop.start()].split()
+    word = words[-1].lstrip("(\"'“‘[") if words else ""
+    initial = len(word) == 1 and word.isalpha() and word != "I"
+    return not (initial or word.lower() in _ABBREVIATIONS or re.fullmatch(r"(\w\.)+\w", word))
+
+
+def sentences_of(lines: list[str], options: ReaderOptions) -> tuple[list[str], int]:
+    """The sentences of a document's lines, and how many NUL characters were dropped."""
+    nul = sum(line.count("\0") for line in lines)
+    if nul:
+        lines = [line.replace("\0", "") for line in lines]
+    if options.one_sentence_per_line:
+        return [s for s in (line.strip() for line in lines) if s], nul
+    return [s for line in lines for s in split_sentences(line)], nul

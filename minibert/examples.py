@@ -1,0 +1,402 @@
+"""Pretraining examples: token store -> sentence pairs -> masked batches.
+
+After Devlin et al. 2019, sections 3.1 and A.1, and the reference implementation
+(google-research/bert, create_pretraining_data.py), with dynamic masks. An example is a pure
+function of the seed, the epoch and its document, so the order does not depend on workers,
+devices or restarts, and nothing that grows with the corpus is held in memory: documents are
+visited in the order of a keyed permutation, a block of them at a time, and the examples of a
+block are shuffled among themselves.
+
+Shapes: B batch, T tokens, M predictions per sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minibert.errors import InputError
+from minibert.losses import IGNORE_INDEX
+from minibert.store import TokenStore
+from minibert.tokenizer import WordPiece
+
+SHORT_PROB = 0.1  # share of pairs built to a random shorter length
+_BLOCK_DOCUMENTS = 512  # documents whose examples are shuffled together
+_HELD_OUT_KEY = 2019  # the split does not depend on the seed: seeds compare on the same text
+_EVAL_SEED = 2019  # evaluation masks are fixed
+_LONGEST_SPAN, _SPAN_STOP = 10, 0.2  # span masking after Joshi et al. 2020, section 3.1
+
+
+class Permutation:
+    """A keyed shuffle of range(n) computed value by value, so that it needs no memory.
+
+    A four-round Feistel network on just enough bits, walked until the value falls below n
+    (Black & Rogaway 2002, "Ciphers with arbitrary finite domains").
+    """
+
+    def __init__(self, n: int, *key: int) -> None:
+        self.n = n
+        self.half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
+        self.keys = np.random.default_rng([*key, n]).integers(1 << 62, size=4).tolist()
+
+    def __getitem__(self, index: int) -> int:
+        mask = (1 << self.half_bits) - 1
+        value = index
+        while True:
+            left, right = value >> self.half_bits, value & mask
+            for key in self.keys:
+                mixed = (right * 0x9E3779B97F4A7C15 + key) & 0xFFFFFFFFFFFFFFFF
+                mixed = ((mixed ^ (mixed >> 29)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+                left, right = right, left ^ ((mixed >> 32) & mask)
+            value = left << self.half_bits | right
+            if value < self.n:
+                return value
+
+
+class Example(NamedTuple):
+    """One masked sequence.
+
+    input_ids: (n,) with specials and masks in place. first_length: tokens of segment 0, [CLS] and
+    the first [SEP] included. mlm_positions, mlm_labels: where tokens were chosen, and what stood
+    there. next_sentence_label: 0 follows (or in order), 1 random (or swapped), None without pairs.
+    """
+
+    input_ids: np.ndarray
+    first_length: int
+    mlm_positions: np.ndarray
+    mlm_labels: np.ndarray
+    next_sentence_label: int | None
+
+
+@dataclass(frozen=True)
+class ExampleOptions:
+    """What a pretraining example is; see the flags of the same names."""
+
+    max_seq_length: int = 128
+    mask_prob: float = 0.15
+    masking: str = "token"
+    nsp: str = "nsp"
+
+    @property
+    def max_predictions(self) -> int:
+        """M, the prediction slots of a sequence."""
+        return max(1, round(self.max_seq_length * self.mask_prob))
+
+
+class ExampleBuilder:
+    """Builds the examples of one document out of a set of documents."""
+
+    def __init__(
+        self, store: TokenStore, tokenizer: WordPiece, documents: Documents, options: ExampleOptions
+    ) -> None:
+        self.store, self.tokenizer = store, tokenizer
+        self.documents, self.options = documents, options
+        self.is_special = np.zeros(tokenizer.vocab_size, bool)
+        self.is_special[tokenizer.special_ids] = True
+        self.ordinary_ids = np.flatnonzero(~self.is_special)
+        self.continues_word = np.array([t.startswith("##") for t in tokenizer.tokens])
+
+    def build(self, seed: int, epoch: int, position: int) -> list[Example]:
+        """The examples of the document at a position of the set, for one epoch."""
+        rng = np.random.default_rng([seed, epoch, position])
+        segments = self._single if self.options.nsp == "none" else self._pairs
+        return [
+            self._mask(rng, first, second, label)
+            for first, second, label in segments(rng, position)
+            if len(first)
+        ]
+
+    def _single(
+        self, rng: np.random.Generator, position: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray | None, int | None]]:
+        """Consecutive stretches of a document that fill the length; no pairs."""
+        offsets = self.documents.offsets(position)
+        at, end = int(offsets[0]), int(offsets[-1])
+        while at < end:
+            stop = min(end, at + self._target(rng, self.options.max_seq_length - 2))
+            yield self.store.tokens[at:stop], None, None
+            at = stop
+
+    def _target(self, rng: np.random.Generator, longest: int) -> int:
+        short = rng.random() < SHORT_PROB
+        return int(rng.integers(min(2, longest), longest + 1)) if short else longest
+
+    def _pairs(
+        self, rng: np.random.Generator, position: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray | None, int | None]]:
+        """Pairs of segments: sentences are gathered until they fill the length, then parted.
+
+        Where the reference is left with one sentence, which it can only pair at random (on short
+        documents 59 % of its pairs are random), the sentence beside it is taken in as well, so
+        that half the pairs are random wherever a document has two sentences.
+        """
+        longest = self.options.max_seq_length - 3
+        offsets = self.documents.offsets(position).tolist()
+        tokens, n, i = self.store.tokens, len(offsets) - 1, 0
+        while i < n:
+            target = self._target(rng, longest)
+            i, last = (n - 2, True) if 1 < n == i + 1 else (i, False)
+            j = min(i + 2, n)
+            while j < n and offsets[j] - offsets[i] < target:
+                j += 1
+            cut = i + 1 + int(rng.integers(j - i - 1)) if j - i > 1 else j
+            first, second = tokens[offsets[i] : offsets[cut]], tokens[offsets[cut] : offsets[j]]
+            if self.options.nsp == "sop":
+                i = j
+                if not len(second):  # one sentence: its halves are the pair
+                    first, second = np.array_split(first, 2)
+                    if not len(second):
+                        continue
+                first, second = _truncate(rng, first, second, longest)
+                swapped = rng.random() < 0.5
+                yield (second, first, 1) if swapped else (first, second, 0)
+            elif cut == j or rng.random() < 0.5:  # a document of one sentence has no true next
+                second = self._random_next(rng, position, target - len(first))
+                i = n if last else cut  # sentences not used go back
+                yield *_truncate(rng, first, second, longest), 1
+            else:
+                i = j
+                yield *_truncate(rng, first, second, longest), 0
+
+    def _random_next(self, rng: np.random.Generator, position: int, wanted: int) -> np.ndarray:
+        """Sentences from a random place in another document, `wanted` tokens or a little more."""
+        other = int(rng.integers(len(self.documents) - 1))
+        offsets = self.documents.offsets(other + (other >= position))
+        start = int(rng.integers(len(offsets) - 1))
+        stop = int(np.searchsorted(offsets, offsets[start] + max(1, wanted)))
+        return self.store.tokens[offsets[start] : offsets[min(stop, len(offsets) - 1)]]
+
+    def _mask(
+        self,
+        rng: np.random.Generator,
+        first: np.ndarray,
+        second: np.ndarray | None,
+        label: int | None,
+    ) -> Example:
+        """Adds [CLS] and [SEP], chooses tokens, and puts in 80 % [MASK], 10 % random, 10 % same."""
+        cls, sep = [self.tokenizer.cls_id], [self.tokenizer.sep_id]
+        parts = [cls, first, sep] if second is None else [cls, first, sep, second, sep]
+        ids = np.concatenate(parts).astype(np.int64)
+        wanted = max(1, round(len(ids) * self.options.mask_prob))
+        chosen = self._choose(rng, ids, min(wanted, self.options.max_predictions))
+        labels = ids[chosen]
+        fate = rng.random(len(chosen))
+        replacement = self.ordinary_ids[rng.integers(len(self.ordinary_ids), size=len(chosen))]
+        ids[chosen] = np.where(
+            fate < 0.8, self.tokenizer.mask_id, np.where(fate < 0.9, replacement, labels)
+        )
+        return Example(ids, len(first) + 2, chosen, labels, label)
+
+    def _choose(self, rng: np.random.Generator, ids: np.ndarray, count: int) -> np.ndarray:
+        """Sorted positions to predict; special tokens are never among them."""
+        candidates = np.flatnonzero(~self.is_special[ids])
+        if self.options.masking == "token":
+            return np.sort(rng.permutation(candidates)[:count])
+        # Words: a candidate and the ## pieces right after it. A span is several words in a row.
+        new_word = ~self.continues_word[ids[candidates]] | (np.diff(candidates, prepend=-9) > 1)
+        words = np.split(candidates, np.flatnonzero(new_word)[1:]) if len(candidates) else []
+        chosen: set[int] = set()
+        for start in rng.permutation(len(words)):
+            if len(chosen) >= count:
+                break
+            length = 1
+            if self.options.masking == "span":
+                length = min(int(rng.geometric(_SPAN_STOP)), _LONGEST_SPAN)
+            for word in words[start : start + length]:
+                # A word that would overshoot is left to a shorter one; one always fits in.
+                if not chosen or len(chosen.union(word)) <= count:
+                    chosen.update(word[:count].tolist())
+        return np.array(sorted(chosen), np.int64)
+
+
+def _truncate(
+    rng: np.random.Generator, first: np.ndarray, second: np.ndarray, longest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shortens the longer segment, then both in turn, each token from a random end."""
+    excess = len(first) + len(second) - longest
+    if excess <= 0:
+        return first, second
+    uneven = min(excess, abs(len(first) - len(second)))
+    both = excess - uneven
+    longer_is_first = len(first) > len(second)
+    from_first = (uneven if longer_is_first else 0) + both // 2
+    from_second = (0 if longer_is_first else uneven) + both - both // 2
+    return _drop(rng, first, from_first), _drop(rng, second, from_second)
+
+
+def _drop(rng: np.random.Generator, segment: np.ndarray, count: int) -> np.ndarray:
+    front = int(rng.binomial(count, 0.5))
+    return segment[front : len(segment) - (count - front)]
+
+
+class Documents:
+    """A set of documents of a store, training or held out, addressed by position.
+
+    The first `held_out` documents of a fixed permutation are held out; the rest are for training.
+    """
+
+    def __init__(self, store: TokenStore, starts: np.ndarray, order: Permutation, span: range):
+        self.store, self.starts, self.order, self.span = store, starts, order, span
+
+    def __len__(self) -> int:
+        return len(self.span)
+
+    def offsets(self, position: int) -> np.ndarray:
+        """Where the document's sentences start and end in the store's tokens."""
+        document = self.order[self.span[position]]
+        first, last = self.starts[document : document + 2]
+        return self.store.sentence_starts[first : last + 1]
+
+
+def split_documents(store: TokenStore, nsp: str) -> tuple[Documents, Documents]:
+    """Training and held-out documents: 5 % are held out, at least 2 and at most 1,000.
+
+    Without pairs a text of fewer than four documents is cut into stretches of sentences first,
+    so that a single long text can be learnt from.
+
+    Raises:
+        InputError: too few documents to pair, or too little text to hold any out.
+    """
+    starts: np.ndarray = store.document_starts
+    count = len(starts) - 1
+    if count < 4 and nsp == "none":
+        sentences = store.counts.sentences
+        if sentences < 4:
+            raise InputError(
+                f"the corpus has {sentences} sentence(s); at least 4 are needed to train and to "
+                f"hold some out"
+            )
+        count = min(20, sentences)
+        starts = np.linspace(0, sentences, count + 1).astype(np.int64)
+    elif count < 4:
+        raise InputError(
+            f"the corpus has {count} document(s) and {store.counts.sentences} sentence(s), too few "
+            f"for sentence pairs from different documents (a blank line ends a document); "
+            f"--nsp none trains without pairs"
+        )
+    held_out = min(max(2 if nsp != "none" else 1, round(0.05 * count)), 1000)
+    order = Permutation(count, _HELD_OUT_KEY)
+    return (
+        Documents(store, starts, order, range(held_out, count)),
+        Documents(store, starts, order, range(held_out)),
+    )
+
+
+class ExampleStream:
+    """The endless, repeatable sequence of training examples, with a position that can be saved."""
+
+    def __init__(self, builder: ExampleBuilder, seed: int) -> None:
+        self.builder, self.seed = builder, seed
+        self.epoch = self.block = self.offset = 0
+        self._examples: list[Example] | None = None
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-len(self.builder.documents) // _BLOCK_DOCUMENTS)
+
+    @property
+    def epochs_done(self) -> float:
+        """How often the corpus has been gone through, as a fraction of documents."""
+        within = self.offset / len(self._examples) if self._examples else 0.0
+        return self.epoch + (self.block + within) / self.num_blocks
+
+    def state(self) -> dict[str, int]:
+        """The position; `seek` returns to it."""
+        return {"epoch": self.epoch, "block": self.block, "offset": self.offset}
+
+    def seek(self, state: dict[str, int]) -> None:
+        """Goes to a position that `state` gave."""
+        self.epoch, self.block, self.offset = state["epoch"], state["block"], state["offset"]
+        self._examples = None
+
+    def current_block(self) -> list[Example]:
+        """The shuffled examples of the block the position is in."""
+        if self._examples is None:
+            order = Permutation(len(self.builder.documents), self.seed, self.epoch)
+            start = self.block * _BLOCK_DOCUMENTS
+            stop = min(start + _BLOCK_DOCUMENTS, len(self.builder.documents))
+            examples = [
+                example
+                for i in range(start, stop)
+                for example in self.builder.build(self.seed, self.epoch, order[i])
+            ]
+            rng = np.random.default_rng([self.seed, self.epoch, self.block, 1])
+            self._examples = [examples[i] for i in rng.permutation(len(examples))]
+        return self._examples
+
+    def take(self, count: int) -> list[Example]:
+        """The next `count` examples."""
+        taken: list[Example] = []
+        while len(taken) < count:
+            block = self.current_block()
+            part = block[self.offset : self.offset + count - len(taken)]
+            taken += part
+            self.offset += len(part)
+            if self.offset >= len(block):
+                self.block, self.offset, self._examples = self.block + 1, 0, None
+                if self.block == self.num_blocks:
+                    self.epoch, self.block = self.epoch + 1, 0
+        return taken
+
+
+def held_out_examples(builder: ExampleBuilder, limit: int) -> list[Example]:
+    """Examples of the held-out documents with fixed masks, the same in every run, shortest first.
+
+    At most `limit`, spread over the documents in the split's order.
+    """
+    found: list[Example] = []
+    for position in range(len(builder.documents)):
+        found += builder.build(_EVAL_SEED, 0, position)
+        if len(found) >= limit:
+            break
+    return sorted(found[:limit], key=lambda e: len(e.input_ids))
+
+
+def collate(examples: list[Example], max_predictions: int) -> dict[str, Tensor]:
+    """Pads examples to the longest, rounded up to a multiple of 8.
+
+    Returns:
+        input_ids, token_type_ids, attention_mask: (B, T) int64.
+        mlm_positions, mlm_labels: (B, M) int64; unused slots point at 0 and hold IGNORE_INDEX.
+        next_sentence_label: (B,) int64, absent without pairs.
+    """
+    batch = len(examples)
+    length = -(-max(len(e.input_ids) for e in examples) // 8) * 8
+    ids = np.zeros((3, batch, length), np.int64)  # input ids, segments, attention
+    slots = np.zeros((2, batch, max_predictions), np.int64)
+    slots[1] = IGNORE_INDEX
+    for row, example in enumerate(examples):
+        n, m = len(example.input_ids), len(example.mlm_positions)
+        ids[0, row, :n] = example.input_ids
+        ids[1, row, example.first_length : n] = 1
+        ids[2, row, :n] = 1
+        slots[0, row, :m], slots[1, row, :m] = example.mlm_positions, example.mlm_labels
+    names = ("input_ids", "token_type_ids", "attention_mask")
+    out = {name: torch.from_numpy(part) for name, part in zip(names, ids, strict=True)}
+    out["mlm_positions"], out["mlm_labels"] = map(torch.from_numpy, slots)
+    if examples[0].next_sentence_label is not None:
+        out["next_sentence_label"] = torch.tensor([e.next_sentence_label for e in examples])
+    return out
+
+
+def unigram_entropy(builder: ExampleBuilder, examples: list[Example]) -> float:
+    """Cross-entropy in nats of the add-one unigram of the training tokens on masked tokens.
+
+    The line that a model must get under to have learnt anything from context.
+
+    Args:
+        builder: of the held-out documents; their tokens are taken out of the store's counts.
+        examples: whose `mlm_labels` are scored.
+    """
+    counts = builder.store.token_counts.astype(np.float64)
+    for position in range(len(builder.documents)):
+        offsets = builder.documents.offsets(position)
+        held_out = builder.store.tokens[offsets[0] : offsets[-1]]
+        counts -= np.bincount(held_out, minlength=len(counts))
+    log_prob = np.log(counts + 1) - np.log(counts.sum() + len(counts))
+    return float(-np.mean(log_prob[np.concatenate([e.mlm_labels for e in examples])]))

@@ -1,0 +1,67 @@
+"""The documented losses, one pure function each, all returning (sum, count).
+
+No function here takes a mean. The training loop divides each sum by its own count over the whole
+optimiser step (all micro-batches, all devices) before it adds the terms; see `train.fit`.
+`IGNORE_INDEX` marks slots without a label; it is negative, so it can never be a class.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORE_INDEX = -100
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over labelled rows of -log softmax(logits)[label], in float32, and their number."""
+    rows = logits.reshape(-1, logits.shape[-1]).float()
+    flat = labels.reshape(-1)
+    total = F.cross_entropy(rows, flat, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total, (flat != IGNORE_INDEX).sum()
+
+
+def masked_lm_loss(mlm_logits: Tensor, mlm_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """L_MLM = - sum over masked positions i of log P(w_i | w_-i; theta).
+
+    Devlin et al. 2019, section 3.1, task 1. The mean over masked positions is taken by the loop:
+    sum / count over the whole optimiser step.
+
+    Args:
+        mlm_logits: (B, M, V), scores at the masked positions.
+        mlm_labels: (B, M), the original token ids; IGNORE_INDEX in unused slots.
+
+    Returns:
+        The summed loss in nats, float32 scalar, and the number of labelled slots.
+    """
+    return _cross_entropy(mlm_logits, mlm_labels)
+
+
+def next_sentence_loss(nsp_logits: Tensor, next_sentence_label: Tensor) -> tuple[Tensor, Tensor]:
+    """L_NSP = - sum over pairs i of log P(y_i | s_i, s_i+1; theta).
+
+    Devlin et al. 2019, section 3.1, task 2. The mean over pairs is taken by the loop.
+
+    Args:
+        nsp_logits: (B, 2); index 0 = the second segment follows the first, 1 = it is random.
+        next_sentence_label: (B,), 0 or 1. Both are classes; neither is ever ignored.
+
+    Returns:
+        The summed loss in nats, float32 scalar, and the number of pairs.
+    """
+    return _cross_entropy(nsp_logits, next_sentence_label)
+
+
+def classification_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """L_task = - sum over examples i of log P(y_i | x_i; theta).
+
+    Devlin et al. 2019, section 4.1. The mean over examples is taken by the loop.
+
+    Args:
+        logits: (B, C).
+        labels: (B,), class indices; IGNORE_INDEX where there is none.
+
+    Returns:
+        The summed loss in nats, float32 scalar, and the number of labelled examples.
+    """
+    return _cross_entropy(logits, labels)

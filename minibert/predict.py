@@ -1,0 +1,111 @@
+"""A finished run folder -> predictions, from the command line or a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minibert.config import BertConfig
+from minibert.errors import InputError
+from minibert.files import read_json
+from minibert.heads import BertForSequenceClassification
+from minibert.runs import open_model_folder
+from minibert.runtime import Runtime, start_runtime
+from minibert.tasks import TASKS
+from minibert.tasks.classification import encode, predict_probabilities
+from minibert.tokenizer import WordPiece
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One text's answer: the likeliest label, its probability, and all of them."""
+
+    text: str
+    prediction: str
+    score: float
+    probabilities: dict[str, float]
+
+
+class Predictor:
+    """A fine-tuned model, its tokenizer and the settings it was trained with.
+
+    Example:
+        model = minibert.load("runs/imdb")
+        model.predict(["A film to see twice."])[0].prediction   # 'pos'
+    """
+
+    def __init__(
+        self,
+        model: BertForSequenceClassification,
+        tokenizer: WordPiece,
+        runtime: Runtime,
+        max_seq_length: int,
+        truncation: str,
+        task: str | None,
+    ) -> None:
+        self.model, self.tokenizer, self.runtime = model, tokenizer, runtime
+        self.max_seq_length, self.truncation, self.task = max_seq_length, truncation, task
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names in the order of their indices."""
+        named = self.model.config.id2label or {}
+        return [named.get(i, f"LABEL_{i}") for i in range(self.model.config.num_labels)]
+
+    def probabilities(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+        """Class probabilities of each text, (texts, C), in their order."""
+        rows = encode(list(texts), self.tokenizer, self.max_seq_length, self.truncation)
+        pad_id = self.tokenizer.pad_id
+        return predict_probabilities(self.model, rows, pad_id, batch_size, self.runtime)
+
+    def predict(self, texts: str | Sequence[str], batch_size: int = 32) -> list[Prediction]:
+        """Labels and probabilities of one text or several, in their order.
+
+        Args:
+            texts: plain texts; long ones are cut as in training.
+            batch_size: texts per forward.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            return []
+        labels = self.labels
+        found = []
+        for text, row in zip(texts, self.probabilities(texts, batch_size), strict=True):
+            shares = {label: float(share) for label, share in zip(labels, row, strict=True)}
+            best = labels[int(row.argmax())]
+            found.append(Prediction(text, best, shares[best], shares))
+        return found
+
+
+def load(folder: str | Path, device: str = "auto", precision: str = "fp32") -> Predictor:
+    """Opens a fine-tuned model for predictions.
+
+    Args:
+        folder: a run folder of `finetune`, or a BERT classifier in the Hugging Face layout.
+        precision: of matrix products; "auto" is faster where the hardware has bf16.
+
+    Raises:
+        InputError: no model there, or one without a classification head.
+    """
+    path = open_model_folder(str(folder))
+    config = BertConfig.from_pretrained(path)
+    model = BertForSequenceClassification.from_pretrained(path)
+    if any(name.startswith("classifier") for name in model.load_report.newly_initialised):
+        raise InputError(
+            f"{path} is a {', '.join(config.architectures) or 'model'} without a classifier; "
+            f"fine-tune it first: python finetune.py --task imdb --model {path}"
+        )
+    run = read_json(path / "run.json", "") if (path / "run.json").is_file() else {}
+    settings = run.get("settings", {})
+    runtime = start_runtime(device, precision, deterministic=False)
+    return Predictor(
+        model.to(runtime.device),
+        WordPiece.from_pretrained(path),
+        runtime,
+        settings.get("max_seq_length", min(512, config.max_position_embeddings)),
+        settings.get("truncation", "head"),
+        settings.get("task") if settings.get("task") in TASKS else None,
+    )

@@ -1,0 +1,354 @@
+"""Stage one: raw text -> a pretrained model folder.
+
+    files -> vocabulary -> token store -> pairs and masks -> BERT (MLM + NSP) -> run folder
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minibert import corpus
+from minibert.config import BertConfig, preset
+from minibert.errors import InputError
+from minibert.examples import (
+    Example,
+    ExampleBuilder,
+    ExampleOptions,
+    ExampleStream,
+    collate,
+    held_out_examples,
+    split_documents,
+    unigram_entropy,
+)
+from minibert.files import write_json
+from minibert.heads import BertForPreTraining
+from minibert.losses import masked_lm_loss, next_sentence_loss
+from minibert.model import sinusoidal_positions
+from minibert.optim import Budget, build_optimizer
+from minibert.run_folder import RunFolder
+from minibert.runs import (
+    RunResult,
+    closing_table,
+    log_line,
+    loop_settings,
+    open_model_folder,
+    run_record,
+)
+from minibert.runtime import Runtime, start_runtime
+from minibert.settings import PretrainSettings
+from minibert.store import TokenStore, corpus_vocabulary, open_store
+from minibert.tokenizer import WordPiece, default_vocab_size
+from minibert.train import Batch, Loop, StepData, Term, fit
+
+_EVAL_DURING = 256  # held-out sequences scored while training
+_MIN_TOKENS, _EPOCHS, _MAX_TOKENS = 500_000, 10, 50_000_000  # see `default_steps`
+
+
+def pretraining_terms(model: nn.Module, batch: Batch) -> dict[str, Term]:
+    """The terms of stage one on a batch: masked words, and pairs where the batch has labels.
+
+    Args:
+        model: returns a `PretrainingOutput`.
+        batch: from `examples.collate`.
+
+    Returns:
+        "mlm" and, with next_sentence_label, "nsp".
+    """
+    inputs = ("input_ids", "token_type_ids", "attention_mask", "mlm_positions")
+    out = model(**{name: batch[name] for name in inputs})
+    labels = batch["mlm_labels"]
+    hits = (out.mlm_logits.argmax(-1) == labels).sum()  # IGNORE_INDEX is never predicted
+    terms = {"mlm": Term(*masked_lm_loss(out.mlm_logits, labels), hits)}
+    if "next_sentence_label" in batch:
+        pairs = batch["next_sentence_label"]
+        hits = (out.nsp_logits.argmax(-1) == pairs).sum()
+        terms["nsp"] = Term(*next_sentence_loss(out.nsp_logits, pairs), hits)
+    return terms
+
+
+class PretrainingData:
+    """Optimiser steps of masked pairs, from an example stream."""
+
+    def __init__(self, stream: ExampleStream, batch_size: int, micro_batch_size: int) -> None:
+        self.stream = stream
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.max_predictions = stream.builder.options.max_predictions
+
+    @property
+    def epochs_done(self) -> float:
+        return self.stream.epochs_done
+
+    def state(self) -> dict[str, int]:
+        return self.stream.state()
+
+    def seek(self, state: dict[str, int]) -> None:
+        self.stream.seek(state)
+
+    def take(self) -> StepData:
+        """The next batch, in micro-batches; labels are counted before anything is computed."""
+        examples = self.stream.take(self.batch_size)
+        size = self.micro_batch_size
+        parts = [examples[i : i + size] for i in range(0, len(examples), size)]
+        counts = {"mlm": sum(len(e.mlm_positions) for e in examples)}
+        if examples[0].next_sentence_label is not None:
+            counts["nsp"] = len(examples)
+        num_tokens = sum(len(e.input_ids) for e in examples)
+        return StepData([collate(p, self.max_predictions) for p in parts], counts, num_tokens)
+
+
+@torch.no_grad()
+def evaluate_pretraining(
+    model: nn.Module, examples: list[Example], max_predictions: int, batch_size: int, run: Runtime
+) -> dict[str, float]:
+    """Scores masked words and pairs of held-out examples; the model is in eval mode.
+
+    Returns:
+        mlm_loss (nats), mlm_perplexity, mlm_accuracy, masked_tokens and, with pairs, nsp_loss,
+        nsp_accuracy, pairs, random_pairs (share; always guessing one class scores this or less).
+    """
+    sums: dict[str, float] = {}
+    for start in range(0, len(examples), batch_size):
+        batch = collate(examples[start : start + batch_size], max_predictions)
+        with run.autocast():
+            terms = pretraining_terms(model, {k: v.to(run.device) for k, v in batch.items()})
+        for name, term in terms.items():
+            for key, value in zip(("loss", "count", "hits"), term, strict=True):
+                sums[f"{name}_{key}"] = sums.get(f"{name}_{key}", 0.0) + float(value)
+    loss = sums["mlm_loss"] / sums["mlm_count"]
+    figures = {
+        "mlm_loss": loss,
+        "mlm_perplexity": math.exp(min(loss, 700)),
+        "mlm_accuracy": sums["mlm_hits"] / sums["mlm_count"],
+        "masked_tokens": int(sums["mlm_count"]),
+    }
+    if "nsp_count" in sums:
+        figures["nsp_loss"] = sums["nsp_loss"] / sums["nsp_count"]
+        figures["nsp_accuracy"] = sums["nsp_hits"] / sums["nsp_count"]
+        figures["pairs"] = int(sums["nsp_count"])
+        labels = [e.next_sentence_label for e in examples if e.next_sentence_label is not None]
+        figures["random_pairs"] = sum(labels) / len(labels)
+    return figures
+
+
+def default_steps(corpus_tokens: int, step_tokens: float) -> tuple[int, str]:
+    """The budget when none is given: ten passes over the text, at least half a million tokens.
+
+    At most 50 million tokens, unless one pass is more.
+
+    Returns:
+        Steps, and the rule in words with its numbers.
+    """
+    tokens = max(_EPOCHS * corpus_tokens, _MIN_TOKENS)
+    tokens = min(tokens, max(_MAX_TOKENS, corpus_tokens))
+    steps = max(1, math.ceil(tokens / step_tokens))
+    rule = (
+        f"{_EPOCHS} x {corpus_tokens:,} tokens of text, but {_MIN_TOKENS:,} to {_MAX_TOKENS:,} or "
+        f"one pass = {tokens:,}; / {step_tokens:,.0f} a step = {steps:,} steps"
+    )
+    return steps, rule
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The text of a run: its store, its tokenizer, and builders for both sides of the split."""
+
+    store: TokenStore
+    tokenizer: WordPiece
+    training: ExampleBuilder
+    held_out: ExampleBuilder
+
+
+def _prepare_text(settings: PretrainSettings, tokenizer_folder: Path | None) -> _Source:
+    """Files -> vocabulary -> token store -> split, with what was found printed."""
+    options = corpus.ReaderOptions(
+        settings.one_sentence_per_line,
+        settings.document_per_file,
+        settings.text_field,
+        settings.encoding_errors,
+    )
+    files = corpus.find_files(settings.corpus)
+    for path in files:
+        corpus.check_readable(path)
+    cache = Path(settings.cache_dir) if settings.cache_dir else None
+    if tokenizer_folder is not None:
+        tokenizer = WordPiece.from_pretrained(tokenizer_folder)
+    else:
+        size = sum(corpus.text_bytes(path) for path in files)
+        wanted = settings.vocab_size or default_vocab_size(size)
+        tokenizer = corpus_vocabulary(
+            files, wanted, options, settings.lowercase, settings.split_chinese, cache
+        )
+    store = open_store(files, tokenizer, options, cache)
+    log_line("corpus", str(store.counts))
+    example_options = ExampleOptions(
+        settings.max_seq_length, settings.mask_prob, settings.masking, settings.nsp
+    )
+    training, held_out = split_documents(store, settings.nsp)
+    log_line("split", f"{len(training):,} documents to train on, {len(held_out):,} held out")
+    return _Source(
+        store,
+        tokenizer,
+        ExampleBuilder(store, tokenizer, training, example_options),
+        ExampleBuilder(store, tokenizer, held_out, example_options),
+    )
+
+
+def _build_model(
+    settings: PretrainSettings, tokenizer: WordPiece, start: Path | None
+) -> BertForPreTraining:
+    """A new network of the preset, or the one to go on from.
+
+    Raises:
+        InputError: the sequence length is beyond the model's positions, or vocabularies differ.
+    """
+    if start is not None:
+        config = BertConfig.from_pretrained(start)
+    else:
+        config = preset(settings.preset, vocab_size=tokenizer.vocab_size)
+        config = dataclasses.replace(config, pad_token_id=tokenizer.pad_id)
+    if settings.max_seq_length > config.max_position_embeddings:
+        raise InputError(
+            f"--max-seq-length {settings.max_seq_length} is beyond the model's "
+            f"{config.max_position_embeddings} positions"
+        )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {config.vocab_size:,}"
+        )
+    if settings.dropout is not None:
+        config = dataclasses.replace(
+            config,
+            hidden_dropout_prob=settings.dropout,
+            attention_probs_dropout_prob=settings.dropout,
+        )
+    torch.manual_seed(settings.seed)
+    if start is not None:
+        model = BertForPreTraining.from_pretrained(start, config)
+        log_line("model", f"{start}; {model.load_report}")
+        return model
+    model = BertForPreTraining(config)
+    if settings.position_init == "sinusoidal":
+        sinusoidal_positions(model.bert)
+    return model
+
+
+def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResult:
+    """Pretrains a BERT on raw text and writes a run folder.
+
+    Args:
+        settings: or its fields by name, as in `pretrain(corpus=["data/wiki.txt"])`.
+
+    Returns:
+        The folder, the figures of results.json, and the model in eval mode.
+
+    Raises:
+        InputError: settings or text that cannot be used.
+        Interrupted: after Ctrl-C or SIGTERM, with the state saved.
+    """
+    started = time.perf_counter()
+    if isinstance(values.get("corpus"), (str, Path)):
+        values["corpus"] = [str(values["corpus"])]
+    settings = settings or PretrainSettings.from_dict(values, "pretrain")
+    corpus.find_files(settings.corpus)  # before anything is made: is there text at all?
+    if settings.dry_run:
+        return _pretrain_in(None, settings, started)
+    with RunFolder(settings.output or "runs/pretrain") as folder:
+        return _pretrain_in(folder, settings, started)
+
+
+def _pretrain_in(
+    folder: RunFolder | None, settings: PretrainSettings, started: float
+) -> RunResult:
+    going_on = folder.check_may_start(settings.resume, settings.overwrite) if folder else False
+    if folder and going_on and folder.results is not None:
+        log_line("finished", f"{folder.path} holds a finished run; nothing to do")
+        return RunResult(folder.path, folder.results)
+    runtime = start_runtime(settings.device, settings.precision, settings.deterministic)
+    start = open_model_folder(settings.model) if settings.model else None
+    reused = Path(settings.tokenizer) if settings.tokenizer else start
+    source = _prepare_text(settings, reused)
+    model = _build_model(settings, source.tokenizer, start).to(runtime.device)
+    stream = ExampleStream(source.training, settings.seed)
+    micro = settings.micro_batch_size or settings.batch_size
+    data = PretrainingData(stream, settings.batch_size, micro)
+    held_out = held_out_examples(source.held_out, settings.eval_examples)
+    budget = _budget(settings, stream, source.store, started)
+    record = run_record("pretrain", settings, source.store.data_fingerprint, runtime)
+    record["resolved"] |= {
+        "vocab_size": source.tokenizer.vocab_size,
+        "micro_batch_size": micro,
+        "budget": dataclasses.asdict(budget),
+        "model": model.config.to_dict(),
+    }
+    if folder and going_on:
+        folder.check_same(record)
+        record = folder.read_run()
+        budget = Budget(**record["resolved"]["budget"])
+
+    def score(examples: list[Example]) -> dict[str, float]:
+        slots = data.max_predictions
+        return evaluate_pretraining(model, examples, slots, settings.batch_size, runtime)
+
+    few = held_out[:: max(1, len(held_out) // _EVAL_DURING)]
+    loop = Loop(
+        model,
+        data,
+        pretraining_terms,
+        build_optimizer(model, settings.learning_rate, settings.weight_decay),
+        loop_settings(settings, budget),
+        runtime,
+        folder,
+        evaluate=lambda: score(few),
+        forward=torch.compile(model) if settings.compile else None,
+    )
+    loop.announce(model)
+    if folder is None:
+        return RunResult(Path(), {})
+    if not going_on:
+        folder.clear()
+        source.tokenizer.save(folder.path)
+        folder.write_run(record)
+    state = fit(loop, resume=settings.resume != "no")
+    model.eval()
+    figures: dict[str, Any] = score(held_out)
+    figures["unigram_entropy"] = unigram_entropy(source.held_out, held_out)
+    figures |= {"steps": state.step, "epochs": stream.epochs_done, "tokens": state.tokens}
+    model.save_pretrained(folder.path)
+    source.tokenizer.save(folder.path)
+    results = {
+        "task": "pretrain",
+        "dataset": ", ".join(settings.corpus),
+        "num_train": len(source.training.documents),
+        "num_eval": len(held_out),
+        **figures,
+        "seconds": state.seconds,
+    }
+    write_json(folder.path / "results.json", results)
+    closing_table(results, folder.path)
+    return RunResult(folder.path, results, model)
+
+
+def _budget(
+    settings: PretrainSettings, stream: ExampleStream, store: TokenStore, started: float
+) -> Budget:
+    """The budget that was asked for, or the default rule, printed."""
+    if settings.max_minutes:
+        # What was spent before the first step and what the last evaluation takes is not training.
+        before = time.perf_counter() - started
+        return Budget(seconds=max(1.0, settings.max_minutes * 60 - before) * 0.98)
+    if settings.max_steps or settings.epochs:
+        return Budget(max_steps=settings.max_steps, epochs=settings.epochs)
+    examples = stream.current_block()
+    mean = sum(len(e.input_ids) for e in examples) / len(examples)
+    steps, rule = default_steps(store.counts.tokens, mean * settings.batch_size)
+    log_line("budget", rule)
+    return Budget(max_steps=steps)
+

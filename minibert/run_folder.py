@@ -1,0 +1,177 @@
+"""The run folder: who may write to it, what is in it, and whether a run may go on in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from minibert.errors import InputError
+from minibert.files import read_json, write_json
+
+# What a run writes, and so what --overwrite removes; anything else in the folder is left alone.
+_OURS = (
+    "results.json",  # first: without it the run no longer counts as finished
+    "run.json",
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "vocab.txt",
+    "tokenizer_config.json",
+    "metrics.jsonl",
+    "predictions.jsonl",
+    "checkpoints",
+)
+# Settings that may differ between a run and its resumption: none changes what is computed.
+_MAY_DIFFER = frozenset(
+    ("output", "resume", "overwrite", "debug", "dry_run", "cache_dir", "save_every")
+)
+
+
+class RunFolder:
+    """A run's folder, locked for as long as this object is open.
+
+    Used as a context manager; a folder that was made here and stayed empty is removed on leaving.
+
+    Raises:
+        InputError: another process is using it (its process id is named), or the path is a file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self._lock: TextIO | None = None
+
+    def __enter__(self) -> Self:
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--output {self.path} is a file; name a folder")
+        self._made = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            lock.close()
+            raise InputError(
+                f"{self.path} is in use by process {owner}; wait for it or choose another --output"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        self._lock = lock
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._lock is not None
+        (self.path / ".lock").unlink(missing_ok=True)
+        self._lock.close()
+        if self._made and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """The final figures of a finished run, else None."""
+        path = self.path / "results.json"
+        return read_json(path, "") if path.is_file() else None
+
+    @property
+    def is_empty(self) -> bool:
+        return all(p.name == ".lock" for p in self.path.iterdir())
+
+    def check_may_start(self, resume: str, overwrite: bool) -> bool:
+        """Whether to go on (True) or to begin (False).
+
+        Raises:
+            InputError: the folder holds something and neither was asked for, or holds no run.
+        """
+        has_run = (self.path / "run.json").is_file()
+        if resume != "no":
+            if self._made and resume == "yes":
+                raise InputError(
+                    f"--resume: there is no run in {self.path}; leave --resume out to begin one"
+                )
+            if not has_run and not self.is_empty:
+                raise InputError(f"--resume: {self.path} holds files, but no run of minibert")
+            return has_run
+        if self.is_empty:
+            return False
+        if not overwrite:
+            hint = "--resume goes on, --overwrite starts anew" if has_run else "it is not a run"
+            raise InputError(f"--output {self.path} exists ({hint}); or choose another --output")
+        if not has_run:
+            raise InputError(f"--overwrite: {self.path} holds files, but no run of minibert")
+        return False
+
+    def clear(self) -> None:
+        """Removes an earlier run's files, and nothing else."""
+        for name in _OURS:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def write_run(self, run: dict[str, Any]) -> None:
+        """Writes run.json: settings as given and as resolved, versions, data fingerprint."""
+        write_json(self.path / "run.json", run)
+
+    def read_run(self) -> dict[str, Any]:
+        """Reads run.json."""
+        return read_json(self.path / "run.json", "every run folder holds it")
+
+    def check_same(self, run: dict[str, Any]) -> None:
+        """Compares a run that is to go on with the one that was begun.
+
+        Raises:
+            InputError: the command, a setting or the data differ; the difference is named.
+        """
+        before = self.read_run()
+        for key in ("command", "data_fingerprint"):
+            if before.get(key) != run[key]:
+                what = key.replace("_", " ")
+                raise InputError(
+                    f"--resume: the {what} was {before.get(key)}, now {run[key]}; "
+                    f"--overwrite starts anew"
+                )
+        then, now = before.get("settings", {}), run["settings"]
+        differ = [
+            f"{name} was {then.get(name)!r}, now {now.get(name)!r}"
+            for name in sorted(then.keys() | now.keys())
+            if name not in _MAY_DIFFER and then.get(name) != now.get(name)
+        ]
+        if differ:
+            raise InputError(f"--resume: {'; '.join(differ)}; --overwrite starts anew")
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Adds one row to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row) + "\n")
+
+    def metrics_bytes(self) -> int:
+        """Length of metrics.jsonl, for a checkpoint to come back to."""
+        return self.metrics.stat().st_size if self.metrics.exists() else 0
+
+    def cut_metrics(self, length: int) -> None:
+        """Drops the rows beyond a checkpoint, and a row that was cut by a kill."""
+        if self.metrics.exists():
+            os.truncate(self.metrics, length)
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; evaluations carry `eval_…` keys."""
+    path = Path(folder) / "metrics.jsonl"
+    lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]

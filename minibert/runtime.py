@@ -1,0 +1,100 @@
+"""What a run stands on: device, precision, threads, memory, determinism."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minibert.errors import InputError
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc, malloc.h
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The resolved device and precision.
+
+    Attributes:
+        precision: "fp32" or "bf16", never "auto".
+    """
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Matrix products in bf16 where that is the precision; a stand-in otherwise."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+def start_runtime(device: str, precision: str, deterministic: bool) -> Runtime:
+    """Resolves "auto", switches determinism, and keeps freed memory in the process.
+
+    Raises:
+        InputError: a device that is not there; the ones that are get named.
+    """
+    chosen = _find_device(device)
+    if precision == "auto":
+        precision = "bf16" if _has_bf16(chosen) else "fp32"
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if deterministic and chosen.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    if chosen.type == "cpu":
+        _keep_freed_memory()
+    return Runtime(chosen, precision)
+
+
+def _find_device(name: str) -> torch.device:
+    present = ["cpu"]
+    present += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    present += ["mps"] if torch.backends.mps.is_available() else []
+    if name == "auto":
+        return torch.device(present[1] if len(present) > 1 else "cpu")
+    if name not in present and not (name == "cuda" and "cuda:0" in present):
+        raise InputError(f"--device {name} is not there; this machine has {', '.join(present)}")
+    return torch.device("cuda:0" if name == "cuda" else name)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are faster than fp32 here: by the hardware's own word."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if device.type == "cpu" and cpuinfo.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _keep_freed_memory() -> None:
+    """Stops glibc from giving freed tensors back: faulting them in again cost a third of a step."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TOP_PAD, 256 << 20)
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide bits, for `run.json`."""
+    import numpy
+    import safetensors
+    import tokenizers
+
+    from minibert.version import __version__
+
+    return {
+        "minibert": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "tokenizers": tokenizers.__version__,
+        "safetensors": safetensors.__version__,
+        "threads": str(torch.get_num_threads()),
+    }

@@ -1,0 +1,239 @@
+"""The settings of a run: frozen dataclasses, the single truth behind flags, files and notebooks.
+
+Every field carries a line of help with its unit; the command-line flags are made from the fields,
+kebab-case. None means "derived": from the checkpoint, the task or the corpus, by a printed rule.
+Importable without torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+from minibert.config import PRESETS
+from minibert.errors import InputError, did_you_mean
+
+
+def setting(default: Any, help: str, choices: tuple[str, ...] = (), optional: str = "") -> Any:
+    """A dataclass field with what its flag needs.
+
+    Args:
+        help: one line, with the unit.
+        choices: the only values accepted.
+        optional: the value of the bare flag, for one that may stand alone.
+    """
+    metadata = {"help": help, "choices": choices, "optional": optional}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What both stages share.
+
+    Raises:
+        InputError: naming every field with an unusable value, and what it accepts.
+    """
+
+    output: str = setting("", "run folder; default runs/pretrain or runs/<task>")
+    resume: str = setting(
+        "no",
+        "go on from the last good checkpoint; 'auto' begins or continues",
+        choices=("no", "yes", "auto"),
+        optional="yes",
+    )
+    overwrite: bool = setting(False, "start anew in a run folder that exists")
+    max_steps: int | None = setting(None, "budget in optimiser steps")
+    epochs: float | None = setting(None, "budget in passes over the training data")
+    max_minutes: float | None = setting(None, "budget in minutes of the whole command")
+    batch_size: int = setting(32, "sequences per optimiser step over all devices")
+    micro_batch_size: int | None = setting(None, "sequences per forward; default: the batch size")
+    max_seq_length: int = setting(128, "tokens per sequence, special tokens included")
+    learning_rate: float = setting(1e-4, "peak rate of AdamW")
+    weight_decay: float = setting(0.01, "decoupled decay; none on biases and LayerNorm")
+    warmup_ratio: float = setting(0.1, "share of the budget in which the rate climbs")
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this global norm")
+    dropout: float | None = setting(None, "both dropouts; default: the model's own")
+    seed: int = setting(0, "of weights, order, masks and dropout")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: str = setting(
+        "auto",
+        "matrix products in bf16 or fp32; weights are fp32; auto: bf16 where the hardware has it",
+        choices=("auto", "fp32", "bf16"),
+    )
+    compile: bool = setting(False, "torch.compile: slow first steps, faster ones later")
+    deterministic: bool = setting(True, "only algorithms that give the same bits every time")
+    log_every: int = setting(50, "steps per row of metrics.jsonl")
+    eval_every: int | None = setting(None, "steps between held-out evaluations")
+    save_every: int | None = setting(None, "steps between checkpoints; default: five minutes")
+    cache_dir: str | None = setting(None, "encoded text; default $XDG_CACHE_HOME/minibert")
+    dry_run: bool = setting(False, "build everything, run 2 steps, print size and time; no folder")
+    debug: bool = setting(False, "print the trace of an error")
+
+    def faults(self) -> list[str]:
+        """What is wrong with single values, one phrase each."""
+        found = []
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), field.metadata.get("choices")
+            if choices and value not in choices:
+                tail = did_you_mean(str(value), choices)
+                found.append(f"{flag(field.name)} {value!r} is unknown{tail}")
+        positive = ("max_steps", "epochs", "max_minutes", "batch_size", "micro_batch_size")
+        positive += ("log_every", "eval_every", "save_every", "learning_rate", "max_grad_norm")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                found.append(f"{flag(name)} is {value}, must be above 0")
+        if self.max_seq_length < 8:
+            found.append(f"--max-seq-length is {self.max_seq_length}, must be at least 8")
+        for name in ("warmup_ratio", "dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                found.append(f"{flag(name)} is {value}, must be in [0, 1)")
+        if self.weight_decay < 0:
+            found.append(f"--weight-decay is {self.weight_decay}, must be 0 or more")
+        if self.seed < 0:
+            found.append(f"--seed is {self.seed}, must be 0 or more")
+        budgets = [n for n in ("max_steps", "epochs", "max_minutes") if getattr(self, n)]
+        if len(budgets) > 1:
+            found.append(f"{' and '.join(map(flag, budgets))} are both budgets; give one")
+        micro = self.micro_batch_size
+        if micro and micro > 0 and self.batch_size > 0 and self.batch_size % micro:
+            near = [m for m in range(1, self.batch_size + 1) if self.batch_size % m == 0]
+            best = min(near, key=lambda m: abs(m - micro))
+            found.append(
+                f"--batch-size {self.batch_size} is not a multiple of --micro-batch-size {micro}; "
+                f"{best} would divide it"
+            )
+        if self.resume != "no" and self.overwrite:
+            found.append("--resume and --overwrite contradict each other; give one")
+        return found
+
+    def __post_init__(self) -> None:
+        found = self.faults()
+        if found:
+            raise InputError("; ".join(found))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Field name -> value, for `run.json`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "settings") -> Self:
+        """Builds settings from names and values.
+
+        Raises:
+            InputError: an unknown name (the nearest one is offered) or a value of another type.
+        """
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        for name, value in values.items():
+            if name not in known:
+                raise InputError(f"{source}: unknown key {name!r}{did_you_mean(name, known)}")
+            if not _fits(value, str(known[name].type)):
+                raise InputError(f"{source}: {name} is {value!r}, expected {known[name].type}")
+        return cls(**values)
+
+
+def flag(name: str) -> str:
+    """A field's name as it is typed: max_steps -> --max-steps."""
+    return "--" + name.replace("_", "-")
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """Whether a value may stand for a field's annotation, such as "int | None"."""
+    for part in annotation.split(" | "):
+        if part == "None" and value is None:
+            return True
+        if part == "bool" and isinstance(value, bool):
+            return True
+        if part == "int" and isinstance(value, int) and not isinstance(value, bool):
+            return True
+        if part == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return True
+        if part == "str" and isinstance(value, str):
+            return True
+        if part == "list[str]" and isinstance(value, list):
+            return all(isinstance(v, str) for v in value)
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(RunSettings):
+    """Stage one: raw text to a pretrained model."""
+
+    corpus: list[str] = setting([], "text files, folders or globs: .txt .jsonl, also .gz .xz .bz2")
+    text_field: str = setting("text", "key of the text in .jsonl, one document a line")
+    one_sentence_per_line: bool = setting(False, "lines are sentences as they stand")
+    document_per_file: bool = setting(False, "a file is one document, blank lines or not")
+    encoding_errors: str = setting(
+        "strict", "bytes that are not UTF-8: stop, or U+FFFD", choices=("strict", "replace")
+    )
+    preset: str = setting("mini", "size of the network", choices=tuple(PRESETS))
+    model: str | None = setting(None, "go on from this model folder, with its vocabulary")
+    vocab_size: int | None = setting(
+        None, "WordPiece to train; default 4,096 / 8,192 / 16,384 / 30,522 by the size of the text"
+    )
+    tokenizer: str | None = setting(None, "folder of a tokenizer to reuse instead of training one")
+    lowercase: bool = setting(True, "lower-case and strip accents before splitting")
+    split_chinese: bool = setting(True, "make every Chinese character a word")
+    nsp: str = setting(
+        "nsp",
+        "pair objective: next sentence, sentence order, or none",
+        choices=("nsp", "sop", "none"),
+    )
+    mask_prob: float = setting(0.15, "share of tokens to predict")
+    masking: str = setting(
+        "token", "what is chosen together", choices=("token", "whole-word", "span")
+    )
+    position_init: str = setting(
+        "normal", "first values of the learned positions", choices=("normal", "sinusoidal")
+    )
+    eval_examples: int = setting(2048, "held-out sequences scored at the end, at most")
+
+    def faults(self) -> list[str]:
+        found = super().faults()
+        if not self.corpus:
+            found.append("--corpus is missing; name a text file, as in --corpus data/wiki.txt")
+        if not 0 < self.mask_prob < 1:
+            found.append(f"--mask-prob is {self.mask_prob}, must be between 0 and 1")
+        if self.vocab_size is not None and self.vocab_size < 10:
+            found.append(f"--vocab-size is {self.vocab_size}, must be at least 10")
+        if self.eval_examples < 1:
+            found.append(f"--eval-examples is {self.eval_examples}, must be at least 1")
+        reused = [n for n in ("model", "tokenizer") if getattr(self, n)]
+        if reused and self.vocab_size:
+            found.append(f"--vocab-size has no use with {flag(reused[0])}, whose vocabulary is kept")
+        if len(reused) == 2:
+            found.append("--tokenizer has no use with --model, whose vocabulary is kept")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(RunSettings):
+    """Stage two: a pretrained model and labelled data to an evaluated model."""
+
+    task: str = setting("", "named task: imdb")
+    data: str | None = setting(None, "folder or archive in the task's public format")
+    model: str | None = setting(None, "model folder; default runs/pretrain if it is finished")
+    random_weights: bool = setting(
+        False, "keep the model's config and tokenizer, redraw all weights"
+    )
+    max_seq_length: int = setting(256, "tokens per sequence, special tokens included")
+    truncation: str = setting(
+        "head", "what is kept of a long text", choices=("head", "head+tail")
+    )
+    learning_rate: float = setting(2e-4, "peak rate of AdamW")
+    dev_fraction: float = setting(0.1, "share of train that is cut off as dev split")
+    limit: int | None = setting(None, "use this many training examples, drawn class by class")
+
+    def faults(self) -> list[str]:
+        found = super().faults()
+        if not self.task:
+            found.append("--task is missing; as in --task imdb")
+        if not 0 < self.dev_fraction < 1:
+            found.append(f"--dev-fraction is {self.dev_fraction}, must be between 0 and 1")
+        if self.limit is not None and self.limit < 4:
+            found.append(f"--limit is {self.limit}, must be at least 4")
+        return found

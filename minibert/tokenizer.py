@@ -1,0 +1,234 @@
+"""WordPiece: trained on the user's text so that the ids depend on the text alone, or loaded.
+
+The library's trainer numbers the first pieces in the order of a randomly seeded hash table, so
+ids, and with them the ties between merges, differ from run to run. Here the alphabet is counted
+first and handed to the trainer in sorted order as if it were special tokens; from there on every
+choice of the trainer is determined by the counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from minibert.errors import InputError
+from minibert.files import read_json, write_atomically, write_json
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# Text size in bytes below which each vocabulary size is the default; see `default_vocab_size`.
+_VOCAB_STEPS = ((1 << 20, 4096), (30 << 20, 8192), (1 << 30, 16384))
+_LARGEST_DEFAULT = 30522
+_COVERAGE = 0.9999  # share of the text's characters that get a piece; rarer ones become [UNK]
+
+
+def default_vocab_size(text_bytes: int) -> int:
+    """4,096 below 1 MiB of text, 8,192 below 30 MiB, 16,384 below 1 GiB, then 30,522."""
+    for limit, size in _VOCAB_STEPS:
+        if text_bytes < limit:
+            return size
+    return _LARGEST_DEFAULT
+
+
+class WordPiece:
+    """A WordPiece tokenizer and the folder files that others read it by.
+
+    Example:
+        tokenizer = WordPiece.from_pretrained("runs/pretrain")
+        ids, segments = tokenizer.encode("A fine film.", "Really?", max_length=128)
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, lowercase: bool) -> None:
+        self.backend = backend
+        self.lowercase = lowercase
+        vocab = backend.get_vocab()
+        missing = [t for t in SPECIAL_TOKENS if t not in vocab]
+        if missing:
+            raise InputError(f"the vocabulary lacks {', '.join(missing)}; BERT needs all five")
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
+            vocab[t] for t in SPECIAL_TOKENS
+        )
+        backend.no_padding()
+        backend.no_truncation()
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of token ids."""
+        return self.backend.get_vocab_size()
+
+    @property
+    def tokens(self) -> list[str]:
+        """The vocabulary in the order of its ids."""
+        vocab = self.backend.get_vocab()
+        return sorted(vocab, key=vocab.__getitem__)
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of [PAD] [UNK] [CLS] [SEP] [MASK] and of any [unusedN]."""
+        vocab = self.backend.get_vocab()
+        return sorted(
+            i for t, i in vocab.items() if t in SPECIAL_TOKENS or t.startswith("[unused")
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of everything that decides which ids a text gets."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+        encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [e.ids for e in encoded]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json, vocab.txt and tokenizer_config.json in the published layout."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "tokenizer.json", lambda p: self.backend.save(str(p)))
+        vocabulary = "".join(f"{token}\n" for token in self.tokens)
+        write_atomically(
+            folder / "vocab.txt", lambda p: p.write_text(vocabulary, encoding="utf-8")
+        )
+        names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+        settings: dict[str, Any] = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": self.lowercase,
+            "tokenize_chinese_chars": _normalizer_option(self.backend, "handle_chinese_chars"),
+            "strip_accents": _normalizer_option(self.backend, "strip_accents"),
+            **dict(zip(names, SPECIAL_TOKENS, strict=True)),
+        }
+        write_json(folder / "tokenizer_config.json", settings)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> WordPiece:
+        """Loads tokenizer.json, or vocab.txt with tokenizer_config.json, from a folder.
+
+        Raises:
+            InputError: neither file is there, or it is not a WordPiece tokenizer.
+        """
+        folder = Path(folder)
+        fast, plain = folder / "tokenizer.json", folder / "vocab.txt"
+        if fast.is_file():
+            try:
+                backend = tokenizers.Tokenizer.from_file(str(fast))
+            except Exception as error:  # the library raises bare Exception
+                raise InputError(f"{fast} cannot be read: {error}") from None
+            if not isinstance(backend.model, models.WordPiece):
+                kind = type(backend.model).__name__
+                raise InputError(f"{fast} is a {kind} tokenizer; BERT uses WordPiece")
+            return cls(backend, bool(_normalizer_option(backend, "lowercase")))
+        if not plain.is_file():
+            raise InputError(f"{folder} holds neither tokenizer.json nor vocab.txt")
+        config_file = folder / "tokenizer_config.json"
+        config = read_json(config_file, "") if config_file.is_file() else {}
+        tokens = plain.read_text(encoding="utf-8").splitlines()
+        lowercase = bool(config.get("do_lower_case", True))
+        chinese = bool(config.get("tokenize_chinese_chars", True))
+        return cls(_build(tokens, lowercase, chinese), lowercase)
+
+
+def _normalizer_option(backend: tokenizers.Tokenizer, name: str) -> Any:
+    """A setting of the BERT normalizer, or None where the tokenizer has another one."""
+    return getattr(backend.normalizer, name, None)
+
+
+def _build(tokens: Iterable[str], lowercase: bool, chinese: bool) -> tokenizers.Tokenizer:
+    """The whole tokenizer around a vocabulary given in the order of its ids."""
+    vocab = {token: i for i, token in enumerate(tokens)}
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    backend.normalizer = _normalizer(lowercase, chinese)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    present = [t for t in SPECIAL_TOKENS if t in vocab]
+    backend.add_special_tokens(present)
+    if "[CLS]" in vocab and "[SEP]" in vocab:
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
+        )
+    return backend
+
+
+def _normalizer(lowercase: bool, chinese: bool) -> normalizers.BertNormalizer:
+    return normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=chinese, strip_accents=lowercase, lowercase=lowercase
+    )
+
+
+def train_wordpiece(
+    texts: Callable[[], Iterator[str]],
+    vocab_size: int,
+    lowercase: bool = True,
+    chinese: bool = True,
+) -> WordPiece:
+    """Trains a WordPiece vocabulary; ids and order are a pure function of the text.
+
+    Devlin et al. 2019 use WordPiece (Wu et al. 2016); the trainer is that of `tokenizers`, which
+    merges the most frequent pair first.
+
+    Args:
+        texts: called twice, gives the text in pieces that do not part words.
+        vocab_size: V wanted, special tokens included.
+        lowercase: lower-case and strip accents (the published "uncased" models).
+        chinese: split Chinese characters into words of one character.
+
+    Raises:
+        InputError: the text has fewer distinct pieces than vocab_size, or more single characters.
+    """
+    alphabet = _alphabet(texts(), lowercase, chinese)
+    first = [*alphabet, *(f"##{c}" for c in alphabet if not _stands_alone(c, chinese))]
+    room = vocab_size - len(SPECIAL_TOKENS) - len(first)
+    if room < 0:
+        raise InputError(
+            f"--vocab-size {vocab_size} is too small for this text: its {len(alphabet)} characters "
+            f"alone take {vocab_size - room} pieces"
+        )
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = _normalizer(lowercase, chinese)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL_TOKENS, *first],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts(), trainer)
+    vocab = backend.get_vocab()
+    if len(vocab) < vocab_size:
+        raise InputError(
+            f"--vocab-size {vocab_size} is more than this text supports; it gives {len(vocab)} "
+            f"pieces at most"
+        )
+    return WordPiece(_build(sorted(vocab, key=vocab.__getitem__), lowercase, chinese), lowercase)
+
+
+def _alphabet(texts: Iterator[str], lowercase: bool, chinese: bool) -> list[str]:
+    """The commonest characters of the normalised text, up to `_COVERAGE` of it, sorted."""
+    normalizer = _normalizer(lowercase, chinese)
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(normalizer.normalize_str(text))
+    for char in [c for c in counts if c.isspace() or unicodedata.category(c) in ("Cc", "Cs")]:
+        del counts[char]
+    kept, covered, wanted = [], 0, _COVERAGE * counts.total()
+    for char in sorted(counts, key=lambda c: (-counts[c], c)):  # ties by code point
+        if covered >= wanted:
+            break
+        kept.append(char)
+        covered += counts[char]
+    return sorted(kept)
+
+
+def _stands_alone(char: str, chinese: bool) -> bool:
+    """Whether the pre-tokenizer always makes this character a word, so it never follows "##"."""
+    ascii_symbol = char.isascii() and not char.isalnum()
+    ideograph = "\u4e00" <= char <= "\u9fff" or "\u3400" <= char <= "\u4dbf"
+    return ascii_symbol or unicodedata.category(char)[0] == "P" or (chinese and ideograph)

@@ -1,0 +1,423 @@
+"""The training loop, one for both stages; it knows no model and no task.
+
+    step data -> forward -> sums of losses / their counts over the step -> backward -> clip -> update
+
+What it needs is handed in: `StepData` batches, an objective that turns a batch into `Term`s, an
+optimiser, a budget. All state that a step depends on is in `LoopState`, the model, the optimiser
+and the data's position; dropout is reseeded at every step from (seed, step). So a run resumed from
+any checkpoint takes the same steps, bit by bit, as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from minibert.checkpoint import load_best, load_last_checkpoint, save_best, save_checkpoint
+from minibert.errors import Interrupted
+from minibert.optim import Budget, warmup_linear_decay
+from minibert.run_folder import RunFolder
+from minibert.runtime import Runtime
+
+Batch = Mapping[str, Tensor]
+_SAVE_SECONDS = 300.0  # between checkpoints when no number of steps is asked for
+_EVALUATIONS = 10  # over the budget, when no number of steps is asked for
+
+
+class Term(NamedTuple):
+    """One part of a loss over a batch: its sum, how many labels, and how many were hit."""
+
+    loss_sum: Tensor
+    count: Tensor
+    correct: Tensor
+
+
+Objective = Callable[[nn.Module, Batch], dict[str, Term]]
+
+
+class StepData(NamedTuple):
+    """The data of one optimiser step.
+
+    micro_batches: on the CPU. counts: labels of each loss term over the whole step, known before
+    the first forward. num_tokens: real tokens, no padding.
+    """
+
+    micro_batches: list[dict[str, Tensor]]
+    counts: dict[str, int]
+    num_tokens: int
+
+
+class Data(Protocol):
+    """Where steps come from; a position that can be saved and sought."""
+
+    @property
+    def epochs_done(self) -> float: ...
+
+    def take(self) -> StepData: ...
+
+    def state(self) -> dict[str, int]: ...
+
+    def seek(self, state: dict[str, int]) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How the loop runs.
+
+    warmup_ratio: share of the budget. log_every, eval_every, save_every: steps; the last two may
+    be None for ten evaluations over the budget and a checkpoint every five minutes. select: the
+    evaluation figure that chooses the weights to keep, None for the last ones.
+    """
+
+    learning_rate: float
+    budget: Budget
+    warmup_ratio: float = 0.1
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int | None = None
+    save_every: int | None = None
+    select: str | None = None
+
+
+@dataclass
+class LoopState:
+    """What the loop carries from step to step, all of it in every checkpoint.
+
+    window holds the sums since the last logged row; seconds are those inside the loop.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    best: float | None = None
+    best_step: int = 0
+    window: dict[str, float] = field(default_factory=dict)
+    last_eval: dict[str, float] = field(default_factory=dict)
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient was not a number; the message names the step and the part."""
+
+
+class Loop:
+    """One training run. `fit` is all that callers need."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        settings: LoopSettings,
+        runtime: Runtime,
+        folder: RunFolder | None,
+        evaluate: Callable[[], dict[str, float]],
+        forward: nn.Module | None = None,
+    ) -> None:
+        """Takes everything the loop needs.
+
+        Args:
+            evaluate: scores the model; its figures are logged as `eval_…`.
+            folder: where rows and checkpoints go; None keeps nothing (a dry run).
+            forward: what is called instead of `model`, such as a compiled wrapper of it.
+        """
+        self.model, self.forward = model, forward or model
+        self.data, self.objective, self.optimizer = data, objective, optimizer
+        self.settings, self.runtime, self.folder = settings, runtime, folder
+        self.evaluate = evaluate
+        self.state = LoopState()
+        self.stop_signal = 0
+        self._session_start = time.perf_counter()
+        self._seconds_before = 0.0
+        self._last_save = self._session_start
+        self._window_start = self._session_start
+
+    # --- state -----------------------------------------------------------------------------
+
+    def restore(self) -> bool:
+        """Goes back to the last good checkpoint; False where there is none."""
+        assert self.folder is not None
+        saved = load_last_checkpoint(self.folder.checkpoints, self.model, self.optimizer)
+        self.folder.cut_metrics(saved["metrics_bytes"] if saved else 0)
+        if saved is None:
+            return False
+        self.state = LoopState(**saved["loop"])
+        self.data.seek(saved["data"])
+        self._seconds_before = self.state.seconds
+        return True
+
+    def save(self) -> None:
+        """Writes a checkpoint of the present step."""
+        if self.folder is None:
+            return
+        self.state.seconds = self._seconds()
+        state = {
+            "loop": asdict(self.state),
+            "data": self.data.state(),
+            "metrics_bytes": self.folder.metrics_bytes(),
+        }
+        save_checkpoint(
+            self.folder.checkpoints, self.state.step, self.model, self.optimizer, state
+        )
+        self._last_save = time.perf_counter()
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._session_start
+
+    def _done(self, steps: float, epochs: float) -> float:
+        return self.settings.budget.done(steps, epochs, self._seconds())
+
+    @property
+    def done(self) -> float:
+        """Share of the budget used."""
+        return self._done(self.state.step, self.data.epochs_done)
+
+    # --- one step --------------------------------------------------------------------------
+
+    def take_step(self) -> None:
+        """Forward and backward over the step's micro-batches, then one update.
+
+        Raises:
+            NonFiniteError: before the weights are touched.
+        """
+        state, settings = self.state, self.settings
+        epochs_before = self.data.epochs_done
+        step = self.data.take()
+        # The middle of the step decides its rate, so that neither the first nor the last is 0.
+        middle = self._done(state.step + 0.5, (epochs_before + self.data.epochs_done) / 2)
+        rate = settings.learning_rate * warmup_linear_decay(middle, settings.warmup_ratio)
+        torch.manual_seed(settings.seed * 1_000_003 + state.step)  # dropout of this step
+        sums = self._backward(step)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
+        self._account(step, sums, float(norm), rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.tokens += step.num_tokens
+
+    def _backward(self, step: StepData) -> dict[str, float]:
+        """Adds the step's gradients; returns each term's summed loss and hits."""
+        sums: dict[str, Tensor] = {}
+        for batch in step.micro_batches:
+            placed = {k: v.to(self.runtime.device, non_blocking=True) for k, v in batch.items()}
+            with self.runtime.autocast():
+                terms = self.objective(self.forward, placed)
+            # Each term's mean is over the whole step: its sum here / its count in all micro-batches.
+            total = sum(term.loss_sum / step.counts[name] for name, term in terms.items())
+            assert isinstance(total, Tensor)
+            total.backward()
+            for name, term in terms.items():
+                for key, value in ((f"{name}_loss", term.loss_sum), (f"{name}_hits", term.correct)):
+                    value = value.detach().double()
+                    sums[key] = sums[key] + value if key in sums else value
+        return {key: float(value) for key, value in sums.items()}
+
+    def _account(self, step: StepData, sums: dict[str, float], norm: float, rate: float) -> None:
+        """Adds a step to the open log window, refusing what is not finite."""
+        losses = {name: sums[f"{name}_loss"] / count for name, count in step.counts.items()}
+        bad = [f"{name} loss is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
+        if not bad and not math.isfinite(norm):
+            bad = [f"the gradient norm is {norm}"]
+        if bad:
+            raise NonFiniteError(
+                f"step {self.state.step + 1}: {', '.join(bad)}; the weights of the step before are "
+                f"untouched; try a lower --learning-rate or --precision fp32"
+            )
+        window = self.state.window
+        added = {"steps": 1, "loss": sum(losses.values()), "grad_norm": norm, **sums}
+        added |= {f"{name}_count": count for name, count in step.counts.items()}
+        added["tokens"] = step.num_tokens
+        for key, value in added.items():
+            window[key] = window.get(key, 0) + value
+        window["learning_rate"] = rate
+
+    def time_step(self) -> float:
+        """Seconds of a forward and backward pass over the next step's data; nothing is changed."""
+        position = self.data.state()
+        step = self.data.take()
+        self.data.seek(position)
+        self.model.train()
+        for _ in range(2):  # the first warms caches and, if asked for, compiles
+            start = time.perf_counter()
+            self._backward(step)
+            self.optimizer.zero_grad(set_to_none=True)
+            seconds = time.perf_counter() - start
+        return seconds
+
+    def announce(self, model: nn.Module) -> None:
+        """Prints the size of the network and how long the budget will take, from a timed step."""
+        parameters = sum(p.numel() for p in model.parameters())
+        seconds = self.time_step()
+        budget = self.settings.budget
+        text = f"{parameters:,} parameters, {self.runtime.precision} on {self.runtime.device}; "
+        text += f"a step takes {seconds:.2f} s"
+        if budget.max_steps is not None:
+            text += f", {budget.max_steps:,} steps about {clock(budget.max_steps * seconds)}"
+        elif budget.seconds is not None:
+            text += f", {clock(budget.seconds)} about {budget.seconds / seconds:,.0f} steps"
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+        print(f"network: {text}; memory so far {peak:,.0f} MiB", file=sys.stderr)
+
+    # --- what surrounds steps ----------------------------------------------------------------
+
+    def log_row(self) -> dict[str, Any]:
+        """The window's means as a row of metrics.jsonl; the window is emptied."""
+        window, self.state.window = self.state.window, {}
+        now = time.perf_counter()
+        row: dict[str, Any] = {
+            "step": self.state.step,
+            "epoch": round(self.data.epochs_done, 6),
+            "loss": window["loss"] / window["steps"],
+        }
+        for key in [k for k in window if k.endswith("_count")]:
+            name = key.removesuffix("_count")
+            row[f"{name}_loss"] = window[f"{name}_loss"] / window[key]
+            row[f"{name}_accuracy"] = window[f"{name}_hits"] / window[key]
+        row["learning_rate"] = window["learning_rate"]
+        row["grad_norm"] = window["grad_norm"] / window["steps"]
+        row["tokens_per_second"] = window["tokens"] / max(1e-9, now - self._window_start)
+        row["seconds"] = self._seconds()
+        self._window_start = now
+        return row
+
+    def run_evaluation(self) -> dict[str, Any]:
+        """Scores the model, keeps it when it is the best so far; the row for metrics.jsonl."""
+        was_training = self.model.training
+        self.model.eval()
+        figures = self.evaluate()
+        self.model.train(was_training)
+        self.state.last_eval = figures
+        chosen = figures[self.settings.select] if self.settings.select else None
+        if chosen is not None and (self.state.best is None or chosen > self.state.best):
+            self.state.best, self.state.best_step = chosen, self.state.step
+            if self.folder:
+                save_best(self.folder.checkpoints, self.model)
+        row = {"step": self.state.step, "epoch": round(self.data.epochs_done, 6)}
+        return row | {f"eval_{name}": value for name, value in figures.items()}
+
+    def _emit(self, row: dict[str, Any], bar: tqdm) -> None:
+        if self.folder:
+            self.folder.append_metrics(row)
+        figures = "  ".join(f"{key} {_short(value)}" for key, value in row.items())
+        if bar.disable:
+            print(figures, file=sys.stderr, flush=True)
+        elif any(key.startswith("eval_") for key in row):
+            bar.write(figures, file=sys.stderr)
+        else:
+            shown = {k: _short(row[k]) for k in row if k in ("step", "loss") or "_accuracy" in k}
+            rate = row["tokens_per_second"] / 1000
+            bar.set_postfix(**shown, refresh=False, **{"ktok/s": f"{rate:.1f}"})
+
+    def _is_due(self, every: int | None, before: float, after: float) -> bool:
+        if every is not None:
+            return self.state.step % every == 0
+        return math.floor(after * _EVALUATIONS + 1e-9) > math.floor(before * _EVALUATIONS + 1e-9)
+
+    def run(self) -> LoopState:
+        """Steps until the budget is used up, logging, evaluating and saving on the way.
+
+        Raises:
+            Interrupted: after SIGINT or SIGTERM, with the state saved.
+            NonFiniteError: a loss or gradient that is not a number.
+        """
+        settings, state = self.settings, self.state
+        self.model.train()
+        layout = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
+        with tqdm(total=1.0, initial=min(1.0, self.done), bar_format=layout, disable=None) as bar:
+            while (before := self.done) < 1.0:
+                self.take_step()
+                after = self.done
+                if state.step % settings.log_every == 0 or after >= 1.0:
+                    self._emit(self.log_row(), bar)
+                if self._is_due(settings.eval_every, before, after) or after >= 1.0:
+                    self._emit(self.run_evaluation(), bar)
+                bar.update(min(1.0, after) - bar.n)
+                if self._save_is_due() or after >= 1.0:
+                    self.save()
+                if self.stop_signal and self.done < 1.0:
+                    self._stop()
+        if settings.select and self.folder:
+            load_best(self.folder.checkpoints, self.model)
+        return state
+
+    def _save_is_due(self) -> bool:
+        if self.settings.save_every is not None:
+            return self.state.step % self.settings.save_every == 0
+        return time.perf_counter() - self._last_save > _SAVE_SECONDS
+
+    def _stop(self) -> None:
+        self.save()
+        name = signal.Signals(self.stop_signal).name
+        where = f"; --resume goes on from step {self.state.step}" if self.folder else ""
+        raise Interrupted(f"stopped by {name}, state saved{where}", 128 + self.stop_signal)
+
+
+def fit(loop: Loop, resume: bool = False) -> LoopState:
+    """Runs a loop to the end of its budget; Ctrl-C and SIGTERM save first.
+
+    Args:
+        resume: go back to the last good checkpoint first; without one the run begins at step 0
+            and says so.
+
+    Returns:
+        The final state; the model holds the chosen weights.
+    """
+    if resume:
+        where = f"from step {loop.state.step}" if loop.restore() else "at step 0: no checkpoint yet"
+        print(f"resuming {where}", file=sys.stderr)
+    with _Signals(loop):
+        return loop.run()
+
+
+class _Signals:
+    """While open, SIGINT and SIGTERM ask the loop to stop; a second one ends at once."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+
+    def __enter__(self) -> None:
+        self.before = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._handle)
+        except ValueError:  # not the main thread: signals are somebody else's
+            pass
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.loop.stop_signal:
+            raise KeyboardInterrupt
+        self.loop.stop_signal = number
+        print("\nstopping after this step; once more ends at once", file=sys.stderr)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def clock(seconds: float) -> str:
+    """Seconds for people: 45 s, 12 min, 2 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _short(value: Any) -> str:
+    """A figure for people."""
+    if isinstance(value, float):
+        return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:,.4g}"
+    return str(value)

@@ -1,0 +1,8 @@
+"""Stage one: raw text to a pretrained model. The same as `minibert pretrain`."""
+
+import sys
+
+from minibert.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["pretrain", *sys.argv[1:]]))
