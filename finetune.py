@@ -1,4 +1,4 @@
-"""Stage two: a pretrained model and labelled data to a finished model. The same as `minibert finetune`."""
+"""Stage two: a pretrained model and labelled data to a finished model. `minibert finetune`."""
 
 import sys
 

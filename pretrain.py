@@ -1,4 +1,4 @@
-"""Stage one: raw text to a pretrained model. The same as `minibert pretrain`."""
+"""Stage one: raw text to a pretrained model. `minibert pretrain`."""
 
 import sys
 

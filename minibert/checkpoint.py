@@ -8,7 +8,6 @@ recognised by its manifest and passed over for the one before.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -18,29 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from minibert.convert import save_tensors
 from minibert.files import write_atomically
 
 log = logging.getLogger(__name__)
 
 _KEPT = 2
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes a safetensors file; a full disk is an OSError whoever notices it.
-
-    Raises:
-        OSError: the disk is full (errno ENOSPC), or the file cannot be written.
-    """
-    try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
-    except SafetensorError as error:
-        code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
-        raise OSError(code, str(error), str(path)) from None
 
 
 def save_checkpoint(

@@ -74,9 +74,7 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[RunSettings]) -
     )
 
 
-def settings_from(
-    values: dict[str, Any], settings: type[RunSettings]
-) -> RunSettings:
+def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSettings:
     """Defaults < the --config file < flags.
 
     Raises:
@@ -94,7 +92,7 @@ def settings_from(
 def _blank(settings: type[RunSettings]) -> RunSettings:
     """Settings that pass their own checks, to hold a file's keys against."""
     required = {"corpus": ["-"]} if settings is PretrainSettings else {"task": "-"}
-    return settings(**required)  # type: ignore[arg-type]
+    return settings(**required)
 
 
 def _pretrain(values: dict[str, Any]) -> None:
@@ -264,8 +262,8 @@ def _explain(error: Exception) -> tuple[int, str]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, ""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = f" ({error.filename})" if error.filename else ""
-        return 1, f"no space left on the disk{where}; the last checkpoint is whole: free some space, then --resume"
+        where = f"no space left on the disk ({error.filename})"
+        return 1, f"{where}; the last checkpoint is whole: free some space, then --resume"
     if isinstance(error, MissingExtraError):
         return 1, text
     return 1, f"{type(error).__name__}: {text} (--debug shows the trace)"

@@ -13,7 +13,6 @@ from typing import Any
 from minibert.errors import InputError, did_you_mean
 from minibert.files import read_json
 
-
 # Values of published keys that change the mathematics into something this package does not have.
 _REFUSED = {
     "is_decoder": (True, "this is an encoder; load a checkpoint with is_decoder false"),

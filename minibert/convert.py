@@ -8,6 +8,7 @@ else here is reading, checking and reporting. Nothing unpickles code: `.bin` fil
 
 from __future__ import annotations
 
+import errno
 import logging
 import pickle
 from collections.abc import Iterable, Mapping
@@ -128,6 +129,23 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file; a full disk is an OSError whoever notices it.
+
+    Raises:
+        OSError: the disk is full (errno ENOSPC), or the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    try:
+        save_file(plain, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+        raise OSError(code, str(error), str(path)) from None
+
+
 def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published names brought to one form: "bert." on the backbone, LayerNorm weight/bias."""
     out = {}
@@ -190,7 +208,7 @@ class PretrainedMixin:
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder; expected one with config.json and weights")
         config = config or BertConfig.from_pretrained(folder)
-        model = cls(config)
+        model = cls(config)  # type: ignore[call-arg]
         model.load_report = load_tensors(model, read_tensors(folder), str(folder))  # type: ignore
         model.eval()  # type: ignore[attr-defined]
         if model.load_report.newly_initialised or model.load_report.left_out:
@@ -199,15 +217,11 @@ class PretrainedMixin:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `config.json` and `model.safetensors`, each whole or not at all."""
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = replace(self.config, architectures=(type(self).__name__,))
         tensors = published_tensors(self)  # type: ignore[arg-type]
-        write_atomically(
-            folder / "model.safetensors", lambda p: save_file(tensors, p, metadata={"format": "pt"})
-        )
+        write_atomically(folder / "model.safetensors", lambda p: save_tensors(tensors, p))
         write_json(folder / "config.json", config.to_dict())
 
 

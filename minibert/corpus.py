@@ -14,10 +14,10 @@ import hashlib
 import json
 import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from minibert.errors import InputError
 
@@ -87,8 +87,9 @@ def _kind(path: Path) -> str | None:
 
 
 def _open(path: Path) -> IO[bytes]:
-    opener = _OPENERS.get(path.suffix.lower())
-    return opener(path, "rb") if opener else path.open("rb")  # type: ignore[return-value]
+    opener: Callable[..., Any] = _OPENERS.get(path.suffix.lower(), open)
+    handle: IO[bytes] = opener(path, "rb")
+    return handle
 
 
 def content_digest(path: Path) -> str:
@@ -167,9 +168,7 @@ def _lines(path: Path, errors: str, longest: int | None) -> Iterator[str]:
                 return
 
 
-def _decode(
-    block: bytes, path: Path, offset: int, errors: str, last: bool
-) -> tuple[str, bytes]:
+def _decode(block: bytes, path: Path, offset: int, errors: str, last: bool) -> tuple[str, bytes]:
     """UTF-8 text of a block, and the bytes of a character that its end has cut in two."""
     try:
         return block.decode(), b""
@@ -240,9 +239,73 @@ def _json_documents(path: Path, options: ReaderOptions) -> Iterator[Piece]:
 # A stop, closing quotes or brackets, and white space; or a Chinese stop, which needs no space.
 _STOP = re.compile(r"""[.!?…]+["'”’»)\]]*\s+|[。！？]+[”’」』）]*\s*""")
 _ABBREVIATIONS = frozenset(
-    """mr mrs ms dr prof sr jr st gen col capt lt sgt maj rev hon gov sen rep pres fr mt ft vs
-    e.g i.e cf viz vol vols fig figs approx ca c inc ltd co corp dept est ed eds op pp p no nos
-    jan feb mar apr jun jul aug sep sept oct nov dec al b d r fl""".split()
+    [
+        "mr",
+        "mrs",
+        "ms",
+        "dr",
+        "prof",
+        "sr",
+        "jr",
+        "st",
+        "gen",
+        "col",
+        "capt",
+        "lt",
+        "sgt",
+        "maj",
+        "rev",
+        "hon",
+        "gov",
+        "sen",
+        "rep",
+        "pres",
+        "fr",
+        "mt",
+        "ft",
+        "vs",
+        "e.g",
+        "i.e",
+        "cf",
+        "viz",
+        "vol",
+        "vols",
+        "fig",
+        "figs",
+        "approx",
+        "ca",
+        "c",
+        "inc",
+        "ltd",
+        "co",
+        "corp",
+        "dept",
+        "est",
+        "ed",
+        "eds",
+        "op",
+        "pp",
+        "p",
+        "no",
+        "nos",
+        "jan",
+        "feb",
+        "mar",
+        "apr",
+        "jun",
+        "jul",
+        "aug",
+        "sep",
+        "sept",
+        "oct",
+        "nov",
+        "dec",
+        "al",
+        "b",
+        "d",
+        "r",
+        "fl",
+    ]
 )
 
 

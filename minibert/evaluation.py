@@ -42,7 +42,9 @@ def evaluate(
     """
     predictor = load(folder, device, precision)
     if predictor.task is None:
-        raise InputError(f"{folder} has no run.json that names its task; fine-tune it with minibert")
+        raise InputError(
+            f"{folder} has no run.json that names its task; fine-tune it with minibert"
+        )
     task = find_task(predictor.task)
     if tuple(predictor.labels) != task.labels:
         raise InputError(f"{folder} has the classes {predictor.labels}, the data {task.labels}")

@@ -179,7 +179,7 @@ class ExampleBuilder:
         label: int | None,
     ) -> Example:
         """Adds [CLS] and [SEP], chooses tokens, and puts in 80 % [MASK], 10 % random, 10 % same."""
-        cls, sep = [self.tokenizer.cls_id], [self.tokenizer.sep_id]
+        cls, sep = np.array([[self.tokenizer.cls_id], [self.tokenizer.sep_id]])
         parts = [cls, first, sep] if second is None else [cls, first, sep, second, sep]
         ids = np.concatenate(parts).astype(np.int64)
         wanted = max(1, round(len(ids) * self.options.mask_prob))

@@ -1,6 +1,6 @@
 """Stage one: raw text -> a pretrained model folder.
 
-    files -> vocabulary -> token store -> pairs and masks -> BERT (MLM + NSP) -> run folder
+files -> vocabulary -> token store -> pairs and masks -> BERT (MLM + NSP) -> run folder
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ _EVAL_DURING = 256  # held-out sequences scored while training
 _MIN_TOKENS, _EPOCHS, _MAX_TOKENS = 500_000, 10, 50_000_000  # see `default_steps`
 
 
-def pretraining_terms(model: nn.Module, batch: Batch) -> dict[str, Term]:
+def pretraining_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term]:
     """The terms of stage one on a batch: masked words, and pairs where the batch has labels.
 
     Args:
@@ -264,9 +265,7 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
         return _pretrain_in(folder, settings, started)
 
 
-def _pretrain_in(
-    folder: RunFolder | None, settings: PretrainSettings, started: float
-) -> RunResult:
+def _pretrain_in(folder: RunFolder | None, settings: PretrainSettings, started: float) -> RunResult:
     going_on = folder.check_may_start(settings.resume, settings.overwrite) if folder else False
     if folder and going_on and folder.results is not None:
         log_line("finished", f"{folder.path} holds a finished run; nothing to do")
@@ -351,4 +350,3 @@ def _budget(
     steps, rule = default_steps(store.counts.tokens, mean * settings.batch_size)
     log_line("budget", rule)
     return Budget(max_steps=steps)
-

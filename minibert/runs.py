@@ -45,7 +45,9 @@ def open_model_folder(name: str) -> Path:
     if path.is_dir():
         return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise InputError(f"--model {name} is not a folder; expected one with config.json, or a hub id")
+        raise InputError(
+            f"--model {name} is not a folder; expected one with config.json, or a hub id"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -102,9 +104,13 @@ def closing_table(results: dict[str, Any], folder: Path) -> None:
     for key, value in results.items():
         if isinstance(value, (dict, list)):
             continue
-        text = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(
-            value, int
-        ) else str(value)
+        text = (
+            f"{value:,.4f}"
+            if isinstance(value, float)
+            else f"{value:,}"
+            if isinstance(value, int)
+            else str(value)
+        )
         rows.append((key, clock(value) if key == "seconds" else text))
     width = max(len(key) for key, _ in rows)
     print("\n".join(f"{key:<{width}}  {text}" for key, text in rows))

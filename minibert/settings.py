@@ -29,6 +29,12 @@ def setting(default: Any, help: str, choices: tuple[str, ...] = (), optional: st
     return dataclasses.field(default=default, metadata=metadata)
 
 
+_POSITIVE = (
+    *("max_steps", "epochs", "max_minutes", "batch_size", "micro_batch_size"),
+    *("log_every", "eval_every", "save_every", "learning_rate", "max_grad_norm"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """What both stages share.
@@ -80,9 +86,7 @@ class RunSettings:
             if choices and value not in choices:
                 tail = did_you_mean(str(value), choices)
                 found.append(f"{flag(field.name)} {value!r} is unknown{tail}")
-        positive = ("max_steps", "epochs", "max_minutes", "batch_size", "micro_batch_size")
-        positive += ("log_every", "eval_every", "save_every", "learning_rate", "max_grad_norm")
-        for name in positive:
+        for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 found.append(f"{flag(name)} is {value}, must be above 0")
@@ -204,7 +208,9 @@ class PretrainSettings(RunSettings):
             found.append(f"--eval-examples is {self.eval_examples}, must be at least 1")
         reused = [n for n in ("model", "tokenizer") if getattr(self, n)]
         if reused and self.vocab_size:
-            found.append(f"--vocab-size has no use with {flag(reused[0])}, whose vocabulary is kept")
+            found.append(
+                f"--vocab-size has no use with {flag(reused[0])}, whose vocabulary is kept"
+            )
         if len(reused) == 2:
             found.append("--tokenizer has no use with --model, whose vocabulary is kept")
         return found
@@ -221,9 +227,7 @@ class FinetuneSettings(RunSettings):
         False, "keep the model's config and tokenizer, redraw all weights"
     )
     max_seq_length: int = setting(256, "tokens per sequence, special tokens included")
-    truncation: str = setting(
-        "head", "what is kept of a long text", choices=("head", "head+tail")
-    )
+    truncation: str = setting("head", "what is kept of a long text", choices=("head", "head+tail"))
     learning_rate: float = setting(2e-4, "peak rate of AdamW")
     dev_fraction: float = setting(0.1, "share of train that is cut off as dev split")
     limit: int | None = setting(None, "use this many training examples, drawn class by class")

@@ -351,4 +351,3 @@ def corpus_vocabulary(
     tokenizer.save(folder)
     print(f"vocabulary: {vocab_size:,} pieces, written to {folder}", file=sys.stderr)
     return tokenizer
-

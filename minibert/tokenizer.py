@@ -72,9 +72,7 @@ class WordPiece:
     def special_ids(self) -> list[int]:
         """Ids of [PAD] [UNK] [CLS] [SEP] [MASK] and of any [unusedN]."""
         vocab = self.backend.get_vocab()
-        return sorted(
-            i for t, i in vocab.items() if t in SPECIAL_TOKENS or t.startswith("[unused")
-        )
+        return sorted(i for t, i in vocab.items() if t in SPECIAL_TOKENS or t.startswith("[unused"))
 
     @property
     def fingerprint(self) -> str:
@@ -92,9 +90,7 @@ class WordPiece:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "tokenizer.json", lambda p: self.backend.save(str(p)))
         vocabulary = "".join(f"{token}\n" for token in self.tokens)
-        write_atomically(
-            folder / "vocab.txt", lambda p: p.write_text(vocabulary, encoding="utf-8")
-        )
+        write_atomically(folder / "vocab.txt", lambda p: p.write_text(vocabulary, encoding="utf-8"))
         names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
         settings: dict[str, Any] = {
             "tokenizer_class": "BertTokenizer",

@@ -1,6 +1,6 @@
 """The training loop, one for both stages; it knows no model and no task.
 
-    step data -> forward -> sums of losses / their counts over the step -> backward -> clip -> update
+    step data -> forward -> summed losses / their counts over the step -> backward -> clip -> update
 
 What it needs is handed in: `StepData` batches, an objective that turns a batch into `Term`s, an
 optimiser, a budget. All state that a step depends on is in `LoopState`, the model, the optimiser
@@ -39,11 +39,11 @@ class Term(NamedTuple):
     """One part of a loss over a batch: its sum, how many labels, and how many were hit."""
 
     loss_sum: Tensor
-    count: Tensor
-    correct: Tensor
+    num_labels: Tensor
+    num_hits: Tensor
 
 
-Objective = Callable[[nn.Module, Batch], dict[str, Term]]
+Objective = Callable[[Callable[..., Any], Batch], dict[str, Term]]
 
 
 class StepData(NamedTuple):
@@ -124,7 +124,7 @@ class Loop:
         runtime: Runtime,
         folder: RunFolder | None,
         evaluate: Callable[[], dict[str, float]],
-        forward: nn.Module | None = None,
+        forward: Callable[..., Any] | None = None,
     ) -> None:
         """Takes everything the loop needs.
 
@@ -168,9 +168,7 @@ class Loop:
             "data": self.data.state(),
             "metrics_bytes": self.folder.metrics_bytes(),
         }
-        save_checkpoint(
-            self.folder.checkpoints, self.state.step, self.model, self.optimizer, state
-        )
+        save_checkpoint(self.folder.checkpoints, self.state.step, self.model, self.optimizer, state)
         self._last_save = time.perf_counter()
 
     def _seconds(self) -> float:
@@ -216,12 +214,15 @@ class Loop:
             placed = {k: v.to(self.runtime.device, non_blocking=True) for k, v in batch.items()}
             with self.runtime.autocast():
                 terms = self.objective(self.forward, placed)
-            # Each term's mean is over the whole step: its sum here / its count in all micro-batches.
+            # The mean is taken here, over the whole step: sum of this part / count of all parts.
             total = sum(term.loss_sum / step.counts[name] for name, term in terms.items())
             assert isinstance(total, Tensor)
             total.backward()
             for name, term in terms.items():
-                for key, value in ((f"{name}_loss", term.loss_sum), (f"{name}_hits", term.correct)):
+                for key, value in (
+                    (f"{name}_loss", term.loss_sum),
+                    (f"{name}_hits", term.num_hits),
+                ):
                     value = value.detach().double()
                     sums[key] = sums[key] + value if key in sums else value
         return {key: float(value) for key, value in sums.items()}

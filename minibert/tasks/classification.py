@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -171,9 +171,7 @@ def _imdb_files(path: Path) -> Iterator[tuple[str, bytes]]:
         raise InputError(f"{path} is neither a folder nor a whole tar archive: {error}") from None
 
 
-IMDB = ClassificationTask(
-    "imdb", _IMDB_CLASSES, ("data/downloads/aclImdb",), "imdb", read_imdb
-)
+IMDB = ClassificationTask("imdb", _IMDB_CLASSES, ("data/downloads/aclImdb",), "imdb", read_imdb)
 
 
 # --- splits ---------------------------------------------------------------------------------------
@@ -330,7 +328,7 @@ class ClassificationData:
 # --- loss, prediction, figures --------------------------------------------------------------------
 
 
-def classification_terms(model: nn.Module, batch: Batch) -> dict[str, Term]:
+def classification_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term]:
     """The one loss term of the task on a batch with input_ids, attention_mask and labels."""
     out = model(batch["input_ids"], attention_mask=batch["attention_mask"])
     hits = (out.logits.argmax(-1) == batch["labels"]).sum()
