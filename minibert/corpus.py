@@ -23,7 +23,7 @@ from minibert.errors import InputError
 
 READER_VERSION = 1  # part of every cache key: raise it when the same file gives other sentences
 _BLOCK = 1 << 20  # bytes read at a time, and characters of a document handed on at a time
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"PK\x03\x04": "zip"}
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -87,8 +87,7 @@ def _kind(path: Path) -> str | None:
 
 
 def _open(path: Path) -> IO[bytes]:
-    opener: Callable[..., Any] = _OPENERS.get(path.suffix.lower(), open)
-    handle: IO[bytes] = opener(path, "rb")
+    handle: IO[bytes] = _OPENERS.get(path.suffix.lower(), open)(path, "rb")
     return handle
 
 
@@ -239,73 +238,9 @@ def _json_documents(path: Path, options: ReaderOptions) -> Iterator[Piece]:
 # A stop, closing quotes or brackets, and white space; or a Chinese stop, which needs no space.
 _STOP = re.compile(r"""[.!?…]+["'”’»)\]]*\s+|[。！？]+[”’」』）]*\s*""")
 _ABBREVIATIONS = frozenset(
-    [
-        "mr",
-        "mrs",
-        "ms",
-        "dr",
-        "prof",
-        "sr",
-        "jr",
-        "st",
-        "gen",
-        "col",
-        "capt",
-        "lt",
-        "sgt",
-        "maj",
-        "rev",
-        "hon",
-        "gov",
-        "sen",
-        "rep",
-        "pres",
-        "fr",
-        "mt",
-        "ft",
-        "vs",
-        "e.g",
-        "i.e",
-        "cf",
-        "viz",
-        "vol",
-        "vols",
-        "fig",
-        "figs",
-        "approx",
-        "ca",
-        "c",
-        "inc",
-        "ltd",
-        "co",
-        "corp",
-        "dept",
-        "est",
-        "ed",
-        "eds",
-        "op",
-        "pp",
-        "p",
-        "no",
-        "nos",
-        "jan",
-        "feb",
-        "mar",
-        "apr",
-        "jun",
-        "jul",
-        "aug",
-        "sep",
-        "sept",
-        "oct",
-        "nov",
-        "dec",
-        "al",
-        "b",
-        "d",
-        "r",
-        "fl",
-    ]
+    "mr mrs ms dr prof sr jr st gen col capt lt sgt maj rev hon gov sen rep pres fr mt ft vs "
+    "e.g i.e cf viz vol vols fig figs approx ca c inc ltd co corp dept est ed eds op pp p no nos "
+    "jan feb mar apr jun jul aug sep sept oct nov dec al b d r fl".split()
 )
 
 
