@@ -231,7 +231,8 @@ def _ask(url: str, offset: int) -> _Answer:
         if error.code == 416 and offset:
             return error
         error.close()
-        answer = f"the server answers {error.code} {error.reason}"
+        # One line: urllib's own words on a circle of redirects are three.
+        answer = " ".join(f"the server answers {error.code} {error.reason}".split())
         if error.code in (408, 429) or error.code >= 500:  # busy or broken for the moment
             raise _Cut(answer) from None
         raise RuntimeError(f"{url}: {answer}") from None
