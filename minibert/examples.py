@@ -384,19 +384,24 @@ def collate(examples: list[Example], max_predictions: int) -> dict[str, Tensor]:
     return out
 
 
-def unigram_entropy(builder: ExampleBuilder, examples: list[Example]) -> float:
-    """Cross-entropy in nats of the add-one unigram of the training tokens on masked tokens.
-
-    The line that a model must get under to have learnt anything from context.
+def unigram_log_prob(held_out: ExampleBuilder) -> np.ndarray:
+    """Log-probability in nats of each token id, (V,), by the add-one unigram of the training text.
 
     Args:
-        builder: of the held-out documents; their tokens are taken out of the store's counts.
-        examples: whose `mlm_labels` are scored.
+        held_out: of the held-out documents; their tokens are taken out of the store's counts.
     """
-    counts = builder.store.token_counts.astype(np.float64)
-    for position in range(len(builder.documents)):
-        offsets = builder.documents.offsets(position)
-        held_out = builder.store.tokens[offsets[0] : offsets[-1]]
-        counts -= np.bincount(held_out, minlength=len(counts))
-    log_prob = np.log(counts + 1) - np.log(counts.sum() + len(counts))
-    return float(-np.mean(log_prob[np.concatenate([e.mlm_labels for e in examples])]))
+    counts = held_out.store.token_counts.astype(np.float64)
+    for position in range(len(held_out.documents)):
+        offsets = held_out.documents.offsets(position)
+        tokens = held_out.store.tokens[offsets[0] : offsets[-1]]
+        counts -= np.bincount(tokens, minlength=len(counts))
+    return np.log(counts + 1) - np.log(counts.sum() + len(counts))
+
+
+def unigram_entropy(held_out: ExampleBuilder, examples: list[Example]) -> float:
+    """Cross-entropy in nats of `unigram_log_prob` on the examples' masked tokens.
+
+    The line that a model must get under to have learnt anything from context.
+    """
+    masked = np.concatenate([e.mlm_labels for e in examples])
+    return float(-unigram_log_prob(held_out)[masked].mean())

@@ -19,7 +19,9 @@ from minibert.optim import Budget, build_optimizer
 from minibert.run_folder import RunFolder
 from minibert.runs import (
     RunResult,
+    begun_run,
     closing_table,
+    finished_run,
     log_line,
     loop_settings,
     open_model_folder,
@@ -137,14 +139,18 @@ def _finetune_in(
     data_path: Path,
     started: float,
 ) -> RunResult:
-    going_on = folder.check_may_start(settings.resume, settings.overwrite) if folder else False
-    if folder and going_on and folder.results is not None:
-        log_line("finished", f"{folder.path} holds a finished run; nothing to do")
-        return RunResult(folder.path, folder.results)
-    runtime = start_runtime(settings.device, settings.precision, settings.deterministic)
+    begun = begun_run(folder, settings)
+    if begun is not None and folder is not None and folder.results is not None:
+        return finished_run(folder)
+    precision = begun["resolved"]["precision"] if begun else settings.precision
+    runtime = start_runtime(settings.device, precision, settings.deterministic)
     source = choose_model(settings)
     splits = task.read(data_path)
     log_line("found", "; ".join(splits.notes))
+    fingerprint = f"{splits.fingerprint}-{weights_digest(source)}"
+    record = run_record("finetune", settings, fingerprint, runtime)
+    if folder is not None and begun is not None:
+        folder.check_same(record)
     train, dev = cut_dev(splits.train, settings.dev_fraction)
     if settings.limit is not None:
         train = limit_examples(train, settings.limit)
@@ -160,19 +166,10 @@ def _finetune_in(
     data = ClassificationData(
         encoded(train), _labels(train), tokenizer.pad_id, settings.batch_size, micro, settings.seed
     )
-    budget = _budget(settings, data, started)
-    fingerprint = f"{splits.fingerprint}-{weights_digest(source)}"
-    record = run_record("finetune", settings, fingerprint, runtime)
-    record["resolved"] |= {
-        "start": str(source),
-        "data": str(data_path),
-        "micro_batch_size": micro,
-        "budget": dataclasses.asdict(budget),
-        "model": model.config.to_dict(),
-    }
-    if folder and going_on:
-        folder.check_same(record)
-        budget = Budget(**folder.read_run()["resolved"]["budget"])
+    if begun is not None:
+        budget = Budget(**begun["resolved"]["budget"])
+    else:
+        budget = _budget(settings, data, started)
     dev_encoded, dev_labels = encoded(dev), _labels(dev)
 
     def probabilities(rows: list[np.ndarray]) -> np.ndarray:
@@ -195,7 +192,14 @@ def _finetune_in(
     loop.announce(model)
     if folder is None:
         return RunResult(Path(), {})
-    if not going_on:
+    if begun is None:
+        record["resolved"] |= {
+            "start": str(source),
+            "data": str(data_path),
+            "micro_batch_size": micro,
+            "budget": dataclasses.asdict(budget),
+            "model": model.config.to_dict(),
+        }
         folder.clear()
         folder.write_run(record)
     state = fit(loop, resume=settings.resume != "no")

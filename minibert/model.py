@@ -9,7 +9,6 @@ V vocabulary, N layers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -189,18 +188,3 @@ def init_weights(module: nn.Module, config: BertConfig) -> None:
             if part.padding_idx is not None:
                 with torch.no_grad():
                     part.weight[part.padding_idx].zero_()
-
-
-@torch.no_grad()
-def sinusoidal_positions(model: BertModel) -> None:
-    """Gives the learned positions the sines of Vaswani et al. 2017, section 3.5, as first values.
-
-    Scaled to initializer_range. Neighbouring positions then begin alike, so that what attention
-    learns of one place serves the others.
-    """
-    weight = model.embeddings.position.weight  # (positions, D)
-    positions, width = weight.shape
-    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))  # (D/2,)
-    angles = torch.arange(positions)[:, None] * rates
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
-    weight.copy_(waves * (model.config.initializer_range * math.sqrt(2)))  # a sine's std is 1/sqrt2

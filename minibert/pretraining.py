@@ -28,16 +28,18 @@ from minibert.examples import (
     held_out_examples,
     split_documents,
     unigram_entropy,
+    unigram_log_prob,
 )
 from minibert.files import write_json
 from minibert.heads import BertForPreTraining
 from minibert.losses import masked_lm_loss, next_sentence_loss
-from minibert.model import sinusoidal_positions
 from minibert.optim import Budget, build_optimizer
 from minibert.run_folder import RunFolder
 from minibert.runs import (
     RunResult,
+    begun_run,
     closing_table,
+    finished_run,
     log_line,
     loop_settings,
     open_model_folder,
@@ -45,7 +47,7 @@ from minibert.runs import (
 )
 from minibert.runtime import Runtime, start_runtime
 from minibert.settings import PretrainSettings
-from minibert.store import TokenStore, corpus_vocabulary, open_store
+from minibert.store import TokenStore, corpus_vocabulary, data_fingerprint, open_store
 from minibert.tokenizer import WordPiece, default_vocab_size
 from minibert.train import Batch, Loop, StepData, Term, fit
 
@@ -167,17 +169,20 @@ class _Source:
     held_out: ExampleBuilder
 
 
-def _prepare_text(settings: PretrainSettings, tokenizer_folder: Path | None) -> _Source:
-    """Files -> vocabulary -> token store -> split, with what was found printed."""
-    options = corpus.ReaderOptions(
+def _reader_options(settings: PretrainSettings) -> corpus.ReaderOptions:
+    return corpus.ReaderOptions(
         settings.one_sentence_per_line,
         settings.document_per_file,
         settings.text_field,
         settings.encoding_errors,
     )
-    files = corpus.find_files(settings.corpus)
-    for path in files:
-        corpus.check_readable(path)
+
+
+def _prepare_text(
+    settings: PretrainSettings, files: list[Path], tokenizer_folder: Path | None
+) -> _Source:
+    """Files -> vocabulary -> token store -> split, with what was found printed."""
+    options = _reader_options(settings)
     cache = Path(settings.cache_dir) if settings.cache_dir else None
     if tokenizer_folder is not None:
         tokenizer = WordPiece.from_pretrained(tokenizer_folder)
@@ -203,13 +208,19 @@ def _prepare_text(settings: PretrainSettings, tokenizer_folder: Path | None) -> 
 
 
 def _build_model(
-    settings: PretrainSettings, tokenizer: WordPiece, start: Path | None
+    settings: PretrainSettings, source: _Source, start: Path | None
 ) -> BertForPreTraining:
     """A new network of the preset, or the one to go on from.
+
+    A new network's output bias begins at the log of how often each token occurs. From a bias of
+    zero the encoder is used to learn that first: a direction common to all tokens grows until the
+    layer norms drown what tells them apart, gradients in the encoder fall a thousandfold, and the
+    loss rests on the unigram's plateau (docs/LOG.md has the measurements).
 
     Raises:
         InputError: the sequence length is beyond the model's positions, or vocabularies differ.
     """
+    tokenizer = source.tokenizer
     if start is not None:
         config = BertConfig.from_pretrained(start)
     else:
@@ -236,8 +247,9 @@ def _build_model(
         log_line("model", f"{start}; {model.load_report}")
         return model
     model = BertForPreTraining(config)
-    if settings.position_init == "sinusoidal":
-        sinusoidal_positions(model.bert)
+    if settings.output_bias == "unigram":
+        log_prob = torch.from_numpy(unigram_log_prob(source.held_out)).float()
+        model.mlm.bias.data[: len(log_prob)] = log_prob
     return model
 
 
@@ -258,45 +270,45 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
     if isinstance(values.get("corpus"), (str, Path)):
         values["corpus"] = [str(values["corpus"])]
     settings = settings or PretrainSettings.from_dict(values, "pretrain")
-    corpus.find_files(settings.corpus)  # before anything is made: is there text at all?
+    files = corpus.find_files(settings.corpus)
+    for path in files:  # before anything is made
+        corpus.check_readable(path)
     if settings.dry_run:
-        return _pretrain_in(None, settings, started)
+        return _pretrain_in(None, settings, files, started)
     with RunFolder(settings.output or "runs/pretrain") as folder:
-        return _pretrain_in(folder, settings, started)
+        return _pretrain_in(folder, settings, files, started)
 
 
-def _pretrain_in(folder: RunFolder | None, settings: PretrainSettings, started: float) -> RunResult:
-    going_on = folder.check_may_start(settings.resume, settings.overwrite) if folder else False
-    if folder and going_on and folder.results is not None:
-        log_line("finished", f"{folder.path} holds a finished run; nothing to do")
-        return RunResult(folder.path, folder.results)
-    runtime = start_runtime(settings.device, settings.precision, settings.deterministic)
+def _pretrain_in(
+    folder: RunFolder | None, settings: PretrainSettings, files: list[Path], started: float
+) -> RunResult:
+    begun = begun_run(folder, settings)
+    if begun is not None and folder is not None and folder.results is not None:
+        return finished_run(folder)
+    precision = begun["resolved"]["precision"] if begun else settings.precision
+    runtime = start_runtime(settings.device, precision, settings.deterministic)
+    fingerprint = data_fingerprint(files, _reader_options(settings))
+    record = run_record("pretrain", settings, fingerprint, runtime)
+    if folder is not None and begun is not None:
+        folder.check_same(record)
     start = open_model_folder(settings.model) if settings.model else None
     reused = Path(settings.tokenizer) if settings.tokenizer else start
-    source = _prepare_text(settings, reused)
-    model = _build_model(settings, source.tokenizer, start).to(runtime.device)
+    source = _prepare_text(settings, files, folder.path if folder and begun else reused)
+    model = _build_model(settings, source, start).to(runtime.device)
     stream = ExampleStream(source.training, settings.seed)
     micro = settings.micro_batch_size or settings.batch_size
     data = PretrainingData(stream, settings.batch_size, micro)
     held_out = held_out_examples(source.held_out, settings.eval_examples)
-    budget = _budget(settings, stream, source.store, started)
-    record = run_record("pretrain", settings, source.store.data_fingerprint, runtime)
-    record["resolved"] |= {
-        "vocab_size": source.tokenizer.vocab_size,
-        "micro_batch_size": micro,
-        "budget": dataclasses.asdict(budget),
-        "model": model.config.to_dict(),
-    }
-    if folder and going_on:
-        folder.check_same(record)
-        record = folder.read_run()
-        budget = Budget(**record["resolved"]["budget"])
+    few = held_out[:: max(1, len(held_out) // _EVAL_DURING)]
+    if begun is not None:
+        budget = Budget(**begun["resolved"]["budget"])
+    else:
+        budget = _budget(settings, stream, source.store, started)
 
     def score(examples: list[Example]) -> dict[str, float]:
         slots = data.max_predictions
         return evaluate_pretraining(model, examples, slots, settings.batch_size, runtime)
 
-    few = held_out[:: max(1, len(held_out) // _EVAL_DURING)]
     loop = Loop(
         model,
         data,
@@ -311,7 +323,13 @@ def _pretrain_in(folder: RunFolder | None, settings: PretrainSettings, started: 
     loop.announce(model)
     if folder is None:
         return RunResult(Path(), {})
-    if not going_on:
+    if begun is None:
+        record["resolved"] |= {
+            "vocab_size": source.tokenizer.vocab_size,
+            "micro_batch_size": micro,
+            "budget": dataclasses.asdict(budget),
+            "model": model.config.to_dict(),
+        }
         folder.clear()
         source.tokenizer.save(folder.path)
         folder.write_run(record)
@@ -319,15 +337,16 @@ def _pretrain_in(folder: RunFolder | None, settings: PretrainSettings, started: 
     model.eval()
     figures: dict[str, Any] = score(held_out)
     figures["unigram_entropy"] = unigram_entropy(source.held_out, held_out)
-    figures |= {"steps": state.step, "epochs": stream.epochs_done, "tokens": state.tokens}
     model.save_pretrained(folder.path)
-    source.tokenizer.save(folder.path)
     results = {
         "task": "pretrain",
         "dataset": ", ".join(settings.corpus),
         "num_train": len(source.training.documents),
         "num_eval": len(held_out),
         **figures,
+        "steps": state.step,
+        "epochs": stream.epochs_done,
+        "tokens": state.tokens,
         "seconds": state.seconds,
     }
     write_json(folder.path / "results.json", results)

@@ -76,10 +76,11 @@ class RunFolder:
         trace: TracebackType | None,
     ) -> None:
         assert self._lock is not None
-        (self.path / ".lock").unlink(missing_ok=True)
-        self._lock.close()
-        if self._made and not any(self.path.iterdir()):
+        # The lock's file stays in a folder with content: two processes must see the same one.
+        if self._made and self.is_empty:
+            (self.path / ".lock").unlink()
             self.path.rmdir()
+        self._lock.close()
 
     @property
     def results(self) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from minibert.errors import InputError
 from minibert.optim import Budget
+from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime, versions
 from minibert.settings import RunSettings
 from minibert.train import LoopSettings, clock
@@ -33,6 +34,23 @@ class RunResult:
 def log_line(topic: str, text: str) -> None:
     """One line of the run's log, on standard error."""
     print(f"{topic}: {text}", file=sys.stderr, flush=True)
+
+
+def begun_run(folder: RunFolder | None, settings: RunSettings) -> dict[str, Any] | None:
+    """The run.json of a run that is to go on, None for one that begins.
+
+    Raises:
+        InputError: the folder may not be used so; see `RunFolder.check_may_start`.
+    """
+    if folder is None or not folder.check_may_start(settings.resume, settings.overwrite):
+        return None
+    return folder.read_run()
+
+
+def finished_run(folder: RunFolder) -> RunResult:
+    """The result of a run that had ended before, which is said."""
+    log_line("finished", f"{folder.path} holds a finished run; nothing to do")
+    return RunResult(folder.path, folder.results or {})
 
 
 def open_model_folder(name: str) -> Path:

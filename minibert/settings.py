@@ -191,8 +191,10 @@ class PretrainSettings(RunSettings):
     masking: str = setting(
         "token", "what is chosen together", choices=("token", "whole-word", "span")
     )
-    position_init: str = setting(
-        "normal", "first values of the learned positions", choices=("normal", "sinusoidal")
+    output_bias: str = setting(
+        "unigram",
+        "first values of the MLM output bias: log frequencies of the tokens, or zero",
+        choices=("unigram", "zero"),
     )
     eval_examples: int = setting(2048, "held-out sequences scored at the end, at most")
 
