@@ -133,7 +133,8 @@ class Loop:
             folder: where rows and checkpoints go; None keeps nothing (a dry run).
             forward: what is called instead of `model`, such as a compiled wrapper of it.
         """
-        self.model, self.forward = model, forward or model
+        self.model = model
+        self.forward = model if forward is None else forward
         self.data, self.objective, self.optimizer = data, objective, optimizer
         self.settings, self.runtime, self.folder = settings, runtime, folder
         self.evaluate = evaluate
