@@ -245,9 +245,11 @@ def _build_model(
     if start is not None:
         model = BertForPreTraining.from_pretrained(start, config)
         log_line("model", f"{start}; {model.load_report}")
-        return model
-    model = BertForPreTraining(config)
-    if settings.output_bias == "unigram":
+        has_bias = "mlm.bias" not in model.load_report.newly_initialised
+    else:
+        model = BertForPreTraining(config)
+        has_bias = False
+    if settings.output_bias == "unigram" and not has_bias:
         log_prob = torch.from_numpy(unigram_log_prob(source.held_out)).float()
         model.mlm.bias.data[: len(log_prob)] = log_prob
     return model
