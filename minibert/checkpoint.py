@@ -86,17 +86,20 @@ def load_last_checkpoint(
     return None
 
 
-def save_best(folder: Path, model: nn.Module) -> None:
-    """Keeps the best weights so far, beside the checkpoints."""
+def save_best(folder: Path, step: int, model: nn.Module) -> None:
+    """Keeps the best weights so far under their step, and those that older checkpoints name."""
     folder.mkdir(exist_ok=True)
     write_atomically(
-        folder / "best.safetensors", lambda path: save_tensors(model.state_dict(), path)
+        folder / f"best-{step:09d}.safetensors",
+        lambda path: save_tensors(model.state_dict(), path),
     )
+    for old in sorted(folder.glob("best-*.safetensors"))[: -_KEPT - 1]:
+        old.unlink()
 
 
-def load_best(folder: Path, model: nn.Module) -> None:
-    """Restores what `save_best` kept."""
-    model.load_state_dict(load_file(folder / "best.safetensors"))
+def load_best(folder: Path, step: int, model: nn.Module) -> None:
+    """Restores what `save_best` kept at a step."""
+    model.load_state_dict(load_file(folder / f"best-{step:09d}.safetensors"))
 
 
 def _checkpoints(folder: Path) -> list[Path]:

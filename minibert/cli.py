@@ -119,7 +119,11 @@ def _predict(values: dict[str, Any]) -> None:
         path = Path(values["input"])
         if not path.is_file():
             raise InputError(f"--input {path} is not a file; expected one text a line")
-        texts = [t for t in path.read_text(encoding="utf-8-sig").splitlines() if t.strip()]
+        try:
+            content = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"--input {path}: byte {error.start} is not UTF-8") from None
+        texts = [t for t in content.splitlines() if t.strip()]
     elif texts == ["-"]:
         texts = [t for t in sys.stdin.read().splitlines() if t.strip()]
     if not texts:
@@ -223,6 +227,8 @@ def main(argv: list[str] | None = None) -> int:
         if message:
             print(f"minibert: {message}", file=sys.stderr)
         return status
+    except SystemExit as stop:  # --help and --version
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         print("minibert: stopped by Ctrl-C", file=sys.stderr)
         return 130
@@ -245,6 +251,8 @@ def _run(argv: list[str]) -> int:
         return 0
     if command in ("predict", "evaluate", "download"):
         values.pop("debug", None)
+    if values.get("batch_size", 1) < 1:
+        raise InputError(f"--batch-size is {values['batch_size']}, must be above 0")
     _COMMANDS[command](values)
     return 0
 
@@ -262,7 +270,7 @@ def _explain(error: Exception) -> tuple[int, str]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, ""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = f"no space left on the disk ({error.filename})"
+        where = "no space left on the disk" + (f" ({error.filename})" if error.filename else "")
         return 1, f"{where}; the last checkpoint is whole: free some space, then --resume"
     if isinstance(error, MissingExtraError):
         return 1, text

@@ -52,7 +52,9 @@ class BertConfig:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        faults = []
+        faults = self._type_faults()
+        if faults:  # the comparisons below need numbers
+            raise InputError("; ".join(faults))
         for name in (
             "vocab_size",
             "hidden_size",
@@ -74,6 +76,10 @@ class BertConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 faults.append(f"{name} is {value}, must be in [0, 1)")
+        if self.initializer_range < 0:
+            faults.append(f"initializer_range is {self.initializer_range}, must be 0 or more")
+        if not self.pad_token_id < self.vocab_size:
+            faults.append(f"pad_token_id is {self.pad_token_id}, vocab_size is {self.vocab_size}")
         if self.hidden_act not in _ACTIVATIONS:
             faults.append(f"hidden_act is {self.hidden_act!r}, known are {', '.join(_ACTIVATIONS)}")
         for key, (bad, why) in _REFUSED.items():
@@ -84,6 +90,15 @@ class BertConfig:
             faults.append(f"position_embedding_type is {kind!r}, only 'absolute' is built here")
         if faults:
             raise InputError("; ".join(faults))
+
+    def _type_faults(self) -> list[str]:
+        """Fields that JSON gave as something else than the numbers they must be."""
+        kinds = {"int": (int,), "float": (int, float), "float | None": (int, float, type(None))}
+        return [
+            f"{f.name} is {getattr(self, f.name)!r}, must be a number ({f.type})"
+            for f in fields(self)
+            if f.type in kinds and not isinstance(getattr(self, f.name), kinds[str(f.type)])
+        ]
 
     @property
     def num_labels(self) -> int:
@@ -123,11 +138,17 @@ class BertConfig:
             k: v for k, v in published.items() if k not in known | {"model_type", "label2id"}
         }
         values["architectures"] = tuple(values.get("architectures") or ())
-        if values.get("id2label"):
-            values["id2label"] = {int(i): str(s) for i, s in values["id2label"].items()}
-        elif "num_labels" in values["extra"]:
-            count = int(values["extra"].pop("num_labels"))
-            values["id2label"] = {i: f"LABEL_{i}" for i in range(count)}
+        count = values["extra"].pop("num_labels", None)  # would outlive a change of id2label
+        try:
+            if values.get("id2label"):
+                values["id2label"] = {int(i): str(s) for i, s in values["id2label"].items()}
+            elif count is not None:
+                values["id2label"] = {i: f"LABEL_{i}" for i in range(int(count))}
+        except (AttributeError, TypeError, ValueError):
+            raise InputError(
+                f"id2label {values.get('id2label')!r} or num_labels {count!r} does not name "
+                'classes; expected {"0": "name", ...}'
+            ) from None
         return cls(**values)
 
     @classmethod

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,9 +122,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise InputError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # torch and pickle raise a dozen kinds for a damaged file
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} cannot be opened as plain weights ({first})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds {type(content).__name__}, expected tensors by name")
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
@@ -165,12 +166,27 @@ def to_ours(tensors: Mapping[str, Tensor], num_layers: int) -> tuple[dict[str, T
     for name, parts in name_table(num_layers).items():
         if all(part in published for part in parts):
             found = [published.pop(part) for part in parts]
-            ours[name] = torch.cat(found) if len(found) > 1 else found[0]
+            ours[name] = found[0] if len(found) == 1 else _stack(parts, found)
     # An MLM bias may be stored only as the decoder's.
     if "mlm.bias" not in ours and "cls.predictions.decoder.bias" in published:
         ours["mlm.bias"] = published["cls.predictions.decoder.bias"]
     left = [n for n in published if not n.removeprefix("bert.").startswith(_REDUNDANT)]
+    decoder, words = "cls.predictions.decoder.weight", ours.get("bert.embeddings.word.weight")
+    if decoder in published and words is not None and not published[decoder].equal(words):
+        left.append(decoder)  # not tied there; here it always is
     return ours, left
+
+
+def _stack(names: list[str], parts: list[Tensor]) -> Tensor:
+    """Query, key and value below each other.
+
+    Raises:
+        InputError: they differ in shape; each is named.
+    """
+    if len({part.shape for part in parts}) > 1 or not parts[0].ndim:
+        shapes = ", ".join(f"{n} {tuple(p.shape)}" for n, p in zip(names, parts, strict=True))
+        raise InputError(f"tensors that belong together differ in shape: {shapes}")
+    return torch.cat(parts)
 
 
 def to_published(ours: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
@@ -219,7 +235,8 @@ class PretrainedMixin:
         """Writes `config.json` and `model.safetensors`, each whole or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = replace(self.config, architectures=(type(self).__name__,))
+        extra = {k: v for k, v in self.config.extra.items() if k not in ("dtype", "torch_dtype")}
+        config = replace(self.config, architectures=(type(self).__name__,), extra=extra)
         tensors = published_tensors(self)  # type: ignore[arg-type]
         write_atomically(folder / "model.safetensors", lambda p: save_tensors(tensors, p))
         write_json(folder / "config.json", config.to_dict())
@@ -245,12 +262,18 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         InputError: a tensor of another shape than the config says (both named), or nothing fits.
     """
     prefix = _prefix(model)
-    found, left = to_ours(tensors, model.config.num_hidden_layers)  # type: ignore
+    config: BertConfig = model.config  # type: ignore[assignment]
+    layers = config.num_hidden_layers
+    try:
+        found, left = to_ours(tensors, layers)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    table = name_table(layers)
     state = {prefix + name: value for name, value in model.state_dict().items()}
     usable = {}
     for name, value in found.items():
         if name not in state:
-            left.append(name)
+            left += table[name]
         elif value.shape != state[name].shape:
             raise InputError(
                 f"{source}: {name} has shape {tuple(value.shape)}, but config.json asks for "

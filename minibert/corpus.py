@@ -8,12 +8,14 @@ nor a document has to fit into memory. `store.py` turns them into token ids once
 from __future__ import annotations
 
 import bz2
+import codecs
 import glob
 import gzip
 import hashlib
 import json
 import lzma
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ READER_VERSION = 1  # part of every cache key: raise it when the same file gives
 _BLOCK = 1 << 20  # bytes read at a time, and characters of a document handed on at a time
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"PK\x03\x04": "zip"}
+_DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error)
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -57,7 +60,7 @@ def find_files(corpus: list[str]) -> list[Path]:
     Raises:
         InputError: nothing there, or a folder without `.txt` or `.jsonl` files.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for pattern in corpus:
         path = Path(pattern)
         if path.is_file():
@@ -73,8 +76,9 @@ def find_files(corpus: list[str]) -> list[Path]:
             matches = [m for m in matches if m.is_file()]
             if not matches:
                 raise InputError(f"--corpus {pattern} does not exist; expected a file or folder")
-        found |= dict.fromkeys(matches)
-    return list(found)
+        for match in matches:
+            found.setdefault(match.resolve(), match)
+    return list(found.values())
 
 
 def _kind(path: Path) -> str | None:
@@ -123,7 +127,7 @@ def check_readable(path: Path) -> None:
     try:
         with _open(path) as handle:
             head = handle.read(1 << 16)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except _DAMAGE as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not head.strip():
         raise InputError(f"{path} is empty; expected text")
@@ -140,52 +144,44 @@ def check_readable(path: Path) -> None:
 
 def _lines(path: Path, errors: str, longest: int | None) -> Iterator[str]:
     """Decoded lines without their ends; lines over `longest` characters come in parts."""
-    rest, pending, offset = "", b"", 0
+    rest, offset = "", 0
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    begun = cut_before = False
     with _open(path) as handle:
         while True:
             try:
                 fresh = handle.read(_BLOCK)
-            except (EOFError, lzma.LZMAError, OSError) as error:
+            except _DAMAGE as error:
                 raise InputError(f"{path} is damaged: {error}") from None
-            block = pending + fresh
-            text, pending = _decode(block, path, offset, errors, last=not fresh)
-            if offset == 0:
-                text = text.removeprefix("\ufeff")
-            offset += len(block) - len(pending)
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(fresh, final=not fresh)
+            except UnicodeDecodeError as error:
+                at = offset - pending + error.start
+                raise InputError(
+                    f"{path}: byte {at} is not UTF-8 (0x{error.object[error.start]:02x}); "
+                    f"convert the file or use --encoding-errors replace"
+                ) from None
+            if text and not begun:
+                begun, text = True, text.removeprefix("\ufeff")
+            offset += len(fresh)
             *whole, rest = (rest + text).split("\n")
             for line in whole:
-                yield line.removesuffix("\r")
+                if not cut_before or line.strip():
+                    yield line.removesuffix("\r")
+                cut_before = False
             while longest is not None and len(rest) > longest:
                 # A space to cut at is sought in the window; a line without one is cut anyway.
                 cut = rest.rfind(" ", 1, longest)
                 cut = cut if cut > 0 else longest
-                yield rest[:cut]
+                if rest[:cut].strip():  # a blank part must not end the document
+                    yield rest[:cut]
+                    cut_before = True
                 rest = rest[cut:]
             if not fresh:
                 if rest:
                     yield rest.removesuffix("\r")
                 return
-
-
-def _decode(block: bytes, path: Path, offset: int, errors: str, last: bool) -> tuple[str, bytes]:
-    """UTF-8 text of a block, and the bytes of a character that its end has cut in two."""
-    try:
-        return block.decode(), b""
-    except UnicodeDecodeError as error:
-        if not last and error.reason == "unexpected end of data":
-            return block[: error.start].decode(), block[error.start :]
-        if errors == "strict":
-            raise InputError(
-                f"{path}: byte {offset + error.start} is not UTF-8 (0x{block[error.start]:02x}); "
-                f"convert the file or use --encoding-errors replace"
-            ) from None
-    # Only a cut character at the very end may be left for the next block.
-    keep = len(block)
-    if not last:
-        while keep > len(block) - 4 and keep > 0 and block[keep - 1] & 0xC0 == 0x80:
-            keep -= 1
-        keep -= keep > 0 and block[keep - 1] >= 0xC0
-    return block[:keep].decode(errors="replace"), block[keep:]
 
 
 def read_pieces(path: Path, options: ReaderOptions) -> Iterator[Piece]:
@@ -221,7 +217,7 @@ def _json_documents(path: Path, options: ReaderOptions) -> Iterator[Piece]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number} is not JSON: {error}") from None
         text = record.get(options.text_field) if isinstance(record, dict) else None
         if not isinstance(text, str):
@@ -230,13 +226,14 @@ def _json_documents(path: Path, options: ReaderOptions) -> Iterator[Piece]:
                 f"{path}, line {number} has no text under {options.text_field!r} (it has: {keys}); "
                 f"name the field with --text-field"
             )
+        text = text.encode(errors="replace").decode()  # halves of surrogate pairs
         yield Piece([part for part in text.splitlines() if part.strip()], True)
 
 
 # --- sentences ---------------------------------------------------------------------------------
 
 # A stop, closing quotes or brackets, and white space; or a Chinese stop, which needs no space.
-_STOP = re.compile(r"""[.!?…]+["'”’»)\]]*\s+|[。！？]+[”’」』）]*\s*""")
+_STOP = re.compile(r"""(?<![.!?…])[.!?…]++["'”’»)\]]*+\s+|[。！？]+[”’」』）]*\s*""")
 _ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof sr jr st gen col capt lt sgt maj rev hon gov sen rep pres fr mt ft vs "
     "e.g i.e cf viz vol vols fig figs approx ca c inc ltd co corp dept est ed eds op pp p no nos "

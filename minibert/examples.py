@@ -207,7 +207,10 @@ class ExampleBuilder:
             length = 1
             if self.options.masking == "span":
                 length = min(int(rng.geometric(_SPAN_STOP)), _LONGEST_SPAN)
-            for word in words[start : start + length]:
+            span = words[start : start + length]
+            for i, word in enumerate(span):
+                if i and word[0] != span[i - 1][-1] + 1:
+                    break  # a special token stands between: the segment ends here
                 # A word that would overshoot is left to a shorter one; one always fits in.
                 if not chosen or len(chosen.union(word)) <= count:
                     chosen.update(word[:count].tolist())
@@ -302,8 +305,14 @@ class ExampleStream:
     @property
     def epochs_done(self) -> float:
         """How often the corpus has been gone through, as a fraction of documents."""
-        within = self.offset / len(self._examples) if self._examples else 0.0
-        return self.epoch + (self.block + within) / self.num_blocks
+        start, stop = self._span()
+        within = self.offset / len(self.current_block()) if self.offset else 0.0
+        return self.epoch + (start + within * (stop - start)) / len(self.builder.documents)
+
+    def _span(self) -> tuple[int, int]:
+        """First and last + 1 place of the block's documents in the epoch's order."""
+        start = self.block * _BLOCK_DOCUMENTS
+        return start, min(start + _BLOCK_DOCUMENTS, len(self.builder.documents))
 
     def state(self) -> dict[str, int]:
         """The position; `seek` returns to it."""
@@ -318,8 +327,7 @@ class ExampleStream:
         """The shuffled examples of the block the position is in."""
         if self._examples is None:
             order = Permutation(len(self.builder.documents), self.seed, self.epoch)
-            start = self.block * _BLOCK_DOCUMENTS
-            stop = min(start + _BLOCK_DOCUMENTS, len(self.builder.documents))
+            start, stop = self._span()
             examples = [
                 example
                 for i in range(start, stop)
@@ -332,6 +340,7 @@ class ExampleStream:
     def take(self, count: int) -> list[Example]:
         """The next `count` examples."""
         taken: list[Example] = []
+        epoch = self.epoch
         while len(taken) < count:
             block = self.current_block()
             part = block[self.offset : self.offset + count - len(taken)]
@@ -340,6 +349,8 @@ class ExampleStream:
             if self.offset >= len(block):
                 self.block, self.offset, self._examples = self.block + 1, 0, None
                 if self.block == self.num_blocks:
+                    if self.epoch > epoch and not taken:
+                        raise InputError("the corpus gives no example; see --nsp")
                     self.epoch, self.block = self.epoch + 1, 0
         return taken
 

@@ -19,7 +19,7 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path} does not exist ({hint})") from None
     except NotADirectoryError:
         raise InputError(f"{path.parent} is not a folder ({hint})") from None

@@ -205,6 +205,9 @@ def _finetune_in(
     state = fit(loop, resume=settings.resume != "no")
     model.eval()
     test = probabilities(encoded(splits.test))
+    write_jsonl(folder.path / "predictions.jsonl", prediction_rows(task, splits.test, test))
+    model.save_pretrained(folder.path)
+    tokenizer.save(folder.path)
     results = _results(task, splits, train, test)
     results |= {
         "dev_accuracy": state.best,
@@ -212,9 +215,6 @@ def _finetune_in(
         "steps": state.step,
         "seconds": state.seconds,
     }
-    write_jsonl(folder.path / "predictions.jsonl", prediction_rows(task, splits.test, test))
-    model.save_pretrained(folder.path)
-    tokenizer.save(folder.path)
     write_json(folder.path / "results.json", results)
     closing_table(results, folder.path)
     print(confusion_text(task, results["confusion_matrix"]), flush=True)

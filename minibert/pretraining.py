@@ -32,6 +32,7 @@ from minibert.examples import (
 )
 from minibert.files import write_json
 from minibert.heads import BertForPreTraining
+from minibert.initialisation import neighbour_attention, unigram_bias
 from minibert.losses import masked_lm_loss, next_sentence_loss
 from minibert.optim import Budget, build_optimizer
 from minibert.run_folder import RunFolder
@@ -212,11 +213,6 @@ def _build_model(
 ) -> BertForPreTraining:
     """A new network of the preset, or the one to go on from.
 
-    A new network's output bias begins at the log of how often each token occurs. From a bias of
-    zero the encoder is used to learn that first: a direction common to all tokens grows until the
-    layer norms drown what tells them apart, gradients in the encoder fall a thousandfold, and the
-    loss rests on the unigram's plateau (docs/LOG.md has the measurements).
-
     Raises:
         InputError: the sequence length is beyond the model's positions, or vocabularies differ.
     """
@@ -245,13 +241,14 @@ def _build_model(
     if start is not None:
         model = BertForPreTraining.from_pretrained(start, config)
         log_line("model", f"{start}; {model.load_report}")
-        has_bias = "mlm.bias" not in model.load_report.newly_initialised
+        new_bias = "mlm.bias" in model.load_report.newly_initialised
     else:
         model = BertForPreTraining(config)
-        has_bias = False
-    if settings.output_bias == "unigram" and not has_bias:
-        log_prob = torch.from_numpy(unigram_log_prob(source.held_out)).float()
-        model.mlm.bias.data[: len(log_prob)] = log_prob
+        new_bias = True
+        if settings.init == "neighbours":
+            neighbour_attention(model)
+    if settings.init == "neighbours" and new_bias:
+        unigram_bias(model, torch.from_numpy(unigram_log_prob(source.held_out)))
     return model
 
 
@@ -367,7 +364,8 @@ def _budget(
     if settings.max_steps or settings.epochs:
         return Budget(max_steps=settings.max_steps, epochs=settings.epochs)
     examples = stream.current_block()
-    mean = sum(len(e.input_ids) for e in examples) / len(examples)
+    mean = sum(len(e.input_ids) for e in examples) / max(1, len(examples))
+    mean = mean or settings.max_seq_length  # a block without examples; `take` says what is wrong
     steps, rule = default_steps(store.counts.tokens, mean * settings.batch_size)
     log_line("budget", rule)
     return Budget(max_steps=steps)

@@ -17,7 +17,6 @@ from minibert.files import read_json, write_json
 # What a run writes, and so what --overwrite removes; anything else in the folder is left alone.
 _OURS = (
     "results.json",  # first: without it the run no longer counts as finished
-    "run.json",
     "config.json",
     "model.safetensors",
     "tokenizer.json",
@@ -26,6 +25,7 @@ _OURS = (
     "metrics.jsonl",
     "predictions.jsonl",
     "checkpoints",
+    "run.json",  # last: until then the folder is known as a run's
 )
 # Settings that may differ between a run and its resumption: none changes what is computed.
 _MAY_DIFFER = frozenset(
@@ -52,7 +52,11 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--output {self.path} is a file; name a folder")
         self._made = not self.path.exists()
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._parents = [p for p in self.path.parents if not p.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except NotADirectoryError:
+            raise InputError(f"--output {self.path} lies below a file; name a folder") from None
         lock = (self.path / ".lock").open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,6 +84,10 @@ class RunFolder:
         if self._made and self.is_empty:
             (self.path / ".lock").unlink()
             self.path.rmdir()
+            for parent in self._parents:
+                if any(parent.iterdir()):
+                    break
+                parent.rmdir()
         self._lock.close()
 
     @property
@@ -167,7 +175,7 @@ class RunFolder:
 
     def cut_metrics(self, length: int) -> None:
         """Drops the rows beyond a checkpoint, and a row that was cut by a kill."""
-        if self.metrics.exists():
+        if self.metrics_bytes() > length:
             os.truncate(self.metrics, length)
 
 

@@ -88,7 +88,7 @@ class RunSettings:
                 found.append(f"{flag(field.name)} {value!r} is unknown{tail}")
         for name in _POSITIVE:
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < float("inf"):
                 found.append(f"{flag(name)} is {value}, must be above 0")
         if self.max_seq_length < 8:
             found.append(f"--max-seq-length is {self.max_seq_length}, must be at least 8")
@@ -96,10 +96,10 @@ class RunSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 found.append(f"{flag(name)} is {value}, must be in [0, 1)")
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < float("inf"):
             found.append(f"--weight-decay is {self.weight_decay}, must be 0 or more")
-        if self.seed < 0:
-            found.append(f"--seed is {self.seed}, must be 0 or more")
+        if not 0 <= self.seed < 1 << 32:
+            found.append(f"--seed is {self.seed}, must be 0 to {(1 << 32) - 1}")
         budgets = [n for n in ("max_steps", "epochs", "max_minutes") if getattr(self, n)]
         if len(budgets) > 1:
             found.append(f"{' and '.join(map(flag, budgets))} are both budgets; give one")
@@ -191,10 +191,10 @@ class PretrainSettings(RunSettings):
     masking: str = setting(
         "token", "what is chosen together", choices=("token", "whole-word", "span")
     )
-    output_bias: str = setting(
-        "unigram",
-        "first values of the MLM output bias: log frequencies of the tokens, or zero",
-        choices=("unigram", "zero"),
+    init: str = setting(
+        "neighbours",
+        "first weights: the reference's random ones, or with heads that look at the next words",
+        choices=("neighbours", "reference"),
     )
     eval_examples: int = setting(2048, "held-out sequences scored at the end, at most")
 

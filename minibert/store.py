@@ -213,6 +213,13 @@ def cache_key(files: list[Path], options: ReaderOptions, *more: Any) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def _num_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def default_cache_dir() -> Path:
     """$XDG_CACHE_HOME/minibert, or ~/.cache/minibert."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minibert"
@@ -243,7 +250,7 @@ def open_store(
         return TokenStore(folder)
     if num_processes is None:
         size = sum(path.stat().st_size for path in files)
-        num_processes = len(os.sched_getaffinity(0)) if size >= _PARALLEL_FROM else 1
+        num_processes = _num_cores() if size >= _PARALLEL_FROM else 1
     temporary = cache_dir / f".tokens-{key}.{os.getpid()}.tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     try:

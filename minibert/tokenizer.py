@@ -41,7 +41,7 @@ class WordPiece:
 
     Example:
         tokenizer = WordPiece.from_pretrained("runs/pretrain")
-        ids, segments = tokenizer.encode("A fine film.", "Really?", max_length=128)
+        tokenizer.ids(["A fine film."])   # one list of ids a text, without [CLS] and [SEP]
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, lowercase: bool) -> None:
@@ -54,6 +54,8 @@ class WordPiece:
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             vocab[t] for t in SPECIAL_TOKENS
         )
+        # "[MASK]" in a text is six characters of text, not a mask.
+        backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
 
@@ -123,10 +125,16 @@ class WordPiece:
             raise InputError(f"{folder} holds neither tokenizer.json nor vocab.txt")
         config_file = folder / "tokenizer_config.json"
         config = read_json(config_file, "") if config_file.is_file() else {}
-        tokens = plain.read_text(encoding="utf-8").splitlines()
+        try:
+            tokens = plain.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{plain} is not UTF-8: {error}") from None
         lowercase = bool(config.get("do_lower_case", True))
         chinese = bool(config.get("tokenize_chinese_chars", True))
-        return cls(_build(tokens, lowercase, chinese), lowercase)
+        backend = _build(tokens, lowercase, chinese)
+        if config.get("strip_accents") is not None:
+            backend.normalizer.strip_accents = bool(config["strip_accents"])
+        return cls(backend, lowercase)
 
 
 def _normalizer_option(backend: tokenizers.Tokenizer, name: str) -> Any:

@@ -195,7 +195,8 @@ class Loop:
         epochs_before = self.data.epochs_done
         step = self.data.take()
         # The middle of the step decides its rate, so that neither the first nor the last is 0.
-        middle = self._done(state.step + 0.5, (epochs_before + self.data.epochs_done) / 2)
+        epochs_after = min(self.data.epochs_done, settings.budget.epochs or math.inf)
+        middle = self._done(state.step + 0.5, (epochs_before + epochs_after) / 2)
         rate = settings.learning_rate * warmup_linear_decay(middle, settings.warmup_ratio)
         torch.manual_seed(settings.seed * 1_000_003 + state.step)  # dropout of this step
         sums = self._backward(step)
@@ -307,7 +308,7 @@ class Loop:
         if chosen is not None and (self.state.best is None or chosen > self.state.best):
             self.state.best, self.state.best_step = chosen, self.state.step
             if self.folder:
-                save_best(self.folder.checkpoints, self.model)
+                save_best(self.folder.checkpoints, self.state.step, self.model)
         row = {"step": self.state.step, "epoch": round(self.data.epochs_done, 6)}
         return row | {f"eval_{name}": value for name, value in figures.items()}
 
@@ -353,7 +354,7 @@ class Loop:
                 if self.stop_signal and self.done < 1.0:
                     self._stop()
         if settings.select and self.folder:
-            load_best(self.folder.checkpoints, self.model)
+            load_best(self.folder.checkpoints, state.best_step, self.model)
         return state
 
     def _save_is_due(self) -> bool:

@@ -9,8 +9,10 @@ Shapes: B batch, T tokens, C classes.
 from __future__ import annotations
 
 import hashlib
+import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +169,7 @@ def _imdb_files(path: Path) -> Iterator[tuple[str, bytes]]:
                     handle = archive.extractfile(member)
                     assert handle is not None  # a plain file
                     yield match.group(1), handle.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise InputError(f"{path} is neither a folder nor a whole tar archive: {error}") from None
 
 
@@ -204,7 +206,7 @@ def cut_dev(
             raise InputError(f"class {label} has {len(texts)} example(s); a dev split needs 2")
         wanted = max(1, round(fraction * sum(len(groups[t]) for t in texts)))
         taken = 0
-        for i in rng.permutation(len(texts)):
+        for i in rng.permutation(len(texts))[:-1]:  # one text of each class stays in train
             if taken >= wanted:
                 break
             dev_ids |= {e.id for e in groups[texts[i]]}
@@ -220,9 +222,10 @@ def limit_examples(examples: list[LabelledText], count: int) -> list[LabelledTex
     chosen: list[LabelledText] = []
     for label in labels:
         own = [e for e in examples if e.label == label]
-        order = rng.permutation(len(own))[: -(-count // len(labels))]
+        share = count // len(labels) + (labels.index(label) < count % len(labels))
+        order = rng.permutation(len(own))[:share]
         chosen += [own[i] for i in sorted(order)]
-    return chosen[:count] if len(labels) == 1 else chosen
+    return chosen
 
 
 # --- encoding and batches -------------------------------------------------------------------------
@@ -380,7 +383,9 @@ def tfidf_baseline(train: list[LabelledText], test: list[LabelledText]) -> dict[
         raise MissingExtraError(
             "the TF-IDF baseline needs scikit-learn: pip install 'minibert[tasks]'"
         ) from None
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
+    vectorizer = TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(train) >= 100 else 1
+    )
     model = LogisticRegression(max_iter=1000)
     model.fit(vectorizer.fit_transform([e.text for e in train]), [e.label for e in train])
     predictions = model.predict(vectorizer.transform([e.text for e in test]))

@@ -1,0 +1,41 @@
+"""Fixtures that several test files share: a network small enough to build in every test."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from minibert.config import BertConfig
+
+
+@pytest.fixture(autouse=True)
+def _same_random_state() -> None:
+    """Every test begins from the same random state, so that a failure repeats."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_config() -> BertConfig:
+    """Two layers of width 32, 80 words, 40 positions."""
+    return BertConfig(
+        vocab_size=80,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+    )
+
+
+@pytest.fixture
+def padded_batch() -> dict[str, Tensor]:
+    """Three sequences of 12, 7 and 4 tokens in (3, 12), each with two segments."""
+    ids = torch.randint(1, 80, (3, 12))
+    mask = torch.arange(12) < torch.tensor([12, 7, 4])[:, None]
+    segments = (torch.arange(12) >= torch.tensor([8, 5, 3])[:, None]) & mask
+    return {
+        "input_ids": ids * mask,
+        "token_type_ids": segments.long(),
+        "attention_mask": mask.long(),
+    }

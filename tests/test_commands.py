@@ -1,0 +1,541 @@
+"""The commands from outside: exit status, one line of error, what lies in a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from samples import one_thread, write_corpus, write_reviews  # noqa: F401
+
+import minibert
+from minibert import checkpoint, cli, finetuning, pretraining
+from minibert.cli import main
+from minibert.run_folder import read_metrics
+from minibert.settings import FinetuneSettings, PretrainSettings
+
+TINY = [
+    *("--max-seq-length", "32", "--batch-size", "8", "--max-steps", "3", "--log-every", "1"),
+    *("--eval-every", "3", "--device", "cpu", "--precision", "fp32"),
+]
+MODEL_FILES = {
+    *("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json"),
+}
+RUN_FILES = MODEL_FILES | {"run.json", "metrics.jsonl", "results.json", "checkpoints"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts, a pretrained and a fine-tuned run, and much that is wrong."""
+    world = tmp_path_factory.mktemp("commands")
+    write_corpus(world / "corpus.txt")
+    write_reviews(world / "reviews", count=6)
+    assert main(pretrain_line(world, "--output", world / "pretrained")) == 0
+    assert main(finetune_line(world, "--output", world / "finetuned")) == 0
+    write_wrong_things(world)
+    return world
+
+
+def pretrain_line(world: Path, *flags: str | Path) -> list[str]:
+    known = ["--corpus", world / "corpus.txt", "--preset", "tiny", "--vocab-size", "60"]
+    return ["pretrain", *map(str, [*known, "--cache-dir", world / "cache", *TINY, *flags])]
+
+
+def finetune_line(world: Path, *flags: str | Path) -> list[str]:
+    known = ["--task", "imdb", "--data", world / "reviews", "--model", world / "pretrained"]
+    return ["finetune", *map(str, [*known, *TINY, *flags])]
+
+
+def write_wrong_things(world: Path) -> None:
+    text = (world / "corpus.txt").read_text()
+    (world / "empty.txt").write_text("\n \n")
+    (world / "binary.txt").write_bytes(bytes(range(256)) * 40)
+    (world / "one.txt").write_text(text.replace("\n\n", "\n"))
+    (world / "sentence.txt").write_text("One sentence stands here alone.\n")
+    (world / "latin.txt").write_bytes(text.encode() + b"\ncaf\xe9 au lait\n")
+    (world / "folder").mkdir()
+    (world / "lines.jsonl").write_text('{"body": "text"}\n')
+    for name, content in {
+        "unknown": {"batchsize": 8},
+        "type": {"batch_size": "8"},
+        "truth": {"compile": "False"},
+        "two": {"max_steps": 3, "epochs": 1.0},
+    }.items():
+        (world / f"{name}.json").write_text(json.dumps(content))
+    (world / "broken.json").write_text("{")
+    for name in ("shapes", "nothing", "no_weights", "no_config", "no_tokenizer", "cut", "gpt"):
+        shutil.copytree(world / "pretrained", world / name)
+    edit_config(world / "shapes", hidden_size=64)
+    edit_config(world / "gpt", model_type="gpt2")
+    for path in (world / "nothing").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (world / "no_weights/model.safetensors").unlink()
+    (world / "no_config/config.json").unlink()
+    (world / "no_tokenizer/tokenizer.json").unlink()
+    (world / "no_tokenizer/vocab.txt").unlink()
+    weights = world / "cut/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    for missing in ("train/pos", "test/neg", "test"):
+        name = "without_" + missing.replace("/", "_")
+        shutil.copytree(world / "reviews", world / name)
+        shutil.rmtree(world / name / missing)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def complaint(line: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """The one line of a command that fails, and all of standard error."""
+    capsys.readouterr()
+    found = main(line)
+    out, err = capsys.readouterr()
+    lines = [text for text in err.splitlines() if text.startswith("minibert: ")]
+    assert (found, len(lines), out) == (status, 1, ""), (found, err, out)
+    assert err.splitlines()[-1] == lines[0]
+    return lines[0], err
+
+
+# Flags (W stands for the world's folder), and words that the message must hold.
+BAD_PRETRAINING = {
+    "missing corpus": ("--corpus W/none.txt", ["none.txt does not exist"]),
+    "empty corpus": ("--corpus W/empty.txt", ["empty.txt is empty"]),
+    "binary corpus": ("--corpus W/binary.txt", ["binary.txt is binary"]),
+    "empty folder": ("--corpus W/folder", ["holds no .txt or .jsonl"]),
+    "one document": ("--corpus W/one.txt", ["1 document", "--nsp none"]),
+    "one sentence": ("--corpus W/sentence.txt --vocab-size 40", ["1 sentence", "--nsp none"]),
+    "one sentence alone": ("--corpus W/sentence.txt --vocab-size 40 --nsp none", ["1 sentence"]),
+    "not utf-8": ("--corpus W/latin.txt", ["latin.txt: byte ", "--encoding-errors replace"]),
+    "no text field": ("--corpus W/lines.jsonl", ["line 1", "body", "--text-field"]),
+    "large vocabulary": ("--vocab-size 99999", ["--vocab-size 99999", "at most"]),
+    "small vocabulary": ("--vocab-size 12", ["--vocab-size 12", "too small"]),
+    "long sequences": ("--max-seq-length 600", ["--max-seq-length 600", "512"]),
+    "undivided batch": ("--micro-batch-size 3", ["--batch-size 8", "--micro-batch-size 3"]),
+    "unknown flag": ("--max-step 5", ["--max-step", "did you mean '--max-steps'"]),
+    "stray argument": ("--seed 1 stray", ["stray"]),
+    "not a number": ("--max-steps many", ["--max-steps", "many"]),
+    "unknown key": ("--config W/unknown.json", ["'batchsize'", "did you mean 'batch_size'"]),
+    "wrong type": ("--config W/type.json", ["batch_size is '8'", "int"]),
+    "truth as text": ("--config W/truth.json", ["compile is 'False'", "bool"]),
+    "broken config": ("--config W/broken.json", ["broken.json is not valid JSON"]),
+    "missing config": ("--config W/none.json", ["none.json does not exist"]),
+    "folder as config": ("--config W/folder", ["folder"]),
+    "budgets in a file": ("--config W/two.json", ["--max-steps and --epochs"]),
+    "two budgets": ("--epochs 1", ["--max-steps and --epochs", "give one"]),
+    "existing output": ("--output W/pretrained", ["--resume", "--overwrite"]),
+    "file as output": ("--output W/corpus.txt", ["corpus.txt is a file"]),
+    "output below a file": ("--output W/corpus.txt/run", ["corpus.txt"]),
+    "no such device": ("--device cuda:7", ["cuda:7", "cpu"]),
+    "no device": ("--device toaster", ["toaster", "cpu"]),
+    "unknown preset": ("--preset tinny", ["tinny", "tiny"]),
+    "unknown choice": ("--masking words", ["words", "whole-word"]),
+    "negative rate": ("--learning-rate -1", ["--learning-rate", "above 0"]),
+    "infinite rate": ("--learning-rate inf", ["--learning-rate"]),
+    "decay that is no number": ("--weight-decay nan", ["--weight-decay"]),
+    "huge seed": ("--seed 99999999999999999999", ["--seed"]),
+    "contradiction": ("--resume --overwrite", ["contradict"]),
+    "no tokenizer": ("--tokenizer W/folder --vocab-size 60", ["--vocab-size has no use"]),
+}
+BAD_FINETUNING = {
+    "unknown task": ("--task imbd", ["imbd", "did you mean 'imdb'"]),
+    "missing data": ("--data W/none", ["none does not exist"]),
+    "data that is no archive": ("--data W/corpus.txt", ["corpus.txt"]),
+    "no positive reviews": ("--data W/without_train_pos", ["train/pos"]),
+    "no negative test": ("--data W/without_test_neg", ["test/neg"]),
+    "no test split": ("--data W/without_test", ["test/neg", "aclImdb"]),
+    "missing model": ("--model W/none", ["none is not a folder"]),
+    "wrong shapes": ("--model W/shapes", ["shape", "config.json"]),
+    "empty model folder": ("--model W/nothing", ["nothing"]),
+    "no weights": ("--model W/no_weights", ["model.safetensors"]),
+    "no config": ("--model W/no_config", ["config.json does not exist"]),
+    "no tokenizer": ("--model W/no_tokenizer", ["tokenizer.json"]),
+    "truncated weights": ("--model W/cut", ["model.safetensors is damaged or truncated"]),
+    "another architecture": ("--model W/gpt", ["gpt2", "bert"]),
+    "long sequences": ("--max-seq-length 600", ["--max-seq-length 600", "512"]),
+    "undivided batch": ("--micro-batch-size 5", ["--batch-size 8", "--micro-batch-size 5"]),
+    "unknown flag": ("--trunctation head", ["did you mean '--truncation'"]),
+    "two budgets": ("--max-minutes 1", ["--max-steps and --max-minutes"]),
+    "existing output": ("--output W/finetuned", ["--resume", "--overwrite"]),
+}
+BAD_OTHERS = {
+    "unknown command": ("pretrian", ["did you mean 'pretrain'"]),
+    "no folder": ("predict", ["FOLDER"]),
+    "missing folder": ("predict W/none text", ["none is not a folder"]),
+    "pretrained only": ("predict W/pretrained text", ["without a classifier", "finetune"]),
+    "no text": ("predict W/finetuned", ["nothing to predict"]),
+    "text and input": ("predict W/finetuned text --input W/corpus.txt", ["not both"]),
+    "missing input": ("predict W/finetuned --input W/none.txt", ["none.txt is not a file"]),
+    "input not utf-8": ("predict W/finetuned --input W/latin.txt", ["latin.txt", "UTF-8"]),
+    "no batch": ("predict W/finetuned text --batch-size 0", ["--batch-size"]),
+    "unknown flag": ("predict W/finetuned text --devise cpu", ["did you mean '--device'"]),
+    "evaluate nothing": ("evaluate W/none", ["none is not a folder"]),
+    "evaluate on nothing": ("evaluate W/finetuned --data W/none", ["none does not exist"]),
+    "unknown split": ("evaluate W/finetuned --split dev", ["dev", "test"]),
+    "unknown data set": ("download imbd", ["imbd"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PRETRAINING)
+def test_bad_pretraining_ends_with_2_and_one_line(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    flags, wanted = BAD_PRETRAINING[name]
+    output = tmp_path / "runs/new"
+    line = pretrain_line(world, "--output", output, *flags.replace("W", str(world)).split())
+    message, err = complaint(line, 2, capsys)
+    for words in wanted:
+        assert words in message
+    assert "Traceback" not in err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("name", BAD_FINETUNING)
+def test_bad_finetuning_ends_with_2_and_one_line(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    flags, wanted = BAD_FINETUNING[name]
+    output = tmp_path / "runs/new"
+    line = finetune_line(world, "--output", output, *flags.replace("W", str(world)).split())
+    message, err = complaint(line, 2, capsys)
+    for words in wanted:
+        assert words in message
+    assert "Traceback" not in err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("name", BAD_OTHERS)
+def test_other_bad_commands_end_with_2_and_one_line(
+    world: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    line, wanted = BAD_OTHERS[name]
+    message, err = complaint(line.replace("W", str(world)).split(), 2, capsys)
+    for words in wanted:
+        assert words in message
+    assert "Traceback" not in err
+
+
+def test_a_run_that_does_not_start_leaves_no_parent_folder_either(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complaint(pretrain_line(world, "--output", tmp_path / "a/b", "--device", "toaster"), 2, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_model_the_command_that_makes_one_is_named(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = ["finetune", "--task", "imdb", "--data", str(world / "reviews"), *TINY]
+    message, _ = complaint(line, 2, capsys)
+    assert "python pretrain.py --corpus data/wiki.txt" in message
+
+
+def test_the_byte_that_is_not_utf8_is_counted_from_the_start(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = (world / "latin.txt").read_bytes().index(0xE9)
+    line = pretrain_line(world, "--corpus", world / "latin.txt", "--output", tmp_path / "run")
+    assert f"byte {place} is not UTF-8 (0xe9)" in complaint(line, 2, capsys)[0]
+
+
+# --- failures that are not the caller's -----------------------------------------------------------
+
+
+def test_a_full_disk_ends_with_1_and_leaves_the_checkpoint_before(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = checkpoint.save_tensors, 0
+
+    def full(tensors: Any, path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
+    folder = tmp_path / "run"
+    line = pretrain_line(world, "--output", folder, "--save-every", "1")
+    message, err = complaint(line, 1, capsys)
+    assert "no space left on the disk" in message
+    assert "--resume" in message
+    assert "Traceback" not in err
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-000000001"]
+    monkeypatch.undo()
+    assert main([*line, "--resume"]) == 0
+    assert "resuming from step 1" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_named_even_where_the_system_names_no_file(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a write to an open file does
+
+    monkeypatch.setattr("minibert.run_folder.RunFolder.append_metrics", full)
+    message, _ = complaint(pretrain_line(world, "--output", tmp_path / "run"), 1, capsys)
+    assert "no space left on the disk" in message
+    assert "None" not in message
+
+
+def test_an_unexpected_error_shows_its_trace_only_with_debug(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the cat sat on\nthe keyboard")
+
+    monkeypatch.setattr(pretraining, "build_optimizer", fail)
+    line = pretrain_line(world, "--output", tmp_path / "run")
+    message, err = complaint(line, 1, capsys)
+    assert "RuntimeError: the cat sat on the keyboard" in message
+    assert "--debug" in message
+    assert "Traceback" not in err
+    assert "Traceback" in complaint([*line, "--debug"], 1, capsys)[1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_outside_the_loop_ends_with_130(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretraining, "build_optimizer", interrupt)
+    complaint(pretrain_line(world, "--output", tmp_path / "run"), 130, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+# --- dry runs and help ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", [pretrain_line, finetune_line])
+def test_a_dry_run_prints_the_plan_and_leaves_no_folder(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: Any
+) -> None:
+    assert main(line(world, "--output", tmp_path / "run", "--dry-run")) == 0
+    err = capsys.readouterr().err
+    assert "parameters" in err
+    assert "a step takes" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "predict", "evaluate", "download"])
+def test_help_of_every_command_ends_with_0(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert main([command, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"usage: minibert {command}")
+    assert err == ""
+    kinds = {"pretrain": PretrainSettings, "finetune": FinetuneSettings}
+    for field in dataclasses.fields(kinds[command]) if command in kinds else ():
+        assert f"--{field.name.replace('_', '-')}" in out
+        first = field.metadata["help"].split()[0]
+        assert first in out
+
+
+def test_help_and_version_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"minibert {minibert.__version__}\n"
+    for line in ([], ["--help"]):
+        assert main(line) == 0
+        out = capsys.readouterr().out
+        assert all(name in out for name in cli._COMMANDS)
+
+
+JUNK = ["", "-", "--", "-x", "--nope", "-1", "--seed=", "é", "0", "1e-3", "nan", "tiny", "a b", "%"]
+KNOWN = [
+    "--" + field.name.replace("_", "-")
+    for kind in (PretrainSettings, FinetuneSettings)
+    for field in dataclasses.fields(kind)
+]
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.sampled_from([*cli._COMMANDS, "nonsense", ""]),
+    st.lists(
+        st.sampled_from([*KNOWN, "--input", "--help", "--no-compile", "--debug"])
+        | st.sampled_from(JUNK)
+        | st.text(max_size=5),
+        max_size=6,
+    ),
+)
+def test_any_arguments_end_with_0_or_2_and_without_a_trace(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    flags: list[str],
+) -> None:
+    monkeypatch.setattr(pretraining, "pretrain", lambda settings: None)
+    monkeypatch.setattr(finetuning, "finetune", lambda settings: None)
+    for name in ("predict", "evaluate", "download"):
+        monkeypatch.setitem(cli._COMMANDS, name, lambda values: None)
+    capsys.readouterr()
+    status = main([command, *flags])
+    err = capsys.readouterr().err
+    assert status in (0, 2)
+    lines = [text for text in err.splitlines() if text.startswith("minibert: ")]
+    assert len(lines) == (status == 2)
+    if "--debug" not in flags:
+        assert "Traceback" not in err
+
+
+# --- predict and evaluate -------------------------------------------------------------------------
+
+TEXTS = ["silver garden candle river", "storm winter castle"]
+
+
+def rows_of(line: list[str], capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    assert main(line) == 0
+    return [json.loads(row) for row in capsys.readouterr().out.splitlines()]
+
+
+def test_predict_gives_the_same_from_arguments_file_and_standard_input(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(world / "finetuned")
+    rows = rows_of(["predict", folder, *TEXTS], capsys)
+    assert [row["text"] for row in rows] == TEXTS
+    for row in rows:
+        assert row["probabilities"].keys() == {"neg", "pos"}
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+        assert row["score"] == max(row["probabilities"].values())
+        assert row["probabilities"][row["prediction"]] == row["score"]
+    (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS) + "\n")
+    assert rows_of(["predict", folder, "--input", str(tmp_path / "texts.txt")], capsys) == rows
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(TEXTS)))
+    assert rows_of(["predict", folder, "-"], capsys) == rows
+
+
+def test_a_notebook_and_the_command_predict_alike(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of(["predict", str(world / "finetuned"), *TEXTS], capsys)
+    found = minibert.load(world / "finetuned").predict(TEXTS)
+    assert [dataclasses.asdict(one) for one in found] == rows
+
+
+def test_evaluate_gives_the_figures_of_the_run(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    rows = tmp_path / "rows.jsonl"
+    line = ["evaluate", world / "finetuned", "--data", world / "reviews", "--predictions", rows]
+    assert main([*map(str, line), "--batch-size", "8", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    results = json.loads((world / "finetuned/results.json").read_text())
+    for key in ("accuracy", "f1", "matthews", "num_eval", "confusion_matrix", "task"):
+        assert found[key] == results[key], key
+    assert found["loss"] == pytest.approx(results["loss"], abs=1e-6)
+    assert rows.read_text() == (world / "finetuned/predictions.jsonl").read_text()
+
+
+# --- the run folder -------------------------------------------------------------------------------
+
+
+def names_in(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()} - {".lock"}
+
+
+def test_a_pretraining_folder_holds_what_the_contract_lists(world: Path) -> None:
+    folder = world / "pretrained"
+    assert names_in(folder) == RUN_FILES
+    results = json.loads((folder / "results.json").read_text())
+    assert results.keys() >= {
+        *("mlm_loss", "mlm_perplexity", "mlm_accuracy", "nsp_accuracy", "unigram_entropy"),
+        *("masked_tokens", "pairs", "task", "dataset", "num_train", "num_eval", "seconds"),
+    }
+    run = json.loads((folder / "run.json").read_text())
+    assert run["settings"].keys() == {f.name for f in dataclasses.fields(PretrainSettings)}
+    assert {"versions", "data_fingerprint", "resolved"} <= run.keys()
+    rows = [row for row in read_metrics(folder) if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0].keys() >= {
+        *("step", "loss", "mlm_loss", "nsp_loss", "learning_rate", "grad_norm"),
+        "tokens_per_second",
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["BertForPreTraining"]
+
+
+def test_a_finetuning_folder_holds_what_the_contract_lists(world: Path) -> None:
+    folder = world / "finetuned"
+    assert names_in(folder) == RUN_FILES | {"predictions.jsonl"}
+    results = json.loads((folder / "results.json").read_text())
+    assert results.keys() >= {
+        *("accuracy", "f1", "task", "dataset", "num_train", "num_eval", "seconds"),
+    }
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["id"] for row in rows] == [
+        f"test/{label}/{i}_{stars}" for label, stars in (("neg", 2), ("pos", 8)) for i in range(6)
+    ]
+    assert all(row.keys() == {"id", "text", "label", "prediction", "score"} for row in rows)
+    hits = sum(row["label"] == row["prediction"] for row in rows)
+    assert results["accuracy"] == hits / len(rows)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["id2label"] == {"0": "neg", "1": "pos"}
+    assert config["label2id"] == {"neg": 0, "pos": 1}
+    assert config["problem_type"] == "single_label_classification"
+
+
+def test_the_settings_in_run_json_start_the_same_run_again(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = world / "pretrained"
+    line = ["pretrain", "--config", str(folder / "run.json"), "--output", str(tmp_path / "again")]
+    assert main(line) == 0
+    weights = "model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (folder / weights).read_bytes()
+
+
+# --- others read the folders ----------------------------------------------------------------------
+
+
+def test_transformers_opens_a_finetuned_folder_with_equal_outputs(world: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = world / "finetuned"
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        shares = theirs(**batch).logits.softmax(-1).numpy()
+    ours = minibert.load(folder).probabilities(TEXTS)
+    np.testing.assert_allclose(ours, shares, atol=1e-5)
+    assert theirs.config.id2label == {0: "neg", 1: "pos"}
+
+
+def test_transformers_opens_a_pretrained_folder_with_equal_outputs(world: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = world / "pretrained"
+    theirs = transformers.AutoModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(TEXTS, ["river bridge", "miller"], padding=True, return_tensors="pt")
+    ours = minibert.BertModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected, found = theirs(**batch), ours(**batch)
+    torch.testing.assert_close(
+        found.last_hidden_state, expected.last_hidden_state, rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=0, atol=1e-5)
+    ids = minibert.WordPiece.from_pretrained(folder).ids(TEXTS)
+    assert tokenizer(TEXTS, add_special_tokens=False)["input_ids"] == ids

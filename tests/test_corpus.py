@@ -1,0 +1,578 @@
+"""Reading text: files, documents, sentences, and everything that can be wrong with a file."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import time
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minibert import corpus
+from minibert.corpus import (
+    Piece,
+    ReaderOptions,
+    check_readable,
+    find_files,
+    read_pieces,
+    sentences_of,
+    split_sentences,
+)
+from minibert.errors import InputError
+
+MIB = 1 << 20
+PLAIN = ReaderOptions()
+REPLACE = ReaderOptions(encoding_errors="replace")
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+}
+# The suite gives the same examples on every run.
+fuzz = settings(deadline=None, derandomize=True, max_examples=150)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def documents(path: Path, options: ReaderOptions = PLAIN) -> list[list[str]]:
+    """Lines of each document, the parts of long ones put together."""
+    found: list[list[str]] = []
+    for piece in read_pieces(path, options):
+        if piece.starts_document:
+            found.append([])
+        found[-1] += piece.lines
+    return found
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for tests that hypothesis calls many times."""
+    return tmp_path_factory.mktemp("scratch")
+
+
+# --- documents ---------------------------------------------------------------------------------
+
+
+def test_blank_lines_end_documents(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "\n\none\ntwo\n\n \t \n\nthree\n")
+    assert documents(path) == [["one", "two"], ["three"]]
+
+
+def test_last_line_needs_no_line_end(tmp_path: Path) -> None:
+    assert documents(write(tmp_path / "a.txt", "one\n\ntwo")) == [["one"], ["two"]]
+
+
+def test_windows_line_ends_and_byte_order_mark_leave_no_trace(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree\r\n")
+    assert documents(path) == [["one", "two"], ["three"]]
+
+
+def test_only_a_leading_byte_order_mark_is_dropped(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "\ufeff\ufeffa\n\ufeffb")
+    assert documents(path) == [["\ufeffa", "\ufeffb"]]
+
+
+def test_document_per_file_keeps_blank_lines_from_ending_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "one\n\ntwo\n\n\nthree\n")
+    assert documents(path, ReaderOptions(document_per_file=True)) == [["one", "two", "three"]]
+
+
+def test_nul_characters_are_dropped_and_counted() -> None:
+    assert sentences_of(["a\0b. C\0\0", "\0"], PLAIN) == (["ab.", "C"], 4)
+
+
+def test_one_sentence_per_line_leaves_lines_whole() -> None:
+    lines = [" One. Two. ", "Three? Four!"]
+    whole = ReaderOptions(one_sentence_per_line=True)
+    assert sentences_of(lines, whole) == (["One. Two.", "Three? Four!"], 0)
+    assert sentences_of(lines, PLAIN) == (["One.", "Two.", "Three?", "Four!"], 0)
+
+
+def test_long_document_comes_in_parts_and_starts_once(tmp_path: Path) -> None:
+    line = "word " * 2000
+    path = write(tmp_path / "a.txt", f"{line}\n" * 500 + "\nlast\n")
+    pieces = list(read_pieces(path, PLAIN))
+    assert [p.starts_document for p in pieces] == [True, False, False, False, False, True]
+    assert max(sum(map(len, p.lines)) for p in pieces) < 1.1 * MIB
+    assert documents(path) == [[line] * 500, ["last"]]
+
+
+# --- JSON lines --------------------------------------------------------------------------------
+
+
+def test_json_lines_are_documents_of_their_lines(tmp_path: Path) -> None:
+    rows = [{"text": "One.\n\nTwo."}, {"text": ""}, {"text": "中文", "id": 3}]
+    content = "\n\n".join(json.dumps(row) for row in rows)
+    assert documents(write(tmp_path / "a.jsonl", content)) == [["One.", "Two."], [], ["中文"]]
+
+
+def test_text_field_names_the_key(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '\ufeff{"text": "no", "body": "yes"}\r\n')
+    assert documents(path, ReaderOptions(text_field="body")) == [["yes"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{oops", "is not JSON"),
+        ('{"body": "x", "id": 1}', r"no text under 'text' \(it has: body, id\)"),
+        ('{"text": 5}', "no text under 'text'"),
+        ('{"text": null}', "no text under 'text'"),
+        ('["text"]', r"no text under 'text' \(it has: list\)"),
+        ("17", r"it has: int"),
+        ("[" * 100_000, "is not JSON"),  # nested too deep for the parser
+        ("1" * 5000, "line 3"),  # an integer beyond Python's limit
+    ],
+)
+def test_wrong_json_line_is_named_by_file_and_number(tmp_path: Path, line: str, said: str) -> None:
+    path = write(tmp_path / "a.jsonl", f'{{"text": "x"}}\n\n{line}\n')
+    with pytest.raises(InputError, match=said) as caught:
+        list(read_pieces(path, PLAIN))
+    assert f"{path}, line 3" in str(caught.value)
+
+
+def test_json_line_longer_than_a_block_is_read_whole(tmp_path: Path) -> None:
+    text = "中文 words " * 200_000
+    path = write(tmp_path / "a.jsonl", json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    assert documents(path) == [[text]]
+
+
+# --- compression -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", COMPRESSORS)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_compressed_file_reads_as_its_content(tmp_path: Path, name: str, ending: str) -> None:
+    content = '{"text": "one 中"}\n{"text": "two"}\n'
+    plain = write(tmp_path / name, content)
+    packed = write(tmp_path / (name + ending.upper()), COMPRESSORS[ending](content.encode()))
+    check_readable(packed)
+    assert list(read_pieces(packed, PLAIN)) == list(read_pieces(plain, PLAIN))
+    assert find_files([str(tmp_path)]) == [plain, packed]
+
+
+@pytest.mark.parametrize("ending", COMPRESSORS)
+def test_cut_off_compressed_file_is_named(tmp_path: Path, ending: str) -> None:
+    noise = hashlib.shake_128(b"x").hexdigest(300_000).encode()
+    packed = COMPRESSORS[ending](noise)
+    path = write(tmp_path / f"a.txt{ending}", packed[: len(packed) // 2])
+    with pytest.raises(InputError, match=f"a.txt{ending} is damaged"):
+        list(read_pieces(path, PLAIN))
+
+
+@pytest.mark.parametrize("ending", COMPRESSORS)
+@fuzz
+@given(where=st.floats(0, 0.999), value=st.integers(1, 255), cut=st.booleans())
+def test_any_damage_to_a_compressed_file_is_an_input_error(
+    scratch: Path, ending: str, where: float, value: int, cut: bool
+) -> None:
+    packed = bytearray(COMPRESSORS[ending](hashlib.shake_128(b"x").hexdigest(2000).encode()))
+    at = int(where * len(packed))
+    packed[at] ^= value
+    path = write(scratch / f"damaged.txt{ending}", bytes(packed[: at if cut else None]))
+    for read in (check_readable, lambda p: list(read_pieces(p, REPLACE))):
+        try:
+            read(path)
+        except InputError as error:
+            assert path.name in str(error)
+
+
+# --- which files -------------------------------------------------------------------------------
+
+
+def test_folder_is_searched_through_in_order_for_text_files_only(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    names = ["b.txt", "a.txt", "sub/c.jsonl", "sub/d.TXT.gz", "e.csv", "f.txt.zip", "g", "h.gz"]
+    for name in names:
+        write(tmp_path / name, "x")
+    expected = ["a.txt", "b.txt", "sub/c.jsonl", "sub/d.TXT.gz"]
+    assert find_files([str(tmp_path)]) == [tmp_path / name for name in expected]
+
+
+def test_globs_are_sorted_and_leave_folders_out(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "deep.txt/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, "x")
+    assert find_files([str(tmp_path / "*.txt")]) == [tmp_path / "a.txt", tmp_path / "b.txt"]
+    deep = find_files([str(tmp_path / "**" / "*.txt")])
+    assert deep == [tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "deep.txt" / "c.txt"]
+
+
+def test_each_file_comes_once_in_the_order_of_the_flags(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "c.txt"):
+        write(tmp_path / name, "x")
+    corpus_flags = [str(tmp_path / "c.txt"), str(tmp_path), str(tmp_path / "*.txt")]
+    assert [p.name for p in find_files(corpus_flags)] == ["c.txt", "a.txt", "b.txt"]
+
+
+def test_file_named_in_two_ways_comes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.txt", "x")
+    monkeypatch.chdir(tmp_path)
+    assert len(find_files(["a.txt", "./a.txt", str(tmp_path / "a.txt")])) == 1
+
+
+def test_file_whose_name_looks_like_a_glob_is_found(tmp_path: Path) -> None:
+    path = write(tmp_path / "a[1].txt", "x")
+    assert find_files([str(path)]) == [path]
+
+
+def test_file_named_outright_may_have_any_ending(tmp_path: Path) -> None:
+    path = write(tmp_path / "README.md", "One.\n\nTwo.")
+    assert find_files([str(path)]) == [path]
+    assert documents(path) == [["One."], ["Two."]]
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "missing/", "missing*.txt"])
+def test_missing_corpus_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"missing.* does not exist"):
+        find_files([str(tmp_path / name)])
+
+
+def test_folder_without_text_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "x")
+    with pytest.raises(InputError, match=r"holds no \.txt or \.jsonl") as caught:
+        find_files([str(tmp_path)])
+    assert str(tmp_path) in str(caught.value)
+
+
+# --- what is no text ---------------------------------------------------------------------------
+
+
+def zipped(content: bytes, folder: Path) -> bytes:
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        archive.writestr("a.txt", content)
+    return (folder / "a.zip").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b" \n\r\n\t", "is empty"),
+        ("text".encode("utf-16"), "UTF-16"),
+        (b"\xfe\xff" + "text".encode("utf-16-be"), "UTF-16"),
+        ("text without a mark".encode("utf-16-le"), "binary"),
+        (bytes(range(256)) * 10, "binary"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + b"\0" * 40, "binary"),
+        (gzip.compress(b"text"), "is a gzip file"),
+        (lzma.compress(b"text"), "is a xz file"),
+        (bz2.compress(b"text"), "is a bzip2 file"),
+        (None, "is a zip file"),
+    ],
+)
+def test_file_that_is_no_text_is_named_with_the_reason(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    path = write(tmp_path / "some.txt", zipped(b"x", tmp_path) if content is None else content)
+    with pytest.raises(InputError, match=said) as caught:
+        check_readable(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", COMPRESSORS)
+def test_plain_text_under_a_compressed_name_is_named(tmp_path: Path, ending: str) -> None:
+    path = write(tmp_path / f"a.txt{ending}", "plain text")
+    with pytest.raises(InputError, match=r"a\.txt.* cannot be read"):
+        check_readable(path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.txt cannot be read"):
+        check_readable(tmp_path / "gone.txt")
+
+
+@pytest.mark.parametrize(
+    "content", ["plain", "中文" * 9, "a\0" + "b" * 200, "\x1b[1mbold\x1b[0m\f\n", "\ufeffmark"]
+)
+def test_text_with_small_blemishes_is_readable(tmp_path: Path, content: str) -> None:
+    check_readable(write(tmp_path / "a.txt", content))
+
+
+# --- encoding ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "at", [0, 3, 1000, MIB - 2, MIB - 1, MIB, MIB + 1, 2 * MIB - 1, 2 * MIB, 2 * MIB + 77]
+)
+@pytest.mark.parametrize("bad", [b"\xff", b"\x80", b"\xe4\xb8"])
+def test_strict_reading_names_the_first_wrong_byte_exactly(
+    tmp_path: Path, at: int, bad: bytes
+) -> None:
+    # Lines, so that the position does not come from the length of a line.
+    text = (b"some words\n" * (at // 11 + 1))[:at]
+    path = write(tmp_path / "a.txt", text + bad + b" and more\xff\n")
+    with pytest.raises(InputError, match=rf"byte {at} is not UTF-8 \(0x{bad[0]:02x}\)") as caught:
+        list(read_pieces(path, PLAIN))
+    assert str(path) in str(caught.value)
+    assert "".join(documents(path, REPLACE)[-1]).endswith("\ufffd and more\ufffd")
+
+
+def test_position_counts_bytes_of_the_file_not_characters(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "\ufeff中文\r\n".encode() * 100_000 + b"\xc3(")
+    with pytest.raises(InputError, match="byte 1100000 is not UTF-8"):
+        list(read_pieces(path, PLAIN))
+
+
+@pytest.mark.parametrize("tail", [b"\xe4", b"\xe4\xb8", b"\xf0\x9f\x98"])
+def test_character_cut_off_by_the_end_of_the_file_is_wrong(tmp_path: Path, tail: bytes) -> None:
+    path = write(tmp_path / "a.txt", b"text " + tail)
+    with pytest.raises(InputError, match="byte 5 is not UTF-8"):
+        list(read_pieces(path, PLAIN))
+    assert documents(path, REPLACE) == [["text \ufffd"]]
+
+
+@pytest.mark.parametrize("shift", range(4))
+@pytest.mark.parametrize("char", ["é", "中", "\U0001f600"])
+@pytest.mark.parametrize("options", [PLAIN, REPLACE])
+def test_characters_cut_by_a_block_border_survive(
+    tmp_path: Path, char: str, shift: int, options: ReaderOptions
+) -> None:
+    size = len(char.encode())
+    text = "a" * (MIB - 12 + shift) + char * 12 + "\n\n" + char * (MIB // size + 9)
+    path = write(tmp_path / "a.txt", text)
+    assert "\n\n".join("".join(d) for d in documents(path, options)) == text
+
+
+@fuzz
+@given(
+    content=st.lists(
+        st.sampled_from([b"a", b"\n", b" ", b"\xff", b"\x80", b"\xe4", b"\xb8\xad", b"\xf0\x9f"])
+        | st.characters(min_codepoint=0x21).map(lambda c: c.encode("utf-8", "replace")),
+        max_size=30,
+    ).map(b"".join),
+    block=st.integers(1, 9),
+)
+def test_replacing_does_not_depend_on_where_blocks_end(
+    scratch: Path, content: bytes, block: int
+) -> None:
+    path = write(scratch / "blocks.txt", content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "_BLOCK", block)
+        parts = [line for piece in read_pieces(path, REPLACE) for line in piece.lines]
+    expected = content.decode(errors="replace").removeprefix("\ufeff")
+    assert "".join("".join(parts).split()) == "".join(expected.split())
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("separator", [" ", ""])
+def test_line_without_end_is_read_in_bounded_memory_and_loses_nothing(
+    tmp_path: Path, separator: str
+) -> None:
+    path = tmp_path / "a.txt"
+    written, read = hashlib.sha256(), hashlib.sha256()
+    with path.open("wb") as handle:
+        for i in range(20):
+            part = separator.join(f"word{i}x{k}" for k in range(100_000)).encode()
+            written.update(part)
+            handle.write(part)
+    assert path.stat().st_size > 18 * MIB
+    tracemalloc.start()
+    try:
+        for number, piece in enumerate(read_pieces(path, PLAIN)):
+            assert piece.starts_document == (number == 0)
+            for line in piece.lines:
+                read.update(line.encode())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert read.digest() == written.digest()
+    assert peak < 10 * MIB
+
+
+def test_long_line_is_cut_between_words(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "lengthyword " * 200_000)
+    words = {word for line in documents(path)[0] for word in line.split()}
+    assert words == {"lengthyword"}
+
+
+# --- any text ----------------------------------------------------------------------------------
+
+ANY_TEXT = st.lists(
+    st.sampled_from(["\n", "\n\n", "\r\n", "\r", " ", "\t", "\x0c", "\u2028", "\0", "\ufeff", "中"])
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    max_size=25,
+).map("".join)
+
+
+@fuzz
+@given(text=ANY_TEXT)
+def test_pieces_hold_every_line_of_any_text(scratch: Path, text: str) -> None:
+    path = write(scratch / "any.txt", text)
+    expected = [s.strip() for s in text.removeprefix("\ufeff").split("\n") if s.strip()]
+    for options in (PLAIN, ReaderOptions(document_per_file=True)):
+        pieces = list(read_pieces(path, options))
+        assert [line.strip() for piece in pieces for line in piece.lines] == expected
+        assert all(piece.lines for piece in pieces)
+    assert len(documents(path, ReaderOptions(document_per_file=True))) == bool(expected)
+
+
+@fuzz
+@given(text=ANY_TEXT, block=st.integers(1, 12))
+def test_blocks_change_neither_documents_nor_text(scratch: Path, text: str, block: int) -> None:
+    path = write(scratch / "any.txt", text)
+    whole = ["".join("".join(d).split()) for d in documents(path)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "_BLOCK", block)
+        assert ["".join("".join(d).split()) for d in documents(path)] == whole
+
+
+JSON_LINES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["text", "body", ""]), inner, max_size=3)
+    ),
+    max_leaves=6,
+).map(lambda value: json.dumps(value).encode())
+
+
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+@pytest.mark.parametrize("name", ["any.txt", "any.jsonl"])
+@fuzz
+@given(content=st.lists(st.binary(max_size=20) | JSON_LINES, max_size=6).map(b"\n".join))
+def test_arbitrary_bytes_raise_nothing_but_input_errors(
+    scratch: Path, name: str, errors: str, content: bytes
+) -> None:
+    path = write(scratch / name, content)
+    options = ReaderOptions(encoding_errors=errors)
+    try:
+        pieces = list(read_pieces(path, options))
+    except InputError as error:
+        assert str(path) in str(error)
+        assert errors == "strict" or name == "any.jsonl"
+    else:
+        assert all(isinstance(piece, Piece) for piece in pieces)
+        for piece in pieces:
+            sentences_of(piece.lines, options)
+    try:
+        check_readable(path)
+    except InputError as error:
+        assert str(path) in str(error)
+
+
+# --- sentences ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        # plain ends
+        ["One is here.", "Two is there."],
+        ["Really?", "Yes!", "Good."],
+        ["What!?", "No way?!", "It is."],
+        ["Wait...", "Who is it?"],
+        ["So it ended…", "Then came rain."],
+        # abbreviations, initials, letters with inner stops
+        ["Dr. Wu met Mrs. Lee and Prof. Ray.", "They left."],
+        ["J. R. R. Tolkien wrote it.", "He was English."],
+        ["He served in the U.S. Army until May.", "Then he left."],
+        ["Some fruit, e.g. Apples, is sweet.", "Some is not."],
+        ["Smith et al. Found nothing in vol. 3 of no. 7.", "Others did."],
+        ["Chelsea vs. Leeds ended 2:1.", "Fans cheered."],
+        ["So did I.", "Then we left."],
+        # numbers
+        ["It costs 3.14 dollars or 1.000,5 euros.", "That is fair."],
+        ["He came in 1999.", "2000 was better."],
+        # quotes and brackets
+        ['"Stop."', "He ran."],
+        ["“Stop!”", "‘Why?’", "He ran."],
+        ["(He left.)", "[She stayed.]", "All was well."],
+        ['He said: "No."', '"Why?"', "“Because.”"],
+        # lower-case continuation
+        ['"Is it true?" he asked.', '"Yes."'],
+        ["He bought approx. five at Yahoo! and left.", "Good."],
+        # Chinese
+        ["他走了。", "她说：“好。”", "然后他笑了！", "为什么？"],
+        ["他走了！？", "Then English.", "又是中文。"],
+        # one sentence
+        ["One sentence without an end"],
+        ["One sentence with an end."],
+        ["A title: with colons; and semicolons, only"],
+        ["www.example.com/a.b?c=d!e"],
+    ],
+)
+def test_line_is_cut_into_its_sentences(sentences: list[str]) -> None:
+    assert split_sentences(" ".join(sentences)) == sentences
+    assert split_sentences(f"  {' '.join(sentences)} \t") == sentences
+
+
+def test_chinese_sentences_need_no_space_between_them() -> None:
+    sentences = ["他走了。", "她说：“好。”", "然后（他笑了！）", "为什么？！", "是"]
+    assert split_sentences("".join(sentences)) == sentences
+
+
+@pytest.mark.parametrize("line", ["", " ", "\t\r\f\u3000"])
+def test_blank_line_has_no_sentence(line: str) -> None:
+    assert split_sentences(line) == []
+
+
+SENTENCE_PARTS = st.lists(
+    st.sampled_from(list(".!?…。！？\"'”’」）)] \t") + ["Dr", "U.S", "I", "a", "The", "中"])
+    | st.text(max_size=4),
+    max_size=40,
+).map("".join)
+
+
+@fuzz
+@given(line=SENTENCE_PARTS)
+def test_sentences_hold_every_character_of_any_line(line: str) -> None:
+    sentences = split_sentences(line)
+    assert "".join("".join(sentences).split()) == "".join(line.split())
+    assert all(s and s == s.strip() for s in sentences)
+
+
+@fuzz
+@given(line=SENTENCE_PARTS)
+def test_sentences_end_only_after_stops(line: str) -> None:
+    for sentence in split_sentences(line)[:-1]:
+        assert sentence.rstrip("\"'”’»)]」』）")[-1] in ".!?…。！？"
+
+
+@pytest.mark.parametrize("text", [".", '."', "!?", ". ", "。”", "a. ", '"'])
+def test_time_to_split_grows_with_the_line_not_its_square(text: str) -> None:
+    # A dotted line in a table of contents, or rubbish; quadratic time takes seconds here.
+    line = text * 6000 + "x"
+    split_sentences("warm. Up.")
+    started = time.process_time()
+    split_sentences(line)
+    assert time.process_time() - started < 0.25
+
+
+# --- what a cache is keyed by ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 5000, 3 * MIB])
+def test_content_digest_sees_both_ends_and_the_size(tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    digests = {
+        corpus.content_digest(write(tmp_path / "a", changed))
+        for changed in (
+            content,
+            bytes([content[0] ^ 1]) + content[1:],
+            content + b"x",
+            content[:-1],
+            *([content[:-1] + bytes([content[-1] ^ 1])] if size > 1 else []),
+        )
+    }
+    assert len(digests) == 4 + (size > 1)
+    assert corpus.content_digest(write(tmp_path / "b", content)) in digests
+
+
+def test_text_size_of_a_compressed_file_is_estimated_as_four_times_its_own(tmp_path: Path) -> None:
+    assert corpus.text_bytes(write(tmp_path / "a.txt", "x" * 100)) == 100
+    assert corpus.text_bytes(write(tmp_path / "a.txt.gz", "x" * 100)) == 400

@@ -1,0 +1,906 @@
+"""Pretraining examples: order, split, pairs, masks, and their statistics.
+
+In the corpora made here every document has tokens of its own, in rising order, so that where a
+segment comes from can be read off its ids: document d holds the ids from 5 + d * width on.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import signal
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minibert import examples as module
+from minibert.errors import InputError
+from minibert.examples import (
+    Documents,
+    Example,
+    ExampleBuilder,
+    ExampleOptions,
+    ExampleStream,
+    Permutation,
+    _truncate,
+    collate,
+    held_out_examples,
+    split_documents,
+    unigram_entropy,
+)
+from minibert.losses import IGNORE_INDEX
+from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
+
+FIRST = 5  # the first id that is no special token
+CLS, SEP, MASK = 2, 3, 4
+# The suite gives the same examples on every run.
+fuzz = settings(deadline=None, derandomize=True, max_examples=100)
+Corpus = list[list[list[int]]]  # documents of sentences of token ids
+
+
+# --- corpora -----------------------------------------------------------------------------------
+
+
+def store_of(corpus: Corpus, vocab_size: int) -> Any:
+    """The arrays of a token store, without a file."""
+    sentences = [sentence for document in corpus for sentence in document]
+    tokens = np.array([i for s in sentences for i in s], np.uint16)
+    return SimpleNamespace(
+        tokens=tokens,
+        sentence_starts=np.cumsum([0, *map(len, sentences)]),
+        document_starts=np.cumsum([0, *map(len, corpus)]),
+        token_counts=np.bincount(tokens, minlength=vocab_size),
+        counts=SimpleNamespace(sentences=len(sentences)),
+    )
+
+
+class CachedWordPiece(WordPiece):
+    """Lists its vocabulary once: nearly every test here makes a builder, which asks for it."""
+
+    tokens = functools.cached_property(WordPiece.tokens.fget)  # type: ignore[assignment]
+    special_ids = functools.cached_property(WordPiece.special_ids.fget)  # type: ignore[assignment]
+
+
+def tokenizer_of(folder: Path, tokens: list[str]) -> WordPiece:
+    text = "".join(f"{t}\n" for t in (*SPECIAL_TOKENS, *tokens))
+    (folder / "vocab.txt").write_text(text, encoding="utf-8")
+    return CachedWordPiece.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
+    """30,000 whole words."""
+    folder = tmp_path_factory.mktemp("words")
+    return tokenizer_of(folder, [f"w{i}" for i in range(30_000 - FIRST)])
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
+    """Ids 5 to 104 begin a word, 105 to 204 go on with one."""
+    folder = tmp_path_factory.mktemp("pieces")
+    return tokenizer_of(folder, [f"w{i}" for i in range(100)] + [f"##p{i}" for i in range(100)])
+
+
+def own_tokens(lengths: list[list[int]], width: int) -> Corpus:
+    """Documents of sentences of these lengths, whose ids rise from 5 + d * width."""
+    corpus = []
+    for d, document in enumerate(lengths):
+        assert sum(document) <= width
+        ids = iter(range(FIRST + d * width, FIRST + (d + 1) * width))
+        corpus.append([list(itertools.islice(ids, n)) for n in document])
+    return corpus
+
+
+def random_lengths(
+    documents: int, sentences: tuple[int, int], tokens: tuple[int, int], seed: int = 0
+) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [
+        rng.integers(tokens[0], tokens[1] + 1, size=rng.integers(sentences[0], sentences[1] + 1))
+        .astype(int)
+        .tolist()
+        for _ in range(documents)
+    ]
+
+
+def all_documents(store: Any) -> Documents:
+    """Every document of a store, in the store's order."""
+    count = len(store.document_starts) - 1
+    identity: Any = range(count)
+    return Documents(store, store.document_starts, identity, range(count))
+
+
+def builder_of(
+    corpus: Corpus, tokenizer: WordPiece, documents: Documents | None = None, **options: Any
+) -> ExampleBuilder:
+    store = store_of(corpus, tokenizer.vocab_size)
+    chosen = documents or all_documents(store)
+    return ExampleBuilder(store, tokenizer, chosen, ExampleOptions(**options))
+
+
+def epoch_of(builder: ExampleBuilder, seed: int = 0, epoch: int = 0) -> list[Example]:
+    positions = range(len(builder.documents))
+    return [e for position in positions for e in builder.build(seed, epoch, position)]
+
+
+def original(example: Example) -> np.ndarray:
+    """The ids before masking."""
+    ids = example.input_ids.copy()
+    ids[example.mlm_positions] = example.mlm_labels
+    return ids
+
+
+def segments(example: Example) -> tuple[np.ndarray, np.ndarray]:
+    """Both segments before masking; checks [CLS] A [SEP] B [SEP] on the way."""
+    ids = original(example)
+    assert ids[0] == CLS
+    assert ids[example.first_length - 1] == ids[-1] == SEP
+    first, second = ids[1 : example.first_length - 1], ids[example.first_length : -1]
+    assert not np.isin(np.concatenate([first, second]), [0, CLS, SEP, MASK]).any()
+    return first, second
+
+
+def same(one: list[Example], other: list[Example]) -> bool:
+    return len(one) == len(other) and all(
+        a.first_length == b.first_length
+        and a.next_sentence_label == b.next_sentence_label
+        and all(
+            np.array_equal(getattr(a, name), getattr(b, name))
+            for name in ("input_ids", "mlm_positions", "mlm_labels")
+        )
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def document_of(tokens: np.ndarray, width: int) -> set[int]:
+    return set(((tokens - FIRST) // width).tolist())
+
+
+# --- order -------------------------------------------------------------------------------------
+
+
+@fuzz
+@given(n=st.integers(1, 3000), key=st.integers(0, 2**63), more=st.integers(0, 9))
+def test_permutation_hits_every_number_once(n: int, key: int, more: int) -> None:
+    order = Permutation(n, key, more)
+    assert sorted(order[i] for i in range(n)) == list(range(n))
+
+
+@pytest.mark.parametrize("n", [*range(1, 20), 255, 256, 257, 1023, 1024, 1025])
+def test_permutation_holds_at_powers_of_two(n: int) -> None:
+    assert sorted(map(Permutation(n, 3).__getitem__, range(n))) == list(range(n))
+
+
+@pytest.mark.parametrize("n", [10**9, 2**40 + 1])
+def test_permutation_of_a_huge_range_needs_no_memory(n: int) -> None:
+    values = [Permutation(n, 1)[i] for i in range(500)]
+    assert len({*values}) == 500
+    assert 0 <= min(values) < max(values) < n
+    assert np.mean(values) / n == pytest.approx(0.5, abs=0.06)
+
+
+def test_permutation_is_decided_by_its_key() -> None:
+    def order(*key: int) -> list[int]:
+        return [Permutation(300, *key)[i] for i in range(300)]
+
+    assert order(1, 2) == order(1, 2)
+    keys = [(1, 2), (2, 1), (1,), (2,), (1, 3)]
+    for one, other in itertools.combinations(keys, 2):
+        stays = np.mean(np.array(order(*one)) == np.array(order(*other)))
+        assert stays < 0.05
+
+
+def test_permutation_moves_neighbours_apart() -> None:
+    order = np.array([Permutation(2000, 7)[i] for i in range(2000)])
+    # The mean distance of two random numbers below n is n / 3.
+    assert np.abs(np.diff(order)).mean() == pytest.approx(2000 / 3, rel=0.1)
+
+
+# --- split -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nsp", ["nsp", "sop", "none"])
+@pytest.mark.parametrize("count", [4, 5, 19, 20, 100, 1000, 30_000])
+def test_split_is_disjoint_and_covers_all(words: WordPiece, count: int, nsp: str) -> None:
+    store = store_of([[[FIRST]]] * count, 10)
+    training, held_out = split_documents(store, nsp)
+    starts = [[int(part.offsets(i)[0]) for i in range(len(part))] for part in (training, held_out)]
+    assert sorted(starts[0] + starts[1]) == list(range(count))
+    expected = max(1 if nsp == "none" else 2, round(0.05 * count))
+    assert len(held_out) == min(expected, 1000)
+
+
+def test_split_depends_on_the_store_alone() -> None:
+    store = store_of([[[FIRST]]] * 100, 10)
+    orders = [[int(p.offsets(i)[0]) for p in split_documents(store, "nsp") for i in range(5)]] * 2
+    assert orders[0] == orders[1]
+    held_out = [int(split_documents(store, "sop")[1].offsets(i)[0]) for i in range(5)]
+    assert held_out == orders[0][5:]
+    assert held_out != list(range(5))
+
+
+@pytest.mark.parametrize("nsp", ["nsp", "sop"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_fewer_than_four_documents_are_refused_for_pairs(nsp: str, count: int) -> None:
+    store = store_of([[[FIRST], [FIRST]]] * count, 10)
+    with pytest.raises(InputError, match="--nsp none") as caught:
+        split_documents(store, nsp)
+    assert f"{count} document(s) and {2 * count} sentence(s)" in str(caught.value)
+
+
+@pytest.mark.parametrize("sentences", [4, 19, 20, 21, 1000])
+def test_one_document_is_cut_at_sentences_without_pairs(sentences: int) -> None:
+    corpus = own_tokens([[3] * sentences], 3 * sentences)
+    store = store_of(corpus, 10 + 3 * sentences)
+    training, held_out = split_documents(store, "none")
+    parts = [part.offsets(i).tolist() for part in (training, held_out) for i in range(len(part))]
+    assert len(parts) == min(20, sentences)
+    assert len(held_out) >= 1
+    assert all(len(p) > 1 for p in parts)
+    covered = sorted(at for p in parts for at in p[:-1])
+    assert covered == list(range(0, 3 * sentences, 3))
+
+
+def test_fewer_than_four_sentences_are_refused() -> None:
+    with pytest.raises(InputError, match=r"3 sentence\(s\)"):
+        split_documents(store_of([[[FIRST]], [[FIRST]], [[FIRST]]], 10), "none")
+
+
+# --- purity ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nsp", ["nsp", "sop", "none"])
+@pytest.mark.parametrize("masking", ["token", "whole-word", "span"])
+def test_examples_are_a_function_of_seed_epoch_and_position(
+    words: WordPiece, nsp: str, masking: str
+) -> None:
+    corpus = own_tokens(random_lengths(12, (8, 12), (5, 30)), 400)
+    options = {"nsp": nsp, "masking": masking, "max_seq_length": 64}
+    builder = builder_of(corpus, words, **options)
+    expected = builder.build(3, 5, 7)
+    epoch_of(builder, seed=9)  # others in between change nothing
+    assert same(builder.build(3, 5, 7), expected)
+    assert same(builder_of(corpus, words, **options).build(3, 5, 7), expected)
+    for changed in [(4, 5, 7), (3, 6, 7), (5, 3, 7), (3, 5, 8)]:
+        assert not same(builder.build(*changed), expected)
+
+
+# --- masks -------------------------------------------------------------------------------------
+
+
+def test_masks_are_15_percent_and_80_10_10(words: WordPiece) -> None:
+    builder = builder_of(own_tokens(random_lengths(55, (15, 25), (10, 20)), 500), words)
+    kept = masked = replaced = sequence_tokens = 0
+    replacements = []
+    for epoch in range(21):
+        for example in epoch_of(builder, epoch=epoch):
+            now = example.input_ids[example.mlm_positions]
+            is_mask, is_same = now == MASK, now == example.mlm_labels
+            masked += is_mask.sum()
+            kept += is_same.sum()
+            replaced += (~is_mask & ~is_same).sum()
+            replacements.append(now[~is_mask & ~is_same])
+            sequence_tokens += len(example.input_ids)
+    total = masked + kept + replaced
+    assert total > 50_000
+    # Four standard deviations of a binomial: 0.0072 and 0.0054.
+    assert masked / total == pytest.approx(0.8, abs=0.0072)
+    assert kept / total == pytest.approx(0.1, abs=0.0054)
+    assert replaced / total == pytest.approx(0.1, abs=0.0054)
+    assert total / sequence_tokens == pytest.approx(0.15, abs=0.003)
+    # Replacements are drawn evenly from all words, none of them special.
+    drawn = np.concatenate(replacements)
+    assert drawn.min() >= FIRST
+    assert drawn.mean() == pytest.approx(15_000, rel=0.03)
+
+
+@pytest.mark.parametrize("masking", ["token", "whole-word", "span"])
+def test_labels_are_the_original_and_no_special_token_is_chosen(
+    pieces: WordPiece, masking: str
+) -> None:
+    rng = np.random.default_rng(1)
+    # 1 is [UNK], as it comes out of the tokenizer; it must not be predicted.
+    ids = np.where(rng.random((40, 12, 9)) < 0.1, 1, rng.integers(5, 205, (40, 12, 9)))
+    builder = builder_of(ids.tolist(), pieces, masking=masking, nsp="none", max_seq_length=50)
+    for position in range(40):
+        text = []
+        for example in builder.build(0, 0, position):
+            assert not np.isin(example.mlm_labels, builder.tokenizer.special_ids).any()
+            chosen = example.mlm_positions.tolist()
+            assert chosen == sorted({*chosen})
+            assert len(chosen) <= builder.options.max_predictions
+            untouched = np.ones(len(example.input_ids), bool)
+            untouched[chosen] = False
+            assert (example.input_ids[untouched] == original(example)[untouched]).all()
+            text += original(example)[1:-1].tolist()
+        assert text == ids[position].ravel().tolist()
+
+
+def test_random_replacements_are_never_special(tmp_path: Path) -> None:
+    # 45 of 55 tokens are special; a draw over all ids would nearly always hit one.
+    tokenizer = tokenizer_of(tmp_path, [f"[unused{i}]" for i in range(40)] + [*"abcdefghij"])
+    corpus = [[[45 + i % 10 for i in range(100)]] * 5] * 20
+    builder = builder_of(corpus, tokenizer, nsp="none")
+    drawn: set[int] = set()
+    for example in epoch_of(builder):
+        now = example.input_ids[example.mlm_positions]
+        drawn |= {*now[(now != MASK) & (now != example.mlm_labels)].tolist()}
+    assert drawn == {*range(45, 55)}
+
+
+@pytest.mark.parametrize("masking", ["token", "whole-word", "span"])
+def test_every_position_is_chosen_about_equally_often(pieces: WordPiece, masking: str) -> None:
+    corpus = [[[FIRST + i for i in range(62)]]] * 4
+    builder = builder_of(corpus, pieces, nsp="none", masking=masking, max_seq_length=64)
+    counts = np.zeros(64)
+    for epoch in range(800):
+        for example in builder.build(0, epoch, 0):
+            if len(example.input_ids) == 64:
+                counts[example.mlm_positions] += 1
+    inner = counts[1:-1] / counts.sum() * 62
+    assert counts[0] == counts[-1] == 0
+    # A span that would reach beyond the end is cut there, so the first words come less often.
+    slack = 12 if masking == "span" else 1
+    assert inner[slack:].min() > 0.6
+    assert inner.max() < 1.4
+
+
+def test_sequence_of_unknown_tokens_has_nothing_to_predict(pieces: WordPiece) -> None:
+    for masking in ("token", "whole-word", "span"):
+        builder = builder_of([[[1] * 20]] * 4, pieces, nsp="none", masking=masking)
+        (example, *_) = builder.build(0, 0, 0)
+        assert len(example.mlm_positions) == len(example.mlm_labels) == 0
+
+
+def words_of(ids: np.ndarray) -> list[list[int]]:
+    """Positions of each word's pieces, special tokens left out."""
+    found: list[list[int]] = []
+    for position, token in enumerate(ids.tolist()):
+        if token >= 105 and found and found[-1][-1] == position - 1:
+            found[-1].append(position)
+        elif token >= FIRST:
+            found.append([position])
+    return found
+
+
+def pieced_corpus(documents: int, most_pieces: int) -> Corpus:
+    rng = np.random.default_rng(2)
+
+    def word() -> list[int]:
+        tail = rng.integers(105, 205, size=rng.integers(most_pieces)).tolist()
+        return [int(rng.integers(5, 105)), *tail]
+
+    return [[[i for _ in range(8) for i in word()] for _ in range(10)] for _ in range(documents)]
+
+
+def test_whole_words_are_chosen_whole_or_not_at_all(pieces: WordPiece) -> None:
+    builder = builder_of(pieced_corpus(60, 4), pieces, masking="whole-word")
+    chosen_tokens = all_tokens = 0
+    for example in epoch_of(builder):
+        chosen = {*example.mlm_positions.tolist()}
+        for word in words_of(original(example)):
+            assert len(chosen & {*word}) in (0, len(word))
+        chosen_tokens += len(chosen)
+        all_tokens += len(example.input_ids)
+    # The budget can stay unused by less than a word; it is never exceeded.
+    assert 0.14 < chosen_tokens / all_tokens <= 0.151
+
+
+def test_word_longer_than_the_budget_is_cut_to_it(pieces: WordPiece) -> None:
+    corpus = [[[5, *range(105, 135)]]] * 4
+    builder = builder_of(corpus, pieces, masking="whole-word", nsp="none", max_seq_length=40)
+    for epoch in range(20):
+        for example in builder.build(0, epoch, 0):
+            wanted = max(1, round(0.15 * len(example.input_ids)))
+            assert len(example.mlm_positions) == wanted
+            if example.input_ids[1] in (5, MASK):  # the word's beginning
+                assert np.diff(example.mlm_positions).tolist() == [1] * (wanted - 1)
+
+
+def test_spans_are_runs_of_words(pieces: WordPiece) -> None:
+    corpus = [[[FIRST + i % 100 for i in range(126)]]] * 4
+    runs: dict[str, list[int]] = {"token": [], "span": []}
+    for masking, lengths in runs.items():
+        builder = builder_of(corpus, pieces, masking=masking, nsp="none")
+        for epoch in range(150):
+            for example in builder.build(0, epoch, 0):
+                if len(example.input_ids) == 128:
+                    assert len(example.mlm_positions) == 19
+                    breaks = np.flatnonzero(np.diff(example.mlm_positions) > 1) + 1
+                    lengths += map(len, np.split(example.mlm_positions, breaks))
+    # By the length of a span, min(geometric(0.2), 10), 4.5 on average, less what the budget cuts.
+    assert np.mean(runs["token"]) < 1.3
+    assert 2.5 < np.mean(runs["span"]) < 5
+    assert 7 <= max(runs["span"]) <= 19
+
+
+def test_spans_keep_words_whole(pieces: WordPiece) -> None:
+    builder = builder_of(pieced_corpus(30, 3), pieces, masking="span")
+    for example in epoch_of(builder):
+        chosen = {*example.mlm_positions.tolist()}
+        for word in words_of(original(example)):
+            assert len(chosen & {*word}) in (0, len(word))
+
+
+# --- pairs -------------------------------------------------------------------------------------
+
+
+def test_pairs_come_from_where_their_label_says(words: WordPiece) -> None:
+    width = 240
+    builder = builder_of(own_tokens(random_lengths(120, (1, 12), (3, 20)), width), words)
+    longest = builder.options.max_seq_length
+    sizes = []
+    for position in range(120):
+        examples = builder.build(1, 0, position)
+        assert examples
+        for example in examples:
+            first, second = segments(example)
+            sizes.append(len(example.input_ids))
+            assert len(first) > 0
+            assert len(second) > 0
+            assert (np.diff(first) == 1).all()  # a stretch of one document
+            assert (np.diff(second) == 1).all()
+            assert document_of(first, width) == {position}
+            if example.next_sentence_label == 1:
+                assert position not in document_of(second, width)
+                assert len(document_of(second, width)) == 1
+            else:
+                assert document_of(second, width) == {position}
+                assert second[0] > first[-1]
+                if len(example.input_ids) < longest:  # nothing was cut off
+                    assert second[0] == first[-1] + 1
+    assert max(sizes) == longest
+
+
+def test_most_pairs_fill_the_length(words: WordPiece) -> None:
+    builder = builder_of(own_tokens(random_lengths(55, (20, 40), (8, 12)), 500), words)
+    sizes = np.array([len(e.input_ids) for e in epoch_of(builder)])
+    assert sizes.max() == 128
+    assert (sizes >= 115).mean() > 0.6
+    assert (sizes < 64).mean() > 0.01  # a tenth aims at a shorter length
+
+
+@pytest.mark.parametrize("sentences", [(2, 2), (2, 3), (3, 8), (20, 40)])
+def test_half_of_the_pairs_are_random(words: WordPiece, sentences: tuple[int, int]) -> None:
+    builder = builder_of(own_tokens(random_lengths(55, sentences, (5, 12)), 500), words)
+    labels: list[int | None] = []
+    for epoch in itertools.count():
+        labels += [e.next_sentence_label for e in epoch_of(builder, epoch=epoch)]
+        if len(labels) >= 8000:
+            break
+    assert {*labels} == {0, 1}
+    assert np.mean(labels) == pytest.approx(0.5, abs=0.03)  # type: ignore[arg-type]
+
+
+def test_random_next_comes_from_anywhere_in_any_other_document(words: WordPiece) -> None:
+    width, builder = 40, builder_of(own_tokens([[4] * 10] * 6, 40), words, max_seq_length=32)
+    sources: Counter[int] = Counter()
+    begins: Counter[int] = Counter()
+    for epoch in range(60):
+        for example in builder.build(0, epoch, 2):
+            if example.next_sentence_label == 1:
+                second = segments(example)[1]
+                sources.update(document_of(second, width))
+                begins[int((second[0] - FIRST) % width // 4)] += 1
+    assert {*sources} == {0, 1, 3, 4, 5}
+    assert min(sources.values()) > 0.5 * max(sources.values())
+    assert {*begins} == {*range(10)}
+
+
+def test_training_and_held_out_text_never_mix(words: WordPiece) -> None:
+    width = 100
+    store = store_of(own_tokens(random_lengths(200, (1, 6), (3, 12)), width), words.vocab_size)
+    training, held_out = split_documents(store, "nsp")
+    seen = []
+    for documents in (training, held_out):
+        builder = ExampleBuilder(store, words, documents, ExampleOptions())
+        own = {documents.offsets(i)[0] for i in range(len(documents))}
+        tokens = np.concatenate([np.concatenate(segments(e)) for e in epoch_of(builder)])
+        seen.append(document_of(tokens, width))
+        expected = {int(store.tokens[at] - FIRST) // width for at in own}
+        assert seen[-1] == expected
+    assert not seen[0] & seen[1]
+
+
+def test_every_sentence_of_a_document_is_seen(words: WordPiece) -> None:
+    width = 300
+    builder = builder_of(own_tokens(random_lengths(60, (1, 20), (3, 14)), width), words)
+    for position in range(60):
+        seen: set[int] = set()
+        for epoch in range(4):
+            for example in builder.build(0, epoch, position):
+                for segment in segments(example):
+                    seen |= {*segment[document_mask(segment, position, width)].tolist()}
+        offsets = builder.documents.offsets(position)
+        tokens = {*builder.store.tokens[offsets[0] : offsets[-1]].tolist()}
+        assert len(seen) > 0.9 * len(tokens)
+        assert seen <= tokens
+
+
+def document_mask(tokens: np.ndarray, document: int, width: int) -> np.ndarray:
+    return (tokens - FIRST) // width == document
+
+
+def test_document_of_one_sentence_gets_a_random_next(words: WordPiece) -> None:
+    builder = builder_of(own_tokens([[9]] * 30, 9), words)
+    for position in range(30):
+        (example,) = builder.build(0, 0, position)
+        first, second = segments(example)
+        assert example.next_sentence_label == 1
+        assert document_of(first, 9) == {position}
+        assert position not in document_of(second, 9)
+
+
+def test_sentences_longer_than_the_sequence_are_handled(words: WordPiece) -> None:
+    builder = builder_of(own_tokens([[200, 1, 200]] * 20, 401), words, max_seq_length=16)
+    for example in epoch_of(builder):
+        first, second = segments(example)
+        assert min(len(first), len(second)) > 0
+        assert len(example.input_ids) <= 16
+
+
+def test_sentence_order_labels_say_which_half_came_first(words: WordPiece) -> None:
+    width = 240
+    corpus = own_tokens(random_lengths(120, (1, 12), (3, 20)), width)
+    builder = builder_of(corpus, words, nsp="sop")
+    labels = []
+    for epoch in range(3):
+        for position in range(120):
+            for example in builder.build(0, epoch, position):
+                first, second = segments(example)
+                assert document_of(np.concatenate([first, second]), width) == {position}
+                label = example.next_sentence_label
+                assert label == int(first[0] > second[0])
+                labels.append(label)
+                if len(example.input_ids) < 128:  # nothing was cut off
+                    one, other = (second, first) if label else (first, second)
+                    assert other[0] == one[-1] + 1
+    assert np.mean(labels) == pytest.approx(0.5, abs=0.06)
+
+
+def test_sentence_order_parts_a_single_sentence_and_skips_a_single_token(
+    words: WordPiece,
+) -> None:
+    builder = builder_of(own_tokens([[5], [1], [2], [9]], 9), words, nsp="sop")
+    sizes = [[tuple(map(len, segments(e))) for e in builder.build(0, 0, p)] for p in range(4)]
+    assert sizes[1] == []
+    assert sizes[0][0] in {(3, 2), (2, 3)}
+    assert sizes[2] == [(1, 1)]
+
+
+# --- without pairs -----------------------------------------------------------------------------
+
+
+def test_without_pairs_text_is_covered_exactly_once_without_labels(words: WordPiece) -> None:
+    corpus = own_tokens(random_lengths(40, (1, 20), (3, 30)), 700)
+    builder = builder_of(corpus, words, nsp="none", max_seq_length=40)
+    sizes = []
+    for position, document in enumerate(corpus):
+        text: list[int] = []
+        for example in builder.build(0, 0, position):
+            ids = original(example)
+            assert (ids[0], ids[-1]) == (CLS, SEP)
+            assert example.first_length == len(ids) <= 40
+            assert example.next_sentence_label is None
+            text += ids[1:-1].tolist()
+            sizes.append(len(ids))
+        assert text == [i for sentence in document for i in sentence]
+    assert np.mean(np.array(sizes) == 40) > 0.6
+    assert "next_sentence_label" not in collate(builder.build(0, 0, 0), 6)
+
+
+def test_corpus_of_one_document_works_without_pairs(words: WordPiece) -> None:
+    store = store_of(own_tokens([[10] * 100], 1000), words.vocab_size)
+    options = ExampleOptions(nsp="none", max_seq_length=32)
+    training, held_out = split_documents(store, "none")
+    builder, other = (ExampleBuilder(store, words, d, options) for d in (training, held_out))
+    tokens = [original(e)[1:-1].tolist() for b in (builder, other) for e in epoch_of(b)]
+    assert sorted(i for part in tokens for i in part) == sorted(store.tokens.tolist())
+    assert len(ExampleStream(builder, 0).take(100)) == 100
+    assert len(held_out_examples(other, 1000)) >= 2
+
+
+# --- truncation --------------------------------------------------------------------------------
+
+
+@fuzz
+@given(
+    a=st.integers(1, 60), b=st.integers(1, 60), longest=st.integers(2, 80), seed=st.integers(0, 99)
+)
+def test_truncation_shortens_the_longer_and_no_more_than_needed(
+    a: int, b: int, longest: int, seed: int
+) -> None:
+    first, second = np.arange(a), np.arange(1000, 1000 + b)
+    left, right = _truncate(np.random.default_rng(seed), first, second, longest)
+    assert len(left) + len(right) == min(a + b, longest)
+    assert min(len(left), len(right)) >= 1
+    assert (np.diff(left) == 1).all()
+    assert (np.diff(right) == 1).all()
+    assert {*left.tolist()} <= {*first.tolist()}
+    assert {*right.tolist()} <= {*second.tolist()}
+    # The one that is not the longer loses nothing until both are even.
+    for kept, whole, others in ((left, a, right), (right, b, left)):
+        if len(kept) < whole:
+            assert len(kept) >= len(others) - 1
+
+
+def test_truncation_takes_from_both_ends() -> None:
+    rng = np.random.default_rng(0)
+    fronts, backs = [], []
+    for _ in range(400):
+        left, _ = _truncate(rng, np.arange(50), np.arange(10), 40)
+        fronts.append(int(left[0]))
+        backs.append(49 - int(left[-1]))
+    assert {f + b for f, b in zip(fronts, backs, strict=True)} == {20}
+    assert np.mean(fronts) == pytest.approx(10, abs=0.6)
+    assert min(fronts) < 7
+    assert max(fronts) > 13
+
+
+# --- the stream --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK_DOCUMENTS", 4)
+
+
+def stream_of(words: WordPiece, documents: int = 14, seed: int = 0) -> ExampleStream:
+    lengths = random_lengths(documents, (1, 9), (3, 12))
+    return ExampleStream(builder_of(own_tokens(lengths, 120), words, max_seq_length=32), seed)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_how_examples_are_taken_does_not_change_them(words: WordPiece) -> None:
+    expected = stream_of(words).take(200)
+    for chunk in (1, 7, 64, 199):
+        stream = stream_of(words)
+        taken = [e for _ in range(-(-200 // chunk)) for e in stream.take(chunk)]
+        assert same(taken[:200], expected)
+    assert stream_of(words).take(0) == []
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("before", [0, 7, 16, 41, 77, 112])
+def test_seeking_a_state_goes_on_exactly(words: WordPiece, before: int) -> None:
+    stream = stream_of(words)
+    stream.take(before)
+    state = stream.state()
+    resumed = stream_of(words)
+    resumed.seek(state)
+    assert resumed.state() == state
+    assert same(resumed.take(90), stream.take(90))
+    assert resumed.state() == stream.state()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_seeking_a_state_keeps_epochs_done(words: WordPiece) -> None:
+    # Schedules that end with an epoch are computed from it, so resuming must not move it.
+    stream, resumed = stream_of(words), stream_of(words)
+    for _ in range(40):
+        stream.take(3)
+        resumed.seek(stream.state())
+        assert resumed.epochs_done == stream.epochs_done
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_epochs_done_rises_and_is_whole_after_each_epoch(words: WordPiece) -> None:
+    stream, last = stream_of(words), -1.0
+    assert stream.epochs_done == 0
+    per_epoch = len(epoch_in_order(stream, 0))
+    for _ in range(per_epoch - 1):
+        stream.take(1)
+        assert last < stream.epochs_done < 1
+        last = stream.epochs_done
+    stream.take(1)
+    assert stream.epochs_done == 1
+    stream.take(len(epoch_in_order(stream, 1)))
+    assert stream.epochs_done == 2
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_epochs_done_counts_documents_not_blocks(words: WordPiece) -> None:
+    # Of five documents the first block holds four.
+    stream = ExampleStream(builder_of(own_tokens([[9]] * 5, 9), words), 0)
+    stream.take(4)
+    assert stream.epochs_done == pytest.approx(4 / 5)
+
+
+def epoch_in_order(stream: ExampleStream, epoch: int) -> list[Example]:
+    return epoch_of(stream.builder, stream.seed, epoch)
+
+
+def recorded(stream: ExampleStream) -> list[tuple[int, int, int]]:
+    """What the stream's builder is asked for, as it happens."""
+    calls: list[tuple[int, int, int]] = []
+    build = stream.builder.build
+
+    def record(seed: int, epoch: int, position: int) -> list[Example]:
+        calls.append((seed, epoch, position))
+        return build(seed, epoch, position)
+
+    stream.builder.build = record  # type: ignore[method-assign]
+    return calls
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_an_epoch_visits_every_document_once(words: WordPiece) -> None:
+    stream = stream_of(words, seed=5)
+    per_epoch = [len(epoch_in_order(stream, epoch)) for epoch in range(3)]
+    calls = recorded(stream)
+    for epoch, count in enumerate(per_epoch):
+        calls.clear()
+        stream.take(count)
+        assert sorted(calls) == [(5, epoch, position) for position in range(14)]
+        assert [c[2] for c in calls] != sorted(c[2] for c in calls)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_order_changes_with_seed_and_epoch(words: WordPiece) -> None:
+    orders = []
+    for seed in (1, 2):
+        stream = stream_of(words, seed=seed)
+        counts = [len(epoch_in_order(stream, epoch)) for epoch in range(2)]
+        calls = recorded(stream)
+        for count in counts:
+            calls.clear()
+            stream.take(count)
+            orders.append([position for _, _, position in calls])
+    assert all(one != other for one, other in itertools.combinations(orders, 2))
+
+
+def test_examples_of_a_block_are_shuffled_among_themselves(words: WordPiece) -> None:
+    stream = ExampleStream(builder_of(own_tokens([[9] * 12] * 20, 108), words, nsp="none"), 0)
+    sources = [document_of(original(e)[1:-1], 108).pop() for e in stream.current_block()]
+    neighbours = sum(a == b for a, b in itertools.pairwise(sources))
+    assert neighbours < len(sources) / 3
+
+
+def test_stream_holds_one_block_of_documents_only(
+    words: WordPiece, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = ExampleStream(builder_of(own_tokens([[9]] * 1200, 9), words), 0)
+    calls = recorded(stream)
+    stream.take(1)
+    assert len(calls) == 512
+    stream.take(511)
+    assert stream._examples is None
+    stream.take(1)
+    assert len(calls) == 1024
+    assert len(stream._examples or []) == 512
+
+
+def test_stream_without_any_example_does_not_hang(words: WordPiece) -> None:
+    # Documents of one token have no halves, so sentence order finds no pair in them.
+    def too_long(*_: object) -> None:
+        raise TimeoutError("take is still running")
+
+    stream = ExampleStream(builder_of(own_tokens([[1]] * 4, 1), words, nsp="sop"), 0)
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    try:
+        with pytest.raises(InputError):
+            stream.take(1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# --- evaluation --------------------------------------------------------------------------------
+
+
+def test_held_out_examples_are_fixed_sorted_and_limited(words: WordPiece) -> None:
+    builder = builder_of(own_tokens(random_lengths(40, (1, 9), (3, 12)), 120), words)
+    found = held_out_examples(builder, 1000)
+    assert same(found, held_out_examples(builder, 1000))
+    sizes = [len(e.input_ids) for e in found]
+    assert sizes == sorted(sizes)
+    assert len(found) == sum(1 for _ in epoch_of(builder, seed=2019))
+    assert len(held_out_examples(builder, 10)) == 10
+
+
+def test_unigram_entropy_equals_a_direct_computation(pieces: WordPiece) -> None:
+    rng = np.random.default_rng(3)
+    corpus = (5 + rng.zipf(1.5, (60, 5, 9)) % 200).tolist()
+    store = store_of(corpus, pieces.vocab_size)
+    training, held_out = split_documents(store, "nsp")
+    builder = ExampleBuilder(store, pieces, held_out, ExampleOptions())
+    examples = held_out_examples(builder, 100)
+    counts: Counter[int] = Counter()
+    for position in range(len(training)):
+        offsets = training.offsets(position)
+        counts.update(store.tokens[offsets[0] : offsets[-1]].tolist())
+    total = counts.total() + pieces.vocab_size
+    labels = [label for e in examples for label in e.mlm_labels.tolist()]
+    expected = -np.mean([np.log((counts[label] + 1) / total) for label in labels])
+    assert unigram_entropy(builder, examples) == pytest.approx(float(expected))
+
+
+# --- batches -----------------------------------------------------------------------------------
+
+
+def test_batches_are_padded_to_a_multiple_of_eight(words: WordPiece) -> None:
+    builder = builder_of(own_tokens(random_lengths(20, (1, 9), (3, 12)), 120), words)
+    examples = epoch_of(builder)
+    slots = builder.options.max_predictions
+    for size in (1, 3, len(examples)):
+        batch = collate(examples[:size], slots)
+        longest = max(len(e.input_ids) for e in examples[:size])
+        length = batch["input_ids"].shape[1]
+        assert length % 8 == 0
+        assert longest <= length < longest + 8
+        assert {t.dtype for t in batch.values()} == {torch.int64}
+        assert batch["mlm_positions"].shape == batch["mlm_labels"].shape == (size, slots)
+        assert batch["next_sentence_label"].shape == (size,)
+        for name in ("token_type_ids", "attention_mask"):
+            assert batch[name].shape == (size, length)
+
+
+def test_batch_rows_hold_their_example_and_nothing_else(words: WordPiece) -> None:
+    builder = builder_of(own_tokens(random_lengths(20, (1, 9), (3, 12)), 120), words)
+    examples = epoch_of(builder)
+    batch = collate(examples, 25)
+    for row, example in enumerate(examples):
+        n, m = len(example.input_ids), len(example.mlm_labels)
+        ids = batch["input_ids"][row].tolist()
+        assert ids[:n] == example.input_ids.tolist()
+        assert not any(ids[n:])
+        kinds = [0] * example.first_length + [1] * (n - example.first_length)
+        assert batch["token_type_ids"][row].tolist() == kinds + [0] * (len(ids) - n)
+        assert batch["attention_mask"][row].tolist() == [1] * n + [0] * (len(ids) - n)
+        assert batch["mlm_positions"][row].tolist() == [*example.mlm_positions, *[0] * (25 - m)]
+        labels = [*example.mlm_labels, *[IGNORE_INDEX] * (25 - m)]
+        assert batch["mlm_labels"][row].tolist() == labels
+        assert batch["next_sentence_label"][row] == example.next_sentence_label
+
+
+# --- any corpus --------------------------------------------------------------------------------
+
+SENTENCES = st.lists(
+    st.integers(1, 204).filter(lambda i: i not in (2, 3, 4)), min_size=1, max_size=30
+)
+CORPORA = st.lists(st.lists(SENTENCES, min_size=1, max_size=6), min_size=2, max_size=6)
+
+
+@pytest.mark.parametrize("masking", ["token", "whole-word", "span"])
+@pytest.mark.parametrize("nsp", ["nsp", "sop", "none"])
+@settings(fuzz, max_examples=40)
+@given(
+    corpus=CORPORA,
+    length=st.integers(8, 64),
+    prob=st.floats(0.05, 0.5),
+    seed=st.integers(0, 2**40),
+)
+def test_any_corpus_gives_sound_examples(
+    pieces: WordPiece, masking: str, nsp: str, corpus: Corpus, length: int, prob: float, seed: int
+) -> None:
+    options = {"masking": masking, "nsp": nsp, "max_seq_length": length, "mask_prob": prob}
+    builder = builder_of(corpus, pieces, **options)
+    found = epoch_of(builder, seed)
+    for example in found:
+        n = len(example.input_ids)
+        assert n <= length
+        ids = original(example)
+        assert (ids == SEP).sum() == (1 if nsp == "none" else 2)
+        assert (ids == CLS).sum() == 1
+        if nsp == "none":
+            assert example.first_length == n
+        else:
+            first, second = segments(example)
+            assert min(len(first), len(second)) > 0
+        ordinary = int((ids >= FIRST).sum())
+        wanted = min(max(1, round(n * prob)), builder.options.max_predictions, ordinary)
+        if masking == "token":
+            assert len(example.mlm_labels) == wanted
+        assert min(1, wanted) <= len(example.mlm_labels) <= wanted
+        assert (example.mlm_labels >= FIRST).all()
+        assert example.input_ids.dtype == example.mlm_labels.dtype == np.int64
+    if found:
+        collate(found, builder.options.max_predictions)

@@ -1,0 +1,93 @@
+"""Classification figures against scikit-learn, and where the formulas divide by nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minibert.metrics import classification_figures, confusion_matrix
+
+
+def figures(labels: list[int], predictions: list[int], num_labels: int) -> dict[str, float]:
+    return classification_figures(
+        confusion_matrix(np.array(labels), np.array(predictions), num_labels)
+    )
+
+
+@st.composite
+def judged(draw: st.DrawFn) -> tuple[list[int], list[int], int]:
+    """True and predicted classes, among them classes that never occur."""
+    num_labels = draw(st.integers(2, 5))
+    pair = st.tuples(st.integers(0, num_labels - 1), st.integers(0, num_labels - 1))
+    labels, predictions = zip(*draw(st.lists(pair, min_size=1, max_size=40)), strict=True)
+    return list(labels), list(predictions), num_labels
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(judged())
+def test_figures_equal_scikit_learn(case: tuple[list[int], list[int], int]) -> None:
+    reference = pytest.importorskip("sklearn.metrics")
+    labels, predictions, num_labels = case
+    ours = figures(labels, predictions, num_labels)
+    f1 = reference.f1_score(
+        labels, predictions, labels=range(num_labels), average="macro", zero_division=0
+    )
+    expected = {"accuracy": reference.accuracy_score(labels, predictions), "f1": f1}
+    if len(set(labels) | set(predictions)) > 1:  # scikit-learn warns of a single class
+        expected["matthews"] = reference.matthews_corrcoef(labels, predictions)
+    else:
+        expected["matthews"] = 0.0
+    assert ours == pytest.approx(expected, abs=1e-9)
+
+
+def test_confusion_matrix_has_true_classes_as_rows() -> None:
+    matrix = confusion_matrix(np.array([0, 0, 2, 1]), np.array([0, 2, 2, 0]), 3)
+    assert matrix.tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 1]]
+
+
+def test_matrices_of_parts_add_up_to_the_whole() -> None:
+    labels, predictions = np.random.default_rng(0).integers(0, 4, (2, 50))
+    parts = sum(
+        confusion_matrix(labels[part], predictions[part], 4)
+        for part in (slice(0, 20), slice(20, 50))
+    )
+    assert np.array_equal(parts, confusion_matrix(labels, predictions, 4))
+
+
+def test_all_right_is_one_everywhere() -> None:
+    assert figures([0, 1, 2, 1], [0, 1, 2, 1], 3) == pytest.approx(
+        {"accuracy": 1.0, "f1": 1.0, "matthews": 1.0}
+    )
+
+
+def test_all_wrong_of_two_classes_is_minus_one() -> None:
+    assert figures([0, 1, 0, 1], [1, 0, 1, 0], 2) == pytest.approx(
+        {"accuracy": 0.0, "f1": 0.0, "matthews": -1.0}
+    )
+
+
+def test_always_the_same_answer_has_no_correlation() -> None:
+    got = figures([0, 0, 0, 1], [0, 0, 0, 0], 2)
+    assert got == pytest.approx({"accuracy": 0.75, "f1": 3 / 7, "matthews": 0.0})
+
+
+def test_a_class_that_never_occurs_counts_as_zero_in_f1() -> None:
+    got = figures([0, 1], [0, 1], 3)
+    assert got == pytest.approx({"accuracy": 1.0, "f1": 2 / 3, "matthews": 1.0})
+
+
+def test_one_example_is_enough() -> None:
+    assert figures([1], [1], 2) == pytest.approx({"accuracy": 1.0, "f1": 0.5, "matthews": 0.0})
+
+
+def test_figures_are_plain_floats() -> None:
+    assert all(type(value) is float for value in figures([0, 1], [1, 1], 2).values())
+
+
+def test_counts_beyond_32_bits_do_not_overflow() -> None:
+    matrix = np.array([[3_000_000_000, 1_000_000_000], [1_000_000_000, 3_000_000_000]])
+    assert classification_figures(matrix) == pytest.approx(
+        {"accuracy": 0.75, "f1": 0.75, "matthews": 0.5}
+    )

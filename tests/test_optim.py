@@ -1,0 +1,140 @@
+"""Parameter groups, the table of learning rates, and when a budget is used up."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from minibert.config import BertConfig
+from minibert.heads import BertForPreTraining, BertForSequenceClassification
+from minibert.model import BertModel
+from minibert.optim import Budget, build_optimizer, warmup_linear_decay
+
+MODELS = [BertModel, BertForPreTraining, BertForSequenceClassification]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_parameter_is_in_exactly_one_group(
+    tiny_config: BertConfig, kind: type[nn.Module]
+) -> None:
+    model = kind(tiny_config)
+    groups = build_optimizer(model, 1e-3, 0.01).param_groups
+    held = Counter(id(p) for group in groups for p in group["params"])
+    assert held == Counter(id(p) for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_biases_and_norms_do_not_decay_and_all_else_does(
+    tiny_config: BertConfig, kind: type[nn.Module]
+) -> None:
+    model = kind(tiny_config)
+    optimizer = build_optimizer(model, 1e-3, 0.25)
+    decay = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        plain = name.endswith("bias") or "norm" in name
+        assert decay[id(parameter)] == (0.0 if plain else 0.25), name
+
+
+def test_without_a_gradient_only_matrices_shrink(tiny_config: BertConfig) -> None:
+    model = BertForPreTraining(tiny_config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+            parameter.grad = torch.zeros_like(parameter)
+    build_optimizer(model, learning_rate=0.1, weight_decay=0.5).step()
+    for name, parameter in model.named_parameters():
+        # Decoupled: 1 - rate x decay, whatever the gradient's scale.
+        expected = torch.full_like(parameter, 0.95 if parameter.ndim > 1 else 1.0)
+        torch.testing.assert_close(parameter.data, expected, msg=name)
+
+
+def test_first_step_is_bias_corrected() -> None:
+    model = nn.Linear(3, 1, bias=False)
+    before = model.weight.detach().clone()
+    model.weight.grad = torch.tensor([[1e-2, -5.0, 300.0]])
+    build_optimizer(model, learning_rate=0.1, weight_decay=0.0).step()
+    # Corrected moments make the first step the rate itself, with the gradient's sign.
+    step = torch.tensor([[-0.1, 0.1, -0.1]])
+    torch.testing.assert_close(model.weight.data - before, step, atol=1e-4, rtol=0)
+
+
+def test_frozen_parameters_are_left_out(tiny_config: BertConfig) -> None:
+    model = BertForSequenceClassification(tiny_config)
+    model.bert.requires_grad_(False)
+    groups = build_optimizer(model, 1e-3, 0.01).param_groups
+    held = {id(p) for group in groups for p in group["params"]}
+    assert held == {id(p) for p in model.classifier.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("done", "warmup_ratio", "rate"),
+    [
+        (0.0, 0.1, 0.0),
+        (0.05, 0.1, 0.5),
+        (0.1, 0.1, 1.0),
+        (0.55, 0.1, 0.5),
+        (0.91, 0.1, 0.1),
+        (1.0, 0.1, 0.0),
+        (1.2, 0.1, 0.0),  # minutes may overshoot
+        (0.0, 0.0, 1.0),
+        (0.25, 0.0, 0.75),
+        (1.0, 0.0, 0.0),
+        (0.25, 0.5, 0.5),
+        (0.75, 0.5, 0.5),
+    ],
+)
+def test_table_of_rates(done: float, warmup_ratio: float, rate: float) -> None:
+    assert warmup_linear_decay(done, warmup_ratio) == pytest.approx(rate, abs=1e-12)
+
+
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.06, 0.5, 0.99])
+def test_rate_climbs_to_one_peak_then_falls(warmup_ratio: float) -> None:
+    rates = [warmup_linear_decay(i / 1000, warmup_ratio) for i in range(1001)]
+    peak = rates.index(max(rates))
+    assert rates[peak] == pytest.approx(1.0)
+    assert peak / 1000 == pytest.approx(warmup_ratio, abs=1e-3)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert min(rates) >= 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_no_step_judged_at_its_middle_has_rate_zero(steps: int) -> None:
+    budget = Budget(max_steps=steps)
+    for warmup_ratio in (0.0, 0.1):
+        for i in range(steps):
+            assert warmup_linear_decay(budget.done(i + 0.5, 0, 0), warmup_ratio) > 0
+
+
+def test_each_budget_counts_its_own_kind_only() -> None:
+    used = {"steps": 30, "epochs": 0.5, "seconds": 7.0}
+    assert Budget(max_steps=120).done(**used) == pytest.approx(0.25)
+    assert Budget(epochs=4).done(**used) == pytest.approx(0.125)
+    assert Budget(seconds=70).done(**used) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "kind"),
+    [
+        (Budget(max_steps=10), "steps"),
+        (Budget(epochs=10), "epochs"),
+        (Budget(seconds=10), "seconds"),
+    ],
+)
+def test_budget_is_done_at_its_end_and_not_before(budget: Budget, kind: str) -> None:
+    nothing = {"steps": 0, "epochs": 0.0, "seconds": 0.0}
+    assert budget.done(**nothing) == pytest.approx(0.0, abs=1e-9)
+    assert budget.done(**{**nothing, kind: 9}) < 1
+    assert budget.done(**{**nothing, kind: 10}) >= 1
+    assert budget.done(**{**nothing, kind: 15}) == pytest.approx(1.5)
+
+
+def test_rounding_does_not_leave_an_epoch_open() -> None:
+    passed = sum([0.1] * 10)
+    assert passed < 1  # 0.9999999999999999
+    assert Budget(epochs=1).done(steps=10, epochs=passed, seconds=0) >= 1

@@ -1,0 +1,382 @@
+"""The token store: what is written equals the text encoded directly, once, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minibert import corpus, store
+from minibert.corpus import Piece, ReaderOptions, split_sentences
+from minibert.errors import InputError
+from minibert.store import (
+    LONGEST_SENTENCE,
+    TokenStore,
+    corpus_vocabulary,
+    data_fingerprint,
+    open_store,
+)
+from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
+
+ROOT = Path(__file__).resolve().parents[1]
+WIKI = ROOT / "data" / "wiki.txt"
+PLAIN = ReaderOptions()
+WORDS = [f"w{i}" for i in range(50)]
+
+
+def tokenizer_of(folder: Path, tokens: list[str]) -> WordPiece:
+    folder.mkdir()
+    text = "".join(f"{t}\n" for t in (*SPECIAL_TOKENS, *tokens))
+    (folder / "vocab.txt").write_text(text, encoding="utf-8")
+    return WordPiece.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
+    """One token a word: w0 has the id 5, and so on; then the full stop."""
+    return tokenizer_of(tmp_path_factory.mktemp("words") / "t", [*WORDS, "."])
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
+    """Every lower-case letter and digit, so that English needs no training."""
+    alphabet = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
+    pieces = [f"##{c}" for c in alphabet if c.isalnum()]
+    folder = tmp_path_factory.mktemp("letters") / "t"
+    return tokenizer_of(folder, [*alphabet, *pieces, "the", "##ing", "##ed"])
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode())
+    return path
+
+
+def content(opened: TokenStore) -> tuple[list[int], list[int], list[int], list[int]]:
+    arrays = (opened.tokens, opened.sentence_starts, opened.document_starts, opened.token_counts)
+    tokens, sentences, documents, counts = (a.tolist() for a in arrays)
+    return tokens, sentences, documents, counts
+
+
+def direct(text: str, tokenizer: WordPiece) -> tuple[list[int], list[int], list[int]]:
+    """Tokens, sentence starts and document starts, straight from the text."""
+    tokens: list[int] = []
+    sentences, documents = [0], [0]
+    for document in text.split("\n\n"):
+        for line in document.strip().split("\n"):
+            for sentence in split_sentences(line):
+                ids = tokenizer.backend.encode(sentence, add_special_tokens=False).ids
+                for at in range(0, len(ids), LONGEST_SENTENCE):
+                    tokens += ids[at : at + LONGEST_SENTENCE]
+                    sentences.append(len(tokens))
+        if documents[-1] < len(sentences) - 1:
+            documents.append(len(sentences) - 1)
+    return tokens, sentences, documents
+
+
+# --- content -----------------------------------------------------------------------------------
+
+
+def test_store_equals_direct_encoding(letters: WordPiece, cache: Path) -> None:
+    opened = open_store([WIKI], letters, PLAIN, cache)
+    tokens, sentences, documents = direct(WIKI.read_text(encoding="utf-8"), letters)
+    assert content(opened)[:3] == (tokens, sentences, documents)
+    assert opened.num_documents == opened.counts.documents == len(documents) - 1
+    assert opened.counts.sentences == len(sentences) - 1
+    assert opened.counts.tokens == len(tokens)
+    assert opened.counts.unknown_tokens == tokens.count(letters.unk_id) > 0
+
+
+def test_one_process_and_two_write_the_same(
+    letters: WordPiece, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_BATCH_CHARS", 10_000)  # about thirty batches in flight and out
+    one = open_store([WIKI], letters, PLAIN, tmp_path / "one", num_processes=1)
+    two = open_store([WIKI], letters, PLAIN, tmp_path / "two", num_processes=2)
+    assert content(one) == content(two)
+    assert one.counts == two.counts
+    assert sorted(p.name for p in two.folder.iterdir()) == sorted(
+        p.name for p in one.folder.iterdir()
+    )
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_batches_and_pieces_leave_no_trace(
+    words: WordPiece, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    path = write(tmp_path / "a.txt", "w1 w2.\nw3 w4? W5\n\nw6\n\nw7\nw8\nw9.\n")
+    monkeypatch.setattr(corpus, "_BLOCK", 16)  # characters of a document handed on at a time
+    monkeypatch.setattr(store, "_BATCH_CHARS", size)
+    assert content(open_store([path], words, PLAIN, tmp_path / "cache"))[:3] == direct(
+        path.read_text(), words
+    )
+
+
+def test_files_start_documents_of_their_own(words: WordPiece, cache: Path, tmp_path: Path) -> None:
+    files = [write(tmp_path / name, "w1\nw2\n") for name in ("a.txt", "b.txt")]
+    opened = open_store(files, words, PLAIN, cache)
+    assert opened.document_starts.tolist() == [0, 2, 4]
+    assert opened.counts.files == 2
+    joined = open_store(files, words, ReaderOptions(document_per_file=True), cache)
+    assert joined.document_starts.tolist() == [0, 2, 4]
+
+
+def test_sentence_offsets_bound_each_sentence_of_a_document(
+    words: WordPiece, cache: Path, tmp_path: Path
+) -> None:
+    opened = open_store([write(tmp_path / "a.txt", "w0 w1\nw2\n\nw3\n")], words, PLAIN, cache)
+    assert opened.sentence_offsets(0).tolist() == [0, 2, 3]
+    assert opened.sentence_offsets(1).tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (LONGEST_SENTENCE, [256]),
+        (LONGEST_SENTENCE + 1, [256, 1]),
+        (2 * LONGEST_SENTENCE, [256, 256]),
+        (600, [256, 256, 88]),
+    ],
+)
+def test_long_sentences_are_cut_and_lose_no_token(
+    words: WordPiece, cache: Path, tmp_path: Path, length: int, expected: list[int]
+) -> None:
+    line = [i % 50 for i in range(length)]
+    text = "w1\n" + " ".join(f"w{i}" for i in line) + "\nw2\n"
+    opened = open_store([write(tmp_path / "a.txt", text)], words, PLAIN, cache)
+    assert np.diff(opened.sentence_starts).tolist() == [1, *expected, 1]
+    assert (opened.tokens[1:-1] - 5).tolist() == line
+    assert opened.document_starts.tolist() == [0, 2 + len(expected)]
+    assert opened.counts.cut_sentences == (length > LONGEST_SENTENCE)
+
+
+def test_token_counts_are_those_of_the_tokens(letters: WordPiece, cache: Path) -> None:
+    opened = open_store([WIKI], letters, PLAIN, cache)
+    expected = np.bincount(opened.tokens, minlength=letters.vocab_size)
+    assert opened.token_counts.tolist() == expected.tolist()
+    assert len(opened.token_counts) == letters.vocab_size
+
+
+def test_counts_say_what_was_found(words: WordPiece, cache: Path, tmp_path: Path) -> None:
+    texts = ["w1\nw2", "", "w3", "   ", "w4\0 w\0 5\nunknown here w6", "w7", "\0"]
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    opened = open_store([write(tmp_path / "a.jsonl", rows)], words, PLAIN, cache)
+    counts = opened.counts
+    assert (counts.files, counts.documents, counts.sentences) == (1, 4, 6)
+    assert counts.empty_documents == 3
+    assert counts.single_sentence_documents == 2
+    assert counts.nul_characters == 3
+    assert counts.unknown_tokens == 4  # "w", "5", "unknown", "here"
+    assert counts.tokens == len(opened.tokens) == 10
+    assert "4 documents, 6 sentences, 10 tokens" in str(counts)
+    assert "3 empty documents left out" in str(counts)
+    assert "2 documents of one sentence" in str(counts)
+    assert "3 NUL characters dropped" in str(counts)
+    assert "40.00% unknown" in str(counts)
+
+
+def test_counts_without_blemishes_are_one_plain_line(
+    words: WordPiece, cache: Path, tmp_path: Path
+) -> None:
+    opened = open_store([write(tmp_path / "a.txt", "w1\nw2\n")], words, PLAIN, cache)
+    assert str(opened.counts) == "1 file(s), 1 documents, 2 sentences, 2 tokens"
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
+def test_largest_id_fits_the_stored_type(
+    tmp_path: Path, size: int, dtype: type[np.generic]
+) -> None:
+    tokenizer = tokenizer_of(tmp_path / "t", [f"w{i}" for i in range(size - 5)])
+    path = write(tmp_path / "a.txt", f"w0 w{size - 6}")
+    opened = open_store([path], tokenizer, PLAIN, tmp_path / "cache")
+    assert opened.tokens.dtype == dtype
+    assert opened.tokens.tolist() == [5, size - 1]
+
+
+# --- cache -------------------------------------------------------------------------------------
+
+
+def states(folder: Path) -> dict[str, tuple[int, int]]:
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.iterdir()}
+
+
+def test_second_open_reads_what_the_first_wrote(
+    words: WordPiece,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write(tmp_path / "a.txt", "w1\nw2\n")
+    first = open_store([path], words, PLAIN, cache)
+    before = states(first.folder)
+    assert f"written to {first.folder}" in capsys.readouterr().err
+    monkeypatch.setattr(corpus, "read_pieces", None)  # nobody may read the text again
+    second = open_store([path], words, PLAIN, cache)
+    assert f"read from {first.folder}" in capsys.readouterr().err
+    assert second.folder == first.folder
+    assert states(second.folder) == before
+    assert content(second) == content(first)
+    assert second.counts == first.counts
+    assert second.data_fingerprint == first.data_fingerprint == data_fingerprint([path], PLAIN)
+
+
+def test_changed_content_of_the_same_size_and_time_gives_another_store(
+    words: WordPiece, cache: Path, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.txt", "w1\nw2\n")
+    stat = path.stat()
+    first = open_store([path], words, PLAIN, cache)
+    write(path, "w1\nw3\n")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    second = open_store([path], words, PLAIN, cache)
+    assert second.folder != first.folder
+    assert second.tokens.tolist() == [6, 8]
+    assert second.data_fingerprint != first.data_fingerprint
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ReaderOptions(one_sentence_per_line=True),
+        ReaderOptions(document_per_file=True),
+        ReaderOptions(text_field="body"),
+        ReaderOptions(encoding_errors="replace"),
+    ],
+)
+def test_other_options_give_another_store(
+    words: WordPiece, cache: Path, tmp_path: Path, options: ReaderOptions
+) -> None:
+    path = write(tmp_path / "a.txt", "w1. w2\n\nw3\n")
+    first = open_store([path], words, PLAIN, cache)
+    second = open_store([path], words, options, cache)
+    assert second.folder != first.folder
+    assert second.data_fingerprint != first.data_fingerprint
+
+
+def test_another_tokenizer_gives_another_store(
+    words: WordPiece, letters: WordPiece, cache: Path, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.txt", "w1\nw2\n")
+    first, second = (open_store([path], t, PLAIN, cache) for t in (words, letters))
+    assert first.folder != second.folder
+    assert first.data_fingerprint == second.data_fingerprint
+    assert first.tokens.tolist() != second.tokens.tolist()
+
+
+def test_order_of_the_files_counts(words: WordPiece, cache: Path, tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a.txt", "w1\n"), write(tmp_path / "b.txt", "w2\n")
+    assert open_store([a, b], words, PLAIN, cache).tokens.tolist() == [6, 7]
+    assert open_store([b, a], words, PLAIN, cache).tokens.tolist() == [7, 6]
+
+
+def test_data_fingerprint_does_not_depend_on_where_files_lie(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    here, there = tmp_path / "a.txt", tmp_path / "sub" / "b.txt"
+    assert data_fingerprint([write(here, "w1")], PLAIN) == data_fingerprint(
+        [write(there, "w1")], PLAIN
+    )
+
+
+@pytest.mark.parametrize("error", [InputError, OSError, KeyboardInterrupt])
+def test_build_that_fails_midway_leaves_nothing(
+    words: WordPiece,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+) -> None:
+    def broken(path: Path, options: ReaderOptions) -> Iterator[Piece]:
+        yield Piece(["w1", "w2"], True)
+        raise error("midway")
+
+    path = write(tmp_path / "a.txt", "w1\nw2\n")
+    monkeypatch.setattr(store, "_BATCH_CHARS", 1)  # the first piece is written before the error
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "read_pieces", broken)
+        with pytest.raises(error, match="midway"):
+            open_store([path], words, PLAIN, cache)
+    assert list(cache.iterdir()) == []
+    assert open_store([path], words, PLAIN, cache).tokens.tolist() == [6, 7]
+
+
+def test_folder_without_its_last_file_is_built_anew(
+    words: WordPiece, cache: Path, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.txt", "w1\nw2\n")
+    folder = open_store([path], words, PLAIN, cache).folder
+    (folder / "meta.json").unlink()
+    write(folder / "tokens.bin", "rubbish")
+    assert open_store([path], words, PLAIN, cache).tokens.tolist() == [6, 7]
+    assert [p.name for p in cache.iterdir()] == [folder.name]
+
+
+def test_default_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert store.default_cache_dir() == Path("/somewhere/minibert")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert store.default_cache_dir() == Path("/home/me/.cache/minibert")
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["\ufeff", "\u200b\n\n\u200b", "\0\0"])
+def test_files_without_text_are_refused_by_name(
+    words: WordPiece, cache: Path, tmp_path: Path, text: str
+) -> None:
+    path = write(tmp_path / "a.txt", text)
+    with pytest.raises(InputError, match=r"a\.txt"):
+        open_store([path], words, PLAIN, cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_half_a_surrogate_in_json_stops_no_build(
+    words: WordPiece, cache: Path, tmp_path: Path
+) -> None:
+    # Scraped JSON holds escapes like "\ud83d" whose other half was cut off.
+    path = write(tmp_path / "a.jsonl", '{"text": "w1 \\ud83d w2"}\n{"text": "w3"}\n')
+    opened = open_store([path], words, PLAIN, cache)
+    assert opened.tokens.tolist()[0] == 6
+    assert opened.tokens.tolist()[-2:] == [7, 8]
+    vocabulary = corpus_vocabulary([path], 15, PLAIN, True, True, cache)
+    assert vocabulary.vocab_size == 15
+
+
+# --- vocabulary --------------------------------------------------------------------------------
+
+
+def test_vocabulary_is_trained_once_and_then_read(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = corpus_vocabulary([WIKI], 1000, PLAIN, True, True, cache)
+    assert "1,000 pieces, written to" in capsys.readouterr().err
+    monkeypatch.setattr(corpus, "read_pieces", None)
+    second = corpus_vocabulary([WIKI], 1000, PLAIN, True, True, cache)
+    assert "read from" in capsys.readouterr().err
+    assert (second.tokens, second.fingerprint) == (first.tokens, first.fingerprint)
+
+
+def test_vocabulary_depends_on_every_setting(cache: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "abc Abd 中文 中文 abc\n" * 9)
+    settings = [(16, True, True), (17, True, True), (17, False, True), (17, True, False)]
+    found = [corpus_vocabulary([path], v, PLAIN, *how, cache) for v, *how in settings]
+    assert len({t.fingerprint for t in found}) == 4
+
+
+def test_vocabulary_of_a_large_corpus_uses_every_kth_document(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.txt", "aa bb\n\ncc dd\n\n" * 40)
+    monkeypatch.setattr(store, "_VOCAB_SAMPLE", path.stat().st_size - 1)  # k = 2
+    tokenizer = corpus_vocabulary([path], 9, PLAIN, True, True, cache)
+    assert tokenizer.tokens[5:] == ["a", "b", "##a", "##b"]

@@ -1,0 +1,451 @@
+"""Single-text classification: readers, splits, encoding, batches, predictions, bundled data."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from samples import CPU, one_thread, write_reviews  # noqa: F401
+
+from minibert.config import BertConfig
+from minibert.errors import InputError
+from minibert.finetuning import confusion_text, prediction_rows
+from minibert.heads import BertForSequenceClassification
+from minibert.tasks import TASKS, find_task
+from minibert.tasks.classification import (
+    IMDB,
+    ClassificationData,
+    LabelledText,
+    bundled_data,
+    cut_dev,
+    encode,
+    limit_examples,
+    pad,
+    predict_probabilities,
+    read_imdb,
+    score,
+    tfidf_baseline,
+)
+from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
+
+# --- the reader -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    return write_reviews(tmp_path / "aclImdb", count=3)
+
+
+def archive(folder: Path, path: Path) -> Path:
+    mode = "w:gz" if path.suffix == ".gz" else "w:xz"
+    with tarfile.open(path, mode) as tar:
+        tar.add(folder, arcname="aclImdb")
+    return path
+
+
+@pytest.mark.parametrize("shape", ["parent", "reviews.tar.gz", "reviews.tar.xz"])
+def test_a_folder_and_its_archives_are_read_alike(reviews: Path, shape: str) -> None:
+    (reviews / "train/unsup").mkdir()
+    (reviews / "train/unsup/0_0.txt").write_text("not labelled")
+    (reviews / "train/pos/notes.md").write_text("not a review")
+    (reviews / "README").write_text("not a review either")
+    whole = read_imdb(reviews)
+    path = reviews.parent if shape == "parent" else archive(reviews, reviews.parent / shape)
+    other = read_imdb(path)
+    assert (len(whole.train), len(whole.test)) == (6, 6)
+    assert (other.train, other.test) == (whole.train, whole.test)
+    assert other.notes == whole.notes
+    assert other.fingerprint == whole.fingerprint
+
+
+def test_examples_keep_their_text_class_and_place(reviews: Path) -> None:
+    for example in read_imdb(reviews).test:
+        assert example.text == (reviews / f"{example.id}.txt").read_text()
+        assert IMDB.labels[example.label] in example.id
+
+
+def test_fingerprint_follows_every_text(reviews: Path) -> None:
+    before = read_imdb(reviews).fingerprint
+    path = reviews / "test/neg/0_2.txt"
+    path.write_text(path.read_text() + " x")
+    assert read_imdb(reviews).fingerprint != before
+
+
+def test_markup_becomes_a_space_and_is_counted(reviews: Path) -> None:
+    text = 'a<br /><br />b <i>c</i> 3 < 4 > 2 <3 <a href="x">d\0</a>'
+    (reviews / "train/pos/0_8.txt").write_text(text)
+    splits = read_imdb(reviews)
+    found = next(e for e in splits.train if e.id == "train/pos/0_8")
+    assert found.text == "a b c 3 < 4 > 2 <3 d"
+    assert any(note.startswith("1 with markup") for note in splits.notes)
+
+
+def test_repeated_and_shared_texts_are_noted(reviews: Path) -> None:
+    shared = (reviews / "train/pos/0_8.txt").read_text()
+    (reviews / "train/pos/1_8.txt").write_text(shared.upper())
+    (reviews / "test/pos/0_8.txt").write_text(shared)
+    notes = "; ".join(read_imdb(reviews).notes)
+    assert "1 repeated within train" in notes
+    assert "1 test texts occur in train" in notes
+
+
+@pytest.mark.parametrize("missing", ["train/pos", "train/neg", "test/pos", "test/neg"])
+def test_a_missing_class_is_named(reviews: Path, missing: str) -> None:
+    shutil.rmtree(reviews / missing)
+    with pytest.raises(InputError, match=missing):
+        read_imdb(reviews)
+
+
+def test_bytes_that_are_not_utf8_are_named(reviews: Path) -> None:
+    (reviews / "test/neg/1_2.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match=r"test/neg/1_2.txt, byte 3 is not UTF-8"):
+        read_imdb(reviews)
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text"])
+def test_a_damaged_archive_is_an_input_error(reviews: Path, kind: str, damage: str) -> None:
+    noise = np.random.default_rng(0).integers(97, 122, size=400_000, dtype=np.uint8).tobytes()
+    (reviews / "train/pos/9_9.txt").write_bytes(noise)
+    path = archive(reviews, reviews.parent / f"reviews.tar.{kind}")
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        at = len(content) // 2
+        content[at : at + 64] = bytes(b ^ 0xFF for b in content[at : at + 64])
+    path.write_bytes({"cut": content[:-5000], "text": b"hello"}.get(damage, content))
+    with pytest.raises(InputError, match=re.escape(path.name)):
+        read_imdb(path)
+
+
+def test_links_in_an_archive_are_not_followed(reviews: Path) -> None:
+    path = reviews.parent / "evil.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(reviews, arcname="aclImdb")
+        info = tarfile.TarInfo("aclImdb/train/pos/99_9.txt")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(info, io.BytesIO())
+    assert len(read_imdb(path).train) == 6
+
+
+def test_tasks_are_found_by_name_and_unknown_ones_get_the_nearest() -> None:
+    assert find_task("imdb") is TASKS["imdb"]
+    with pytest.raises(InputError, match="did you mean 'imdb'"):
+        find_task("imbd")
+
+
+def test_data_is_what_was_named_else_what_was_downloaded_else_the_sample(
+    reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(reviews.parent)
+    path, which = IMDB.find_data(None)
+    assert path == bundled_data() / "imdb"
+    assert "bundled sample" in which
+    shutil.copytree(reviews, "data/downloads/aclImdb")
+    path, which = IMDB.find_data(None)
+    assert path == Path("data/downloads/aclImdb")
+    assert "full set" in which
+    assert IMDB.find_data(str(reviews))[0] == reviews
+    with pytest.raises(InputError, match="nowhere"):
+        IMDB.find_data("nowhere")
+
+
+# --- splits ---------------------------------------------------------------------------------------
+
+
+def examples(counts: tuple[int, ...] = (60, 20), copies: int = 0) -> list[LabelledText]:
+    found = [
+        LabelledText(f"{label}/{i}", f"text {label} {i}", label)
+        for label, count in enumerate(counts)
+        for i in range(count)
+    ]
+    again = [LabelledText(f"copy/{e.id}", e.text.upper(), e.label) for e in found[:copies]]
+    return found + again
+
+
+def test_dev_split_is_stratified() -> None:
+    train, dev = cut_dev(examples(), 0.1)
+    assert [sum(e.label == label for e in dev) for label in (0, 1)] == [6, 2]
+    assert sorted(train + dev) == sorted(examples())
+
+
+def test_dev_split_keeps_the_order_and_does_not_depend_on_it() -> None:
+    train, dev = cut_dev(examples(), 0.25)
+    assert train == [e for e in examples() if e in train]
+    other_train, other_dev = cut_dev(examples()[::-1], 0.25)
+    assert (set(other_train), set(other_dev)) == (set(train), set(dev))
+    assert cut_dev(examples(), 0.25) == (train, dev)
+
+
+def test_copies_of_a_text_stay_on_one_side() -> None:
+    train, dev = cut_dev(examples(copies=40), 0.3)
+    assert not {e.text.lower() for e in train} & {e.text.lower() for e in dev}
+    assert any(e.id.startswith("copy") for e in dev)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.9, 0.99])
+def test_both_sides_of_a_split_have_every_class(fraction: float) -> None:
+    for side in cut_dev(examples((5, 2)), fraction):
+        assert {e.label for e in side} == {0, 1}
+
+
+def test_a_class_of_one_text_cannot_be_split() -> None:
+    with pytest.raises(InputError, match="needs 2"):
+        cut_dev(examples((5, 1)), 0.5)
+
+
+@pytest.mark.parametrize("count", [4, 5, 10, 11])
+def test_limit_draws_as_many_as_asked_for_class_by_class(count: int) -> None:
+    chosen = limit_examples(examples((30, 30)), count)
+    assert len(set(chosen)) == len(chosen) == count
+    share = sum(e.label for e in chosen)
+    assert abs(share - count / 2) < 1
+    assert limit_examples(examples((30, 30)), count) == chosen
+
+
+def test_limit_beyond_the_data_keeps_all() -> None:
+    assert sorted(limit_examples(examples((6, 6)), 100)) == sorted(examples((6, 6)))
+
+
+# --- encoding and batches -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
+    folder = tmp_path_factory.mktemp("vocabulary")
+    letters = [chr(97 + i) for i in range(26)]
+    (folder / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *letters]) + "\n")
+    return WordPiece.from_pretrained(folder)
+
+
+def test_head_keeps_the_beginning(tokenizer: WordPiece) -> None:
+    text = " ".join("abcdefghijklmnopqrst")  # ids 5 to 24
+    (ids,) = encode([text], tokenizer, 10, "head")
+    assert ids.tolist() == [2, *range(5, 13), 3]
+
+
+def test_head_and_tail_keep_a_quarter_and_the_end(tokenizer: WordPiece) -> None:
+    text = " ".join("abcdefghijklmnopqrst")
+    (ids,) = encode([text], tokenizer, 10, "head+tail")
+    assert ids.tolist() == [2, 5, 6, *range(19, 25), 3]
+
+
+@pytest.mark.parametrize("truncation", ["head", "head+tail"])
+def test_texts_that_fit_are_kept_whole(tokenizer: WordPiece, truncation: str) -> None:
+    texts = ["", "a", " ".join("abcdefgh")]
+    rows = encode(texts, tokenizer, 10, truncation)
+    assert [r.tolist() for r in rows] == [[2, 3], [2, 5, 3], [2, *range(5, 13), 3]]
+    assert all(len(r) <= 10 for r in encode([" ".join("abcdefghi")], tokenizer, 10, truncation))
+
+
+def test_padding_is_masked() -> None:
+    batch = pad([np.array([2, 9, 3]), np.array([2, 3])], pad_id=0)
+    assert batch["input_ids"].tolist() == [[2, 9, 3], [2, 3, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def rows_of_any_length(count: int = 203) -> list[np.ndarray]:
+    lengths = np.random.default_rng(1).integers(3, 60, size=count)
+    return [np.full(n, i + 10) for i, n in enumerate(lengths)]
+
+
+def stream(seed: int = 0, micro: int = 4) -> ClassificationData:
+    rows = rows_of_any_length()
+    return ClassificationData(rows, np.arange(len(rows)), 0, 8, micro, seed)
+
+
+def epoch_of(data: ClassificationData) -> list[list[int]]:
+    """The labels of each step; labels here are the numbers of the examples."""
+    steps = [data.take() for _ in range(data.steps_per_epoch)]
+    return [[int(i) for m in step.micro_batches for i in m["labels"]] for step in steps]
+
+
+def test_every_example_comes_once_an_epoch() -> None:
+    data = stream()
+    for epoch in (1, 2):
+        assert sorted(i for step in epoch_of(data) for i in step) == list(range(203))
+        assert data.epochs_done == epoch
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    data = stream(seed=3)
+    first, second = epoch_of(data), epoch_of(data)
+    again = stream(seed=3)
+    assert (epoch_of(again), epoch_of(again)) == (first, second)
+    assert first != second
+    assert epoch_of(stream(seed=4)) != first
+    assert epoch_of(stream(seed=3, micro=8)) == first
+
+
+def test_seeking_goes_back_to_a_position() -> None:
+    data = stream()
+    for _ in range(30):
+        data.take()
+    state = data.state()
+    following = epoch_of(data)
+    other = stream()
+    other.seek(state)
+    assert other.epochs_done == 30 / 26
+    assert epoch_of(other) == following
+
+
+def test_a_step_is_parted_into_micro_batches_and_counted() -> None:
+    data = stream()
+    for _ in range(data.steps_per_epoch):
+        step = data.take()
+        sizes = [len(m["labels"]) for m in step.micro_batches]
+        assert all(size == 4 for size in sizes[:-1])
+        assert step.counts == {"task": sum(sizes)}
+        assert step.num_tokens == sum(int(m["attention_mask"].sum()) for m in step.micro_batches)
+        for batch in step.micro_batches:
+            assert torch.equal(batch["input_ids"][:, 0], batch["labels"] + 10)
+
+
+def test_batches_hold_texts_of_similar_length() -> None:
+    def padding(batches: list[list[int]], rows: list[np.ndarray]) -> float:
+        cells = sum(len(b) * max(len(rows[i]) for i in b) for b in batches)
+        return 1 - sum(map(len, rows)) / cells
+
+    rows = rows_of_any_length()
+    random = np.random.default_rng(0).permutation(len(rows)).tolist()
+    at_random = [random[i : i + 8] for i in range(0, len(random), 8)]
+    steps = epoch_of(stream())
+    assert padding(steps, rows) < 0.3 * padding(at_random, rows)
+    lengths = [max(len(rows[i]) for i in step) for step in steps]
+    assert lengths != sorted(lengths)  # but steps do not go from short to long
+
+
+# --- prediction and figures -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classifier() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        id2label={0: "neg", 1: "pos"},
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+def test_predictions_do_not_depend_on_batch_or_order(
+    classifier: BertForSequenceClassification,
+) -> None:
+    rows = rows_of_any_length(40)
+    one = np.concatenate([predict_probabilities(classifier, [r], 0, 1, CPU) for r in rows])
+    assert one.std(axis=0).min() > 0.05  # or a wrong order could not be told
+    many = predict_probabilities(classifier, rows, 0, 16, CPU)
+    np.testing.assert_allclose(many, one, atol=1e-5)
+    order = np.random.default_rng(0).permutation(len(rows))
+    mixed = predict_probabilities(classifier, [rows[i] for i in order], 0, 7, CPU)
+    np.testing.assert_allclose(mixed, one[order], atol=1e-5)
+
+
+def test_prediction_rows_follow_the_examples() -> None:
+    shares = np.array([[0.9, 0.1], [0.25, 0.75]])
+    given = [LabelledText("a", "one", 0), LabelledText("b", "two", 0)]
+    assert prediction_rows(IMDB, given, shares) == [
+        {"id": "a", "text": "one", "label": "neg", "prediction": "neg", "score": 0.9},
+        {"id": "b", "text": "two", "label": "neg", "prediction": "pos", "score": 0.75},
+    ]
+
+
+def test_score_of_known_probabilities() -> None:
+    figures = score(np.array([[0.9, 0.1], [0.25, 0.75], [0.5, 0.5]]), np.array([0, 0, 0]))
+    assert figures["accuracy"] == pytest.approx(2 / 3)
+    assert figures["loss"] == pytest.approx(-np.log([0.9, 0.25, 0.5]).mean())
+
+
+def test_confusion_table_shows_every_count() -> None:
+    text = confusion_text(IMDB, [[5, 1], [2, 1234]])
+    assert [line.split() for line in text.splitlines()[2:]] == [
+        ["neg", "5", "1"],
+        ["pos", "2", "1,234"],
+    ]
+
+
+def test_baseline_learns_from_words() -> None:
+    pytest.importorskip("sklearn")
+    train = [
+        LabelledText(str(i), f"{'good fine' if i % 2 else 'bad dull'} film {i}", i % 2)
+        for i in range(20)
+    ]
+    test = [LabelledText("a", "a fine film", 1), LabelledText("b", "a dull film", 0)]
+    assert tfidf_baseline(train, test) == {"accuracy": 1.0, "f1": 1.0}
+
+
+def test_baseline_of_texts_without_a_word_in_common_does_not_fail() -> None:
+    """It is scored after training: an error here would cost the whole run."""
+    pytest.importorskip("sklearn")
+    train = [LabelledText(str(i), word, i % 2) for i, word in enumerate("one two six ten".split())]
+    figures = tfidf_baseline(train, train)
+    assert 0 <= figures["accuracy"] <= 1
+
+
+# --- bundled data ---------------------------------------------------------------------------------
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9']+", text.lower())
+
+
+def test_bundled_reviews_are_many_balanced_and_of_plain_length() -> None:
+    splits = read_imdb(bundled_data() / "imdb")
+    everything = splits.train + splits.test
+    assert len(everything) >= 600
+    for part in (splits.train, splits.test):
+        assert sum(e.label for e in part) * 2 == len(part)
+    lengths = [len(e.text.split()) for e in everything]
+    assert min(lengths) >= 40
+    assert max(lengths) <= 250
+    for example in everything:
+        stars = int(example.id.rsplit("_", 1)[1])
+        assert stars >= 7 if example.label else stars <= 4
+
+
+def test_no_eight_words_in_a_row_are_shared_by_two_bundled_reviews() -> None:
+    splits = read_imdb(bundled_data() / "imdb")
+    seen: dict[tuple[str, ...], str] = {}
+    for example in splits.train + splits.test:
+        words = words_of(example.text)
+        for i in range(len(words) - 7):
+            owner = seen.setdefault(tuple(words[i : i + 8]), example.id)
+            assert owner == example.id, f"{owner} and {example.id}: {' '.join(words[i : i + 8])}"
+
+
+def test_bundled_test_reviews_are_not_in_train() -> None:
+    splits = read_imdb(bundled_data() / "imdb")
+    assert not {e.text.lower() for e in splits.train} & {e.text.lower() for e in splits.test}
+    assert not any("repeated" in n or "occur in train" in n for n in splits.notes)
+
+
+def test_bundled_articles_are_many_with_one_sentence_a_line() -> None:
+    path = bundled_data() / "wiki.txt"
+    assert path.stat().st_size >= 200_000
+    articles = path.read_text(encoding="utf-8").strip().split("\n\n")
+    assert len(articles) >= 300
+    assert len(set(articles)) == len(articles)
+    lines = [line for article in articles for line in article.split("\n")]
+    assert all(line == line.strip() and line for line in lines)
+    ends = sum(line.rstrip("\"')”’")[-1] in ".!?" for line in lines)
+    assert ends > 0.99 * len(lines)
+    # Hardly a line holds a second sentence: a stop, a space, a capital.
+    inner = sum(bool(re.search(r"[a-z]{3}[.!?] [A-Z]", line)) for line in lines)
+    assert inner < 0.01 * len(lines)
+
+
+@pytest.mark.parametrize("name", ["README.md", "imdb/README.md"])
+def test_bundled_data_calls_itself_a_sample_in_its_first_line(name: str) -> None:
+    first = (bundled_data() / name).read_text(encoding="utf-8").splitlines()[0]
+    assert "bundled sample" in first

@@ -1,0 +1,320 @@
+"""The WordPiece tokenizer: repeatable training, its folder, and who else can read it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizers import models
+
+from minibert.errors import InputError
+from minibert.tokenizer import SPECIAL_TOKENS, WordPiece, default_vocab_size, train_wordpiece
+
+ROOT = Path(__file__).resolve().parents[1]
+WIKI = ROOT / "data" / "wiki.txt"
+TEXTS = [
+    "Jean-François Champollion read the Rosetta stone in 1822.",
+    "Unbelievably, it works: 中文 and naïve café!",
+    "",
+    "\x00 odd \u200b characters \U0001f600 \t here",
+    "a word that is quiteimprobableindeedandlongerthananyother" * 3,
+]
+TRAIN_TWICE_AND_PRINT = """
+import json, sys
+from minibert.tokenizer import train_wordpiece
+lines = open(sys.argv[1], encoding="utf-8").read().split("\\n")
+for _ in range(3):
+    print(json.dumps(train_wordpiece(lambda: iter(lines), 2000).tokens))
+"""
+
+
+def texts_of(*texts: str) -> Callable[[], Iterator[str]]:
+    return lambda: iter(texts)
+
+
+def write_vocabulary(folder: Path, tokens: list[str], **config: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("".join(f"{t}\n" for t in tokens), encoding="utf-8")
+    if config:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wiki() -> WordPiece:
+    return train_wordpiece(texts_of(*WIKI.read_text(encoding="utf-8").split("\n")), 2000)
+
+
+@pytest.fixture(scope="module")
+def folder(wiki: WordPiece, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer")
+    wiki.save(path)
+    return path
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+def test_vocabulary_and_its_order_do_not_depend_on_the_run(wiki: WordPiece) -> None:
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", TRAIN_TWICE_AND_PRINT, str(WIKI)],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    printed = [line for run in runs for line in run.communicate(timeout=120)[0].splitlines()]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert len(printed) == 6
+    assert {*printed} == {json.dumps(wiki.tokens)}
+
+
+def test_training_does_not_depend_on_how_the_text_comes_in_pieces(wiki: WordPiece) -> None:
+    paragraphs = WIKI.read_text(encoding="utf-8").split("\n\n")
+    assert train_wordpiece(texts_of(*paragraphs), 2000).tokens == wiki.tokens
+
+
+def test_special_tokens_come_first_with_fixed_ids(wiki: WordPiece) -> None:
+    assert wiki.tokens[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert (wiki.pad_id, wiki.unk_id, wiki.cls_id, wiki.sep_id, wiki.mask_id) == (0, 1, 2, 3, 4)
+    assert wiki.special_ids == [0, 1, 2, 3, 4]
+
+
+def test_vocabulary_has_the_size_asked_for_and_no_token_twice(wiki: WordPiece) -> None:
+    assert wiki.vocab_size == len(wiki.tokens) == len({*wiki.tokens}) == 2000
+
+
+def test_text_trained_on_needs_next_to_no_unknown_token(wiki: WordPiece) -> None:
+    ids = [i for part in wiki.ids(WIKI.read_text(encoding="utf-8").split("\n")) for i in part]
+    assert ids.count(wiki.unk_id) < 0.001 * len(ids)
+
+
+def test_frequent_words_become_whole_pieces(wiki: WordPiece) -> None:
+    assert {"the", "and", "which", "of"} <= {*wiki.tokens}
+    assert wiki.ids(["the"]) == [[wiki.tokens.index("the")]]
+
+
+def test_lower_casing_folds_case_and_accents() -> None:
+    tokenizer = train_wordpiece(texts_of("Été été ÉTÉ ete Été"), 11)
+    assert len({tuple(ids) for ids in tokenizer.ids(["Été", "ETE", "ete"])}) == 1
+    assert not any(t != t.lower() for t in tokenizer.tokens[5:])
+
+
+def test_without_lower_casing_case_and_accents_are_kept() -> None:
+    tokenizer = train_wordpiece(texts_of("Bonn bonn Été ete " * 5), 24, lowercase=False)
+    assert {"B", "b", "É", "##é"} <= {*tokenizer.tokens}
+    upper, lower, accent, plain = tokenizer.ids(["Bonn", "bonn", "Été", "ete"])
+    assert upper != lower
+    assert accent != plain
+    assert tokenizer.unk_id not in upper + lower + accent + plain
+
+
+def test_chinese_characters_are_words_of_their_own() -> None:
+    tokenizer = train_wordpiece(texts_of("中文中文 中文 文中"), 7)
+    assert tokenizer.tokens[5:] == ["中", "文"]
+    assert tokenizer.ids(["文中文"]) == [[6, 5, 6]]
+
+
+def test_without_splitting_chinese_words_merge() -> None:
+    tokenizer = train_wordpiece(texts_of("中文中文 中文 文中 中文"), 10, chinese=False)
+    assert {"##文", "中文"} <= {*tokenizer.tokens}
+    assert tokenizer.ids(["中文"]) == [[tokenizer.tokens.index("中文")]]
+
+
+def test_rare_characters_beyond_the_coverage_become_unknown() -> None:
+    tokenizer = train_wordpiece(texts_of("ab " * 20000, "z"), 10)
+    assert "z" not in tokenizer.tokens
+    assert tokenizer.ids(["z"]) == [[tokenizer.unk_id]]
+
+
+def test_literal_control_and_space_characters_get_no_piece() -> None:
+    tokenizer = train_wordpiece(texts_of("ab\x00 a\u00a0b\u2028ab\tab\r\nab"), 9)
+    assert sorted(tokenizer.tokens[5:]) == ["##a", "##b", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("size", "numbers"),
+    [
+        # 3 letters, alone and after "##", and 5 special tokens.
+        (10, ["--vocab-size 10", "3 characters", "11 pieces"]),
+        # "ab", "abc", "##bc" is all there is to merge beyond the 11.
+        (500, ["--vocab-size 500", "pieces at most"]),
+    ],
+)
+def test_sizes_that_the_text_cannot_give_are_refused_with_numbers(
+    size: int, numbers: list[str]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        train_wordpiece(texts_of("abc abc ab"), size)
+    for number in numbers:
+        assert number in str(caught.value)
+
+
+def test_both_sizes_that_an_error_names_work() -> None:
+    text = "abc abc ab bca cab"
+    with pytest.raises(InputError, match=r"it gives \d+ pieces") as caught:
+        train_wordpiece(texts_of(text), 500)
+    most = int(str(caught.value).split("gives ")[1].split()[0])
+    assert train_wordpiece(texts_of(text), most).vocab_size == most
+    assert train_wordpiece(texts_of(text), 11).vocab_size == 11
+
+
+def test_text_without_any_character_is_refused() -> None:
+    with pytest.raises(InputError, match="5 pieces at most"):
+        train_wordpiece(texts_of("", " \n"), 100)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(0, 4096), ((1 << 20) - 1, 4096), (1 << 20, 8192), (30 << 20, 16384), (1 << 30, 30522)],
+)
+def test_default_vocabulary_size_grows_with_the_text(size: int, expected: int) -> None:
+    assert default_vocab_size(size) == expected
+
+
+# --- folders -----------------------------------------------------------------------------------
+
+
+def test_saved_folder_gives_the_same_ids(wiki: WordPiece, folder: Path) -> None:
+    loaded = WordPiece.from_pretrained(folder)
+    assert loaded.ids(TEXTS) == wiki.ids(TEXTS)
+    assert (loaded.tokens, loaded.fingerprint) == (wiki.tokens, wiki.fingerprint)
+    assert loaded.lowercase is True
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("chinese", [True, False])
+def test_vocab_txt_and_its_config_alone_give_the_same_ids(
+    tmp_path: Path, lowercase: bool, chinese: bool
+) -> None:
+    text = "Été in Bonn, 中文 中文 and bonn. naïve"
+    tokenizer = train_wordpiece(texts_of(text * 3), 40, lowercase, chinese)
+    tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    loaded = WordPiece.from_pretrained(tmp_path)
+    assert loaded.ids([text, *TEXTS]) == tokenizer.ids([text, *TEXTS])
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert loaded.lowercase is lowercase
+
+
+def test_accents_setting_of_the_config_is_honoured(tmp_path: Path) -> None:
+    # Some published uncased models keep accents: do_lower_case true, strip_accents false.
+    tokens = [*SPECIAL_TOKENS, "uber", "über"]
+    config = {"do_lower_case": True, "strip_accents": False}
+    tokenizer = WordPiece.from_pretrained(write_vocabulary(tmp_path, tokens, **config))
+    assert tokenizer.ids(["Über uber"]) == [[6, 5]]
+
+
+def test_only_line_feeds_part_the_tokens_of_vocab_txt(tmp_path: Path) -> None:
+    # Others split vocab.txt at "\n" alone; a token like U+2028 must not shift later ids.
+    tokens = [*SPECIAL_TOKENS, "a", "\u2028", "\x85", "b"]
+    tokenizer = WordPiece.from_pretrained(write_vocabulary(tmp_path, tokens))
+    assert tokenizer.ids(["a b"]) == [[5, 8]]
+
+
+def test_vocab_txt_with_crlf_line_ends_is_read(tmp_path: Path) -> None:
+    content = "".join(f"{t}\r\n" for t in [*SPECIAL_TOKENS, "a", "b"])
+    (tmp_path / "vocab.txt").write_bytes(content.encode())
+    assert WordPiece.from_pretrained(tmp_path).ids(["a b"]) == [[5, 6]]
+
+
+def test_vocab_txt_without_config_is_lower_cased(tmp_path: Path) -> None:
+    tokenizer = WordPiece.from_pretrained(write_vocabulary(tmp_path, [*SPECIAL_TOKENS, "a"]))
+    assert tokenizer.ids(["A"]) == [[5]]
+    assert tokenizer.lowercase is True
+
+
+def test_special_ids_follow_the_vocabulary_and_hold_unused_ones(tmp_path: Path) -> None:
+    tokens = ["[PAD]", "[unused1]", "[unused2]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
+    tokenizer = WordPiece.from_pretrained(write_vocabulary(tmp_path, tokens))
+    assert tokenizer.special_ids == [0, 1, 2, 3, 4, 5, 6]
+    assert (tokenizer.unk_id, tokenizer.mask_id) == (3, 6)
+
+
+def test_ids_hold_no_special_tokens_and_are_never_cut_or_padded(wiki: WordPiece) -> None:
+    wiki.backend.enable_truncation(4)
+    wiki.backend.enable_padding(length=9)
+    tokenizer = WordPiece(wiki.backend, lowercase=True)
+    short, long = tokenizer.ids(["the", "the " * 3000])
+    assert (len(short), len(long)) == (1, 3000)
+
+
+def test_fingerprint_changes_with_anything_that_changes_ids() -> None:
+    text = texts_of("abc abd 中文 中文 Abc")
+    variants = [
+        train_wordpiece(text, 16),
+        train_wordpiece(text, 17),
+        train_wordpiece(text, 20, chinese=False),
+        train_wordpiece(text, 20, lowercase=False),
+    ]
+    assert len({v.fingerprint for v in variants}) == 4
+    assert train_wordpiece(text, 16).fingerprint == variants[0].fingerprint
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", SPECIAL_TOKENS)
+def test_vocabulary_without_a_special_token_is_refused_by_name(
+    tmp_path: Path, missing: str
+) -> None:
+    tokens = [t for t in SPECIAL_TOKENS if t != missing] + ["a"]
+    with pytest.raises(InputError, match=f"lacks \\{missing[:-1]}]"):
+        WordPiece.from_pretrained(write_vocabulary(tmp_path, tokens))
+
+
+def test_byte_pair_tokenizer_is_refused(tmp_path: Path) -> None:
+    tokenizers.Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match=r"tokenizer\.json is a BPE tokenizer"):
+        WordPiece.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"version": "1.0"', "[1]"])
+def test_damaged_tokenizer_json_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match=r"tokenizer\.json cannot be read"):
+        WordPiece.from_pretrained(tmp_path)
+
+
+def test_folder_without_a_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="neither tokenizer.json nor vocab.txt"):
+        WordPiece.from_pretrained(tmp_path)
+
+
+def test_vocab_txt_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_bytes(b"[PAD]\n\xff\xfe\n")
+    with pytest.raises(InputError, match=r"vocab\.txt"):
+        WordPiece.from_pretrained(tmp_path)
+
+
+# --- other readers -----------------------------------------------------------------------------
+
+
+def test_transformers_reads_the_folder_alike(
+    wiki: WordPiece, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS:
+        ours = wiki.backend.encode(text)
+        encoded = theirs(text)
+        assert encoded["input_ids"] == ours.ids == [2, *wiki.ids([text])[0], 3]
+        assert encoded["token_type_ids"] == ours.type_ids == [0] * len(ours.ids)
+    ours = wiki.backend.encode(TEXTS[0], TEXTS[1])
+    encoded = theirs(TEXTS[0], TEXTS[1])
+    first, second = wiki.ids(TEXTS[:2])
+    assert encoded["input_ids"] == ours.ids == [2, *first, 3, *second, 3]
+    segments = [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    assert encoded["token_type_ids"] == ours.type_ids == segments
+    names = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+    assert [getattr(theirs, name) for name in names] == [0, 1, 2, 3, 4]
+    assert len(theirs) == wiki.vocab_size

@@ -1,0 +1,377 @@
+"""The loop: what a step computes, what is logged, when it ends, what it keeps."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from samples import (
+    Repeated,
+    line_steps,
+    make_line,
+    make_loop,
+    one_thread,  # noqa: F401
+    same_tensors,
+    squares,
+    weights_of,
+)
+from torch import Tensor, nn
+
+from minibert import train
+from minibert.config import BertConfig
+from minibert.errors import Interrupted
+from minibert.heads import BertForPreTraining
+from minibert.losses import IGNORE_INDEX
+from minibert.optim import Budget, build_optimizer, warmup_linear_decay
+from minibert.pretraining import pretraining_terms
+from minibert.run_folder import RunFolder, read_metrics
+from minibert.train import NonFiniteError, StepData, Term, clock, fit
+
+VOCAB, LENGTH, SLOTS = 40, 12, 6
+
+
+def small_bert(dropout: float = 0.0) -> BertForPreTraining:
+    torch.manual_seed(0)
+    return BertForPreTraining(
+        BertConfig(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=LENGTH,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+    )
+
+
+def masked_batch(rows: int = 8, seed: int = 1) -> dict[str, Tensor]:
+    """Row i has 1 + i % SLOTS labels, so that micro-batches of two differ in their counts."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(5, VOCAB, (rows, SLOTS), generator=g)
+    positions = torch.stack([torch.randperm(LENGTH, generator=g)[:SLOTS] for _ in range(rows)])
+    for row in range(rows):
+        labels[row, 1 + row % SLOTS :] = IGNORE_INDEX
+    return {
+        "input_ids": torch.randint(5, VOCAB, (rows, LENGTH), generator=g),
+        "token_type_ids": torch.zeros(rows, LENGTH, dtype=torch.int64),
+        "attention_mask": torch.ones(rows, LENGTH, dtype=torch.int64),
+        "mlm_positions": positions,
+        "mlm_labels": labels,
+        "next_sentence_label": torch.randint(0, 2, (rows,), generator=g),
+    }
+
+
+def as_step(batch: dict[str, Tensor], micro: int) -> StepData:
+    rows = len(batch["input_ids"])
+    parts = [{k: v[i : i + micro] for k, v in batch.items()} for i in range(0, rows, micro)]
+    counts = {"mlm": int((batch["mlm_labels"] != IGNORE_INDEX).sum()), "nsp": rows}
+    return StepData(parts, counts, rows * LENGTH)
+
+
+def run_bert(micro: int, steps: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The flattened gradients of every step, and the weights at the end."""
+    model = small_bert()
+    optimizer = build_optimizer(model, 1e-4, 0.01)
+    gradients: list[Tensor] = []
+
+    def keep(*_: Any) -> None:
+        gradients.append(torch.cat([p.grad.reshape(-1).clone() for p in model.parameters()]))
+
+    optimizer.register_step_pre_hook(keep)
+    data = Repeated([as_step(masked_batch(seed=s), micro) for s in (1, 2)])
+    loop = make_loop(
+        model,
+        data,
+        objective=pretraining_terms,
+        optimizer=optimizer,
+        learning_rate=1e-4,
+        max_steps=steps,
+        max_grad_norm=1e9,
+    )
+    fit(loop)
+    return gradients, weights_of(model)
+
+
+def test_one_batch_of_eight_equals_four_of_two() -> None:
+    whole, whole_weights = run_bert(micro=8, steps=5)
+    parts, parts_weights = run_bert(micro=2, steps=5)
+    assert len(whole) == len(parts) == 5
+    for one, four in zip(whole, parts, strict=True):
+        assert one.norm() > 0.1
+        torch.testing.assert_close(four, one, rtol=0, atol=1e-6)
+    for name, value in whole_weights.items():
+        torch.testing.assert_close(parts_weights[name], value, rtol=0, atol=1e-6)
+
+
+def test_gradient_is_of_sum_over_count_of_the_whole_step() -> None:
+    (gradient,), _ = run_bert(micro=2, steps=1)
+    model, batch = small_bert(), masked_batch(seed=1)
+    terms = pretraining_terms(model.train(), batch)
+    mean = sum(term.loss_sum / term.num_labels for term in terms.values())
+    mean.backward()
+    expected = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-6)
+
+
+def test_one_batch_can_be_overfitted(tmp_path: Path) -> None:
+    model = small_bert()
+    with RunFolder(tmp_path / "run") as folder:
+        loop = make_loop(
+            model,
+            Repeated([as_step(masked_batch(), 4)]),
+            objective=pretraining_terms,
+            optimizer=build_optimizer(model, 3e-3, 0.0),
+            learning_rate=3e-3,
+            max_steps=120,
+            log_every=1,
+            folder=folder,
+        )
+        fit(loop)
+    losses = [row["loss"] for row in read_metrics(tmp_path / "run") if "loss" in row]
+    assert losses[0] == pytest.approx(math.log(VOCAB) + math.log(2), abs=0.3)
+    assert losses[-1] < losses[0] / 10
+
+
+# --- what is not a number ------------------------------------------------------------------------
+
+
+def run_into_fault(folder: Path, faulty: Any) -> tuple[nn.Module, dict[str, Tensor], str]:
+    """Three steps of which the last goes wrong; the weights just before it and the message."""
+    model, before, calls = make_line(), {}, 0
+
+    def objective(forward: Any, batch: Any) -> dict[str, Term]:
+        nonlocal calls
+        calls += 1
+        before.update(weights_of(model))
+        terms = squares(forward, batch)
+        return terms if calls < 3 else {"fit": faulty(model, terms["fit"])}
+
+    with RunFolder(folder) as run:
+        loop = make_loop(
+            model,
+            Repeated(line_steps([4, 4, 4])),
+            objective=objective,
+            optimizer=build_optimizer(model, 0.1, 0.0),
+            max_steps=9,
+            save_every=1,
+            log_every=1,
+            folder=run,
+        )
+        with pytest.raises(NonFiniteError) as caught:
+            fit(loop)
+    return model, before, str(caught.value)
+
+
+def test_nan_loss_stops_before_the_weights_are_touched(tmp_path: Path) -> None:
+    model, before, message = run_into_fault(
+        tmp_path / "run", lambda model, term: term._replace(loss_sum=term.loss_sum * math.nan)
+    )
+    assert "step 3" in message
+    assert "fit loss is nan" in message
+    assert same_tensors(weights_of(model), before)
+    saved = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == ["step-000000001", "step-000000002"]
+    assert [row["step"] for row in read_metrics(tmp_path / "run") if "loss" in row] == [1, 2]
+
+
+def test_nan_gradient_of_a_finite_loss_stops_as_well(tmp_path: Path) -> None:
+    def root_of_zero(model: nn.Linear, term: Term) -> Term:
+        return term._replace(loss_sum=(model.weight * 0).sqrt().sum())
+
+    model, before, message = run_into_fault(tmp_path / "run", root_of_zero)
+    assert "step 3" in message
+    assert "gradient norm" in message
+    assert same_tensors(weights_of(model), before)
+
+
+# --- what is logged ------------------------------------------------------------------------------
+
+
+def rows_at_rest(folder: Path, sizes: list[int], **options: Any) -> list[dict[str, Any]]:
+    """Rows of a run whose learning rate is 0, so that every loss is known beforehand."""
+    model = make_line()
+    with RunFolder(folder) as run:
+        fit(make_loop(model, Repeated(line_steps(sizes)), learning_rate=0.0, folder=run, **options))
+    return read_metrics(folder)
+
+
+def test_logged_loss_is_the_mean_of_the_window(tmp_path: Path) -> None:
+    sizes = [2, 3, 5, 8, 13, 21]
+    rows = rows_at_rest(tmp_path / "run", sizes, max_steps=6, log_every=3)
+    model, sums = make_line(), []
+    for step in line_steps(sizes):
+        sums.append(squares(model, step.micro_batches[0])["fit"].loss_sum.item())
+    logged = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in logged] == [3, 6]
+    for row, at in zip(logged, (0, 3), strict=True):
+        means = [s / n for s, n in zip(sums[at : at + 3], sizes[at : at + 3], strict=True)]
+        assert row["loss"] == pytest.approx(sum(means) / 3, rel=1e-6)
+        # A term's own figure weighs every label alike, whichever step it came in.
+        of_labels = sum(sums[at : at + 3]) / sum(sizes[at : at + 3])
+        assert row["fit_loss"] == pytest.approx(of_labels, rel=1e-6)
+        assert row["fit_loss"] != pytest.approx(row["loss"], rel=1e-3)
+        assert row["loss"] != pytest.approx(means[-1], rel=1e-3)
+
+
+def test_rows_carry_the_keys_of_the_contract(tmp_path: Path) -> None:
+    rows = rows_at_rest(tmp_path / "run", [4, 4], max_steps=4, log_every=1, eval_every=2)
+    steps = [row for row in rows if "loss" in row]
+    evaluations = [row for row in rows if "loss" not in row]
+    assert len(steps) == 4
+    assert [row["step"] for row in evaluations] == [2, 4]
+    for row in steps:
+        assert list(row) == [
+            *("step", "epoch", "loss", "fit_loss", "fit_accuracy", "learning_rate"),
+            *("grad_norm", "tokens_per_second", "seconds"),
+        ]
+    for row in evaluations:
+        assert row.keys() == {"step", "epoch", "eval_loss"}
+    assert [row["epoch"] for row in steps] == [0.5, 1.0, 1.5, 2.0]
+
+
+def test_the_last_steps_are_logged_though_the_window_is_open(tmp_path: Path) -> None:
+    rows = rows_at_rest(tmp_path / "run", [4], max_steps=5, log_every=3)
+    assert [row["step"] for row in rows if "loss" in row] == [3, 5]
+
+
+# --- clipping and schedule ------------------------------------------------------------------------
+
+
+def test_gradients_are_clipped_by_their_global_norm(tmp_path: Path) -> None:
+    model = make_line()
+    before = torch.cat([p.detach().reshape(-1).clone() for p in model.parameters()])
+    step = line_steps([8])[0]
+    step.micro_batches[0]["y"] += 1000
+    with RunFolder(tmp_path / "run") as folder:
+        loop = make_loop(
+            model, Repeated([step]), max_steps=1, max_grad_norm=0.5, warmup_ratio=0.0, folder=folder
+        )
+        fit(loop)
+    after = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    rate = 0.01 * warmup_linear_decay(0.5, 0.0)
+    assert float((after - before).norm()) == pytest.approx(rate * 0.5, rel=1e-3)
+    assert read_metrics(tmp_path / "run")[0]["grad_norm"] > 100  # logged as it was
+
+
+def rates_of(budget: Budget, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The learning rate of every step; a step takes one second of a made-up clock."""
+    now = 0.0
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now))
+    model, rates = make_line(), []
+    loop = make_loop(model, Repeated(line_steps([4] * 5)), budget=budget, learning_rate=1.0)
+
+    def tick(*_: Any) -> None:
+        nonlocal now
+        now += 1.0
+        rates.append(loop.optimizer.param_groups[0]["lr"])
+
+    loop.optimizer.register_step_pre_hook(tick)
+    fit(loop)
+    return rates
+
+
+@pytest.mark.parametrize("budget", [Budget(max_steps=10), Budget(epochs=2.0)])
+def test_schedule_ends_with_a_budget_of_steps_or_epochs(
+    budget: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = rates_of(budget, monkeypatch)
+    expected = [warmup_linear_decay((i + 0.5) / 10, 0.1) for i in range(10)]
+    assert rates == pytest.approx(expected, abs=1e-6)
+    assert 0 < rates[-1] < 0.06
+
+
+def test_schedule_ends_with_a_budget_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = rates_of(Budget(seconds=20.0), monkeypatch)
+    assert len(rates) == 20
+    assert rates[0] == 0.0
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert 0 < rates[-1] < 0.06
+
+
+# --- what the loop knows and keeps ----------------------------------------------------------------
+
+
+def test_the_loop_trains_any_module() -> None:
+    model = make_line()
+    optimizer = build_optimizer(model, 0.1, 0.0)
+    data = Repeated(line_steps([16] * 4))
+    fit(make_loop(model, data, optimizer=optimizer, learning_rate=0.1, max_steps=150))
+    assert model.weight.detach().reshape(-1).tolist() == pytest.approx([1, 1, 1], abs=0.05)
+    assert model.bias.item() == pytest.approx(1, abs=0.05)
+
+
+def test_the_best_weights_are_those_at_the_end(tmp_path: Path) -> None:
+    model, seen = make_line(), []
+    scores = iter([0.2, 0.9, 0.5, 0.9])
+
+    def evaluate() -> dict[str, float]:
+        assert not model.training
+        seen.append(weights_of(model))
+        return {"accuracy": next(scores)}
+
+    with RunFolder(tmp_path / "run") as folder:
+        loop = make_loop(
+            model,
+            Repeated(line_steps([4])),
+            max_steps=8,
+            eval_every=2,
+            evaluate=evaluate,
+            select="accuracy",
+            folder=folder,
+        )
+        state = fit(loop)
+    assert (state.best, state.best_step, len(seen)) == (0.9, 4, 4)
+    assert same_tensors(weights_of(model), seen[1])
+    assert not same_tensors(seen[1], seen[3])
+
+
+def test_timing_a_step_changes_nothing() -> None:
+    model, data = make_line(), Repeated(line_steps([4, 4]))
+    loop = make_loop(model, data, max_steps=2)
+    before = weights_of(model)
+    assert loop.time_step() > 0
+    assert same_tensors(weights_of(model), before)
+    assert data.position == 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+)
+def test_a_signal_saves_and_stops_after_the_step(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    model, calls = make_line(), 0
+
+    def objective(forward: Any, batch: Any) -> dict[str, Term]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            os.kill(os.getpid(), number)
+        return squares(forward, batch)
+
+    with RunFolder(tmp_path / "run") as folder:
+        data = Repeated(line_steps([4]))
+        loop = make_loop(model, data, objective=objective, max_steps=9, folder=folder)
+        with pytest.raises(Interrupted) as caught:
+            fit(loop)
+    assert caught.value.status == status
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-000000003"]
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(45, "45 s"), (720, "12 min"), (7500, "2 h 05 min"), (5399, "1 h 30 min")]
+)
+def test_times_are_written_for_people(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
