@@ -17,7 +17,7 @@ PACKAGE = ROOT / "minibert"
 # From the ground up; a module may import from lower rows, and within its row without a circle.
 LAYERS = [
     {"errors", "files", "version", "config", "settings"},
-    {"model", "heads", "losses", "convert"},
+    {"model", "heads", "losses", "convert", "initialisation"},
     {"tokenizer", "corpus", "store", "examples", "download"},
     {"optim", "runtime", "checkpoint", "run_folder", "metrics", "train"},
     {"runs", "pretraining", "tasks", "tasks.classification", "finetuning"},
@@ -159,13 +159,14 @@ def test_public_functions_and_classes_are_explained(name: str) -> None:
 
 PROBE = """
 import json, logging, signal, sys, threading
+sigint = signal.getsignal(signal.SIGINT)
 import {name}
 print(json.dumps({{
     "torch": "torch" in sys.modules,
     "numpy": "numpy" in sys.modules,
     "handlers": len(logging.getLogger().handlers) + len(logging.getLogger("minibert").handlers),
     "level": logging.getLogger("minibert").level,
-    "sigint": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+    "sigint": signal.getsignal(signal.SIGINT) is sigint,
     "sigterm": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
     "threads": threading.active_count(),
 }}))

@@ -323,8 +323,8 @@ def test_default_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert store.default_cache_dir() == Path("/somewhere/minibert")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/me")
-    assert store.default_cache_dir() == Path("/home/me/.cache/minibert")
+    monkeypatch.setenv("HOME", "/people/me")
+    assert store.default_cache_dir() == Path("/people/me/.cache/minibert")
 
 
 # --- what is refused ---------------------------------------------------------------------------

@@ -8,6 +8,8 @@ Shapes: B batch, T tokens, C classes.
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import lzma
 import re
@@ -16,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -162,15 +164,32 @@ def _imdb_files(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield name, file.read_bytes()
         return
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                match = pattern.search(member.name)
-                if match and member.isfile():
-                    handle = archive.extractfile(member)
-                    assert handle is not None  # a plain file
-                    yield match.group(1), handle.read()
+        with _open_archive(path) as plain:
+            with tarfile.open(fileobj=plain, mode="r|") as archive:
+                for member in archive:
+                    match = pattern.search(member.name)
+                    if match and member.isfile():
+                        handle = archive.extractfile(member)
+                        assert handle is not None  # a plain file
+                        yield match.group(1), handle.read()
+            while plain.read(1 << 20):  # to the end, where the checksum is compared
+                pass
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise InputError(f"{path} is neither a folder nor a whole tar archive: {error}") from None
+
+
+def _open_archive(path: Path) -> IO[bytes]:
+    """The tar stream of an archive, unpacked by what its first bytes say."""
+    with path.open("rb") as handle:
+        head = handle.read(6)
+    openers: dict[bytes, Callable[..., Any]] = {
+        b"\x1f\x8b": gzip.open,
+        b"\xfd7zXZ": lzma.open,
+        b"BZh": bz2.open,
+    }
+    opener = next((o for magic, o in openers.items() if head.startswith(magic)), open)
+    stream: IO[bytes] = opener(path, "rb")
+    return stream
 
 
 IMDB = ClassificationTask("imdb", _IMDB_CLASSES, ("data/downloads/aclImdb",), "imdb", read_imdb)
