@@ -48,6 +48,7 @@ from minibert.tokenizer import WordPiece
 from minibert.train import Loop, fit
 
 _EPOCHS = 3.0
+_LEARNING_RATE = 2e-4
 _PRETRAINED = "runs/pretrain"
 
 
@@ -175,14 +176,15 @@ def _finetune_in(
     def probabilities(rows: list[np.ndarray]) -> np.ndarray:
         return predict_probabilities(model, rows, tokenizer.pad_id, settings.batch_size, runtime)
 
-    settings_of_loop = loop_settings(settings, budget, select="accuracy")
+    rate = settings.learning_rate or _LEARNING_RATE
+    settings_of_loop = loop_settings(settings, rate, budget, select="accuracy")
     if settings.eval_every is None:
         settings_of_loop = dataclasses.replace(settings_of_loop, eval_every=data.steps_per_epoch)
     loop = Loop(
         model,
         data,
         classification_terms,
-        build_optimizer(model, settings.learning_rate, settings.weight_decay),
+        build_optimizer(model, rate, settings.weight_decay),
         settings_of_loop,
         runtime,
         folder,
@@ -197,6 +199,7 @@ def _finetune_in(
             "start": str(source),
             "data": str(data_path),
             "micro_batch_size": micro,
+            "learning_rate": rate,
             "budget": dataclasses.asdict(budget),
             "model": model.config.to_dict(),
         }

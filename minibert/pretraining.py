@@ -160,6 +160,14 @@ def default_steps(corpus_tokens: int, step_tokens: float) -> tuple[int, str]:
     return steps, rule
 
 
+def default_learning_rate(hidden_size: int) -> float:
+    """1e-3 up to 256 hidden units, then falling as 1 / hidden: 5e-4 at 512, 3.3e-4 at 768.
+
+    Measured at 256 alone: 2e-3 did not train there (docs/LOG.md).
+    """
+    return min(1e-3, 0.256 / hidden_size)
+
+
 @dataclass(frozen=True)
 class _Source:
     """The text of a run: its store, its tokenizer, and builders for both sides of the split."""
@@ -298,6 +306,7 @@ def _pretrain_in(
     micro = settings.micro_batch_size or settings.batch_size
     data = PretrainingData(stream, settings.batch_size, micro)
     held_out = held_out_examples(source.held_out, settings.eval_examples)
+    rate = settings.learning_rate or default_learning_rate(model.config.hidden_size)
     few = held_out[:: max(1, len(held_out) // _EVAL_DURING)]
     if begun is not None:
         budget = Budget(**begun["resolved"]["budget"])
@@ -312,8 +321,8 @@ def _pretrain_in(
         model,
         data,
         pretraining_terms,
-        build_optimizer(model, settings.learning_rate, settings.weight_decay),
-        loop_settings(settings, budget),
+        build_optimizer(model, rate, settings.weight_decay),
+        loop_settings(settings, rate, budget),
         runtime,
         folder,
         evaluate=lambda: score(few),
@@ -326,6 +335,7 @@ def _pretrain_in(
         record["resolved"] |= {
             "vocab_size": source.tokenizer.vocab_size,
             "micro_batch_size": micro,
+            "learning_rate": rate,
             "budget": dataclasses.asdict(budget),
             "model": model.config.to_dict(),
         }

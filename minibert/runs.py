@@ -88,10 +88,12 @@ def weights_digest(folder: Path) -> str:
     raise InputError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
 
 
-def loop_settings(settings: RunSettings, budget: Budget, select: str | None = None) -> LoopSettings:
-    """The loop's part of a run's settings."""
+def loop_settings(
+    settings: RunSettings, learning_rate: float, budget: Budget, select: str | None = None
+) -> LoopSettings:
+    """The loop's part of a run's settings, with the peak rate and the budget as resolved."""
     return LoopSettings(
-        learning_rate=settings.learning_rate,
+        learning_rate=learning_rate,
         budget=budget,
         warmup_ratio=settings.warmup_ratio,
         max_grad_norm=settings.max_grad_norm,

@@ -57,7 +57,7 @@ class RunSettings:
     batch_size: int = setting(32, "sequences per optimiser step over all devices")
     micro_batch_size: int | None = setting(None, "sequences per forward; default: the batch size")
     max_seq_length: int = setting(128, "tokens per sequence, special tokens included")
-    learning_rate: float = setting(1e-4, "peak rate of AdamW")
+    learning_rate: float | None = setting(None, "peak rate of AdamW")
     weight_decay: float = setting(0.01, "decoupled decay; none on biases and LayerNorm")
     warmup_ratio: float = setting(0.1, "share of the budget in which the rate climbs")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this global norm")
@@ -167,6 +167,10 @@ def _fits(value: Any, annotation: str) -> bool:
 class PretrainSettings(RunSettings):
     """Stage one: raw text to a pretrained model."""
 
+    batch_size: int = setting(16, "sequences per optimiser step over all devices")
+    learning_rate: float | None = setting(
+        None, "peak rate of AdamW; default 1e-3 up to 256 hidden units, then 0.256 / hidden"
+    )
     corpus: list[str] = setting([], "text files, folders or globs: .txt .jsonl, also .gz .xz .bz2")
     text_field: str = setting("text", "key of the text in .jsonl, one document a line")
     one_sentence_per_line: bool = setting(False, "lines are sentences as they stand")
@@ -230,7 +234,7 @@ class FinetuneSettings(RunSettings):
     )
     max_seq_length: int = setting(256, "tokens per sequence, special tokens included")
     truncation: str = setting("head", "what is kept of a long text", choices=("head", "head+tail"))
-    learning_rate: float = setting(2e-4, "peak rate of AdamW")
+    learning_rate: float | None = setting(None, "peak rate of AdamW; default 2e-4")
     dev_fraction: float = setting(0.1, "share of train that is cut off as dev split")
     limit: int | None = setting(None, "use this many training examples, drawn class by class")
 

@@ -315,15 +315,16 @@ class Loop:
     def _emit(self, row: dict[str, Any], bar: tqdm) -> None:
         if self.folder:
             self.folder.append_metrics(row)
-        figures = "  ".join(f"{key} {_short(value)}" for key, value in row.items())
+        told = ("step", "epoch", "loss", "accuracy", "f1", "rate", "norm", "second")
+        figures = "  ".join(f"{k} {_short(v)}" for k, v in row.items() if k.endswith(told))
         if bar.disable:
             print(figures, file=sys.stderr, flush=True)
         elif any(key.startswith("eval_") for key in row):
             bar.write(figures, file=sys.stderr)
         else:
-            shown = {k: _short(row[k]) for k in row if k in ("step", "loss") or "_accuracy" in k}
-            rate = row["tokens_per_second"] / 1000
-            bar.set_postfix(**shown, refresh=False, **{"ktok/s": f"{rate:.1f}"})
+            shown = [k for k in row if k in ("step", "loss") or k.endswith("_accuracy")]
+            text = "  ".join(f"{key} {_short(row[key])}" for key in shown)
+            bar.set_postfix_str(f"{text}  {row['tokens_per_second']:,.0f} tokens/s", refresh=False)
 
     def _is_due(self, every: int | None, before: float, after: float) -> bool:
         if every is not None:
@@ -339,7 +340,7 @@ class Loop:
         """
         settings, state = self.settings, self.state
         self.model.train()
-        layout = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
+        layout = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}  {postfix}"
         with tqdm(total=1.0, initial=min(1.0, self.done), bar_format=layout, disable=None) as bar:
             while (before := self.done) < 1.0:
                 self.take_step()

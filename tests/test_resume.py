@@ -254,7 +254,7 @@ def test_resume_of_a_finished_run_says_so(
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--learning-rate", "0.5"], ["learning_rate", "0.5", "0.0001"]),
+        (["--learning-rate", "0.5"], ["learning_rate", "0.5", "None"]),
         (["--seed", "7"], ["seed was 0, now 7"]),
         (["--max-steps", "9"], ["max_steps was 3, now 9"]),
         (["--dropout", "0.2"], ["dropout was None, now 0.2"]),
