@@ -8,6 +8,7 @@ recognised by its manifest and passed over for the one before.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -65,15 +66,29 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
     for old in _checkpoints(folder)[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
+    _drop_unnamed_best(folder)
     return final
+
+
+def _drop_unnamed_best(folder: Path) -> None:
+    """Removes best weights that no checkpoint refers to any more."""
+    named = set()
+    for path in _checkpoints(folder):
+        with contextlib.suppress(OSError, ValueError):
+            named.add(
+                json.loads((path / "state.json").read_text()).get("loop", {}).get("best_step")
+            )
+    for old in folder.glob("best-*.safetensors"):
+        if int(old.stem.removeprefix("best-")) not in named:
+            old.unlink()
 
 
 def load_last_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any] | None:
     """Restores the last checkpoint that is whole; returns its state, None where there is none."""
-    for temporary in folder.glob(".step-*.tmp"):  # what a killed process left half-written
-        shutil.rmtree(temporary, ignore_errors=True)
+    for temporary in folder.glob(".*.tmp"):  # what a killed process left half-written
+        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
     for path in reversed(_checkpoints(folder)):
         fault = _fault(path)
         if fault:
@@ -87,14 +102,12 @@ def load_last_checkpoint(
 
 
 def save_best(folder: Path, step: int, model: nn.Module) -> None:
-    """Keeps the best weights so far under their step, and those that older checkpoints name."""
+    """Keeps the best weights so far, under their step."""
     folder.mkdir(exist_ok=True)
     write_atomically(
         folder / f"best-{step:09d}.safetensors",
         lambda path: save_tensors(model.state_dict(), path),
     )
-    for old in sorted(folder.glob("best-*.safetensors"))[: -_KEPT - 1]:
-        old.unlink()
 
 
 def load_best(folder: Path, step: int, model: nn.Module) -> None:

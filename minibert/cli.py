@@ -84,9 +84,21 @@ def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSet
     if "config" in values:
         path = Path(values.pop("config"))
         content = read_json(path, "--config names a JSON file")
-        given = content.get("settings", content) if "command" in content else content
+        given = _of_earlier_run(content, path) if "command" in content else content
+        budgets = {"max_steps", "epochs", "max_minutes"}
+        if budgets & values.keys():  # a flag replaces the file's budget, whichever kind it is
+            given = {k: v for k, v in given.items() if k not in budgets}
         settings.from_dict({**dataclasses.asdict(_blank(settings)), **given}, str(path))
     return settings.from_dict({**given, **values})
+
+
+def _of_earlier_run(run: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings in a run.json, but for those that say where and how that one run went."""
+    settings = run.get("settings")
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: settings is {type(settings).__name__}, expected an object")
+    once = ("output", "resume", "overwrite", "dry_run", "debug")
+    return {name: value for name, value in settings.items() if name not in once}
 
 
 def _blank(settings: type[RunSettings]) -> RunSettings:
@@ -123,9 +135,12 @@ def _predict(values: dict[str, Any]) -> None:
             content = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise InputError(f"--input {path}: byte {error.start} is not UTF-8") from None
-        texts = [t for t in content.splitlines() if t.strip()]
+        texts = _lines(content)
     elif texts == ["-"]:
-        texts = [t for t in sys.stdin.read().splitlines() if t.strip()]
+        try:
+            texts = _lines(sys.stdin.buffer.read().decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input: byte {error.start} is not UTF-8") from None
     if not texts:
         raise InputError("nothing to predict; give TEXT, --input FILE, or - for standard input")
     from minibert.predict import load
@@ -133,6 +148,11 @@ def _predict(values: dict[str, Any]) -> None:
     predictor = load(values["folder"], values["device"], values["precision"])
     for found in predictor.predict(texts, values["batch_size"]):
         print(json.dumps(dataclasses.asdict(found), ensure_ascii=False))
+
+
+def _lines(content: str) -> list[str]:
+    """One text a line; blank lines are left out."""
+    return [line.removesuffix("\r") for line in content.split("\n") if line.strip()]
 
 
 def _evaluate(values: dict[str, Any]) -> None:
@@ -205,7 +225,7 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
-class _Terminated(Exception):
+class _Terminated(BaseException):
     """SIGTERM outside the training loop."""
 
 
@@ -229,6 +249,9 @@ def main(argv: list[str] | None = None) -> int:
         return status
     except SystemExit as stop:  # --help and --version
         return int(stop.code or 0)
+    except _Terminated:
+        print("minibert: stopped by SIGTERM", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("minibert: stopped by Ctrl-C", file=sys.stderr)
         return 130
@@ -254,6 +277,7 @@ def _run(argv: list[str]) -> int:
     if values.get("batch_size", 1) < 1:
         raise InputError(f"--batch-size is {values['batch_size']}, must be above 0")
     _COMMANDS[command](values)
+    sys.stdout.flush()
     return 0
 
 
@@ -264,14 +288,12 @@ def _explain(error: Exception) -> tuple[int, str]:
         return 2, text
     if isinstance(error, Interrupted):
         return error.status, text
-    if isinstance(error, _Terminated):
-        return 143, "stopped by SIGTERM"
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, ""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = "no space left on the disk" + (f" ({error.filename})" if error.filename else "")
-        return 1, f"{where}; the last checkpoint is whole: free some space, then --resume"
+        return 1, f"{where}; checkpoints are whole: free some space, then go on with --resume"
     if isinstance(error, MissingExtraError):
         return 1, text
     return 1, f"{type(error).__name__}: {text} (--debug shows the trace)"

@@ -40,6 +40,8 @@ def evaluate(
     Raises:
         InputError: no model, no data, or a model of other classes than the data's.
     """
+    if predictions is not None and not Path(predictions).parent.is_dir():
+        raise InputError(f"--predictions {predictions}: {Path(predictions).parent} does not exist")
     predictor = load(folder, device, precision)
     if predictor.task is None:
         raise InputError(

@@ -26,7 +26,8 @@ from minibert.store import TokenStore
 from minibert.tokenizer import WordPiece
 
 SHORT_PROB = 0.1  # share of pairs built to a random shorter length
-_BLOCK_DOCUMENTS = 512  # documents whose examples are shuffled together
+_BLOCK_DOCUMENTS = 512  # documents whose examples are shuffled together, at most ...
+_BLOCK_TOKENS = 4 << 20  # ... and about how many tokens, so that long documents fit into memory
 _HELD_OUT_KEY = 2019  # the split does not depend on the seed: seeds compare on the same text
 _EVAL_SEED = 2019  # evaluation masks are fixed
 _LONGEST_SPAN, _SPAN_STOP = 10, 0.2  # span masking after Joshi et al. 2020, section 3.1
@@ -105,11 +106,8 @@ class ExampleBuilder:
         """The examples of the document at a position of the set, for one epoch."""
         rng = np.random.default_rng([seed, epoch, position])
         segments = self._single if self.options.nsp == "none" else self._pairs
-        return [
-            self._mask(rng, first, second, label)
-            for first, second, label in segments(rng, position)
-            if len(first)
-        ]
+        made = (self._mask(rng, *pair) for pair in segments(rng, position) if len(pair[0]))
+        return [example for example in made if len(example.mlm_positions)]
 
     def _single(
         self, rng: np.random.Generator, position: int
@@ -274,13 +272,18 @@ def split_documents(store: TokenStore, nsp: str) -> tuple[Documents, Documents]:
                 f"the corpus has {sentences} sentence(s); at least 4 are needed to train and to "
                 f"hold some out"
             )
-        count = min(20, sentences)
+        count = min(sentences, max(20, sentences // 64))
         starts = np.linspace(0, sentences, count + 1).astype(np.int64)
     elif count < 4:
         raise InputError(
             f"the corpus has {count} document(s) and {store.counts.sentences} sentence(s), too few "
             f"for sentence pairs from different documents (a blank line ends a document); "
             f"--nsp none trains without pairs"
+        )
+    if nsp == "nsp" and store.counts.single_sentence_documents == count:
+        raise InputError(
+            "every document is one sentence, so none has a next one (a blank line ends a "
+            "document); --nsp none trains without pairs"
         )
     held_out = min(max(2 if nsp != "none" else 1, round(0.05 * count)), 1000)
     order = Permutation(count, _HELD_OUT_KEY)
@@ -295,12 +298,14 @@ class ExampleStream:
 
     def __init__(self, builder: ExampleBuilder, seed: int) -> None:
         self.builder, self.seed = builder, seed
+        mean = max(1, builder.store.counts.tokens // (len(builder.documents.starts) - 1))
+        self.block_documents = max(1, min(_BLOCK_DOCUMENTS, _BLOCK_TOKENS // mean))
         self.epoch = self.block = self.offset = 0
         self._examples: list[Example] | None = None
 
     @property
     def num_blocks(self) -> int:
-        return -(-len(self.builder.documents) // _BLOCK_DOCUMENTS)
+        return -(-len(self.builder.documents) // self.block_documents)
 
     @property
     def epochs_done(self) -> float:
@@ -311,8 +316,8 @@ class ExampleStream:
 
     def _span(self) -> tuple[int, int]:
         """First and last + 1 place of the block's documents in the epoch's order."""
-        start = self.block * _BLOCK_DOCUMENTS
-        return start, min(start + _BLOCK_DOCUMENTS, len(self.builder.documents))
+        start = self.block * self.block_documents
+        return start, min(start + self.block_documents, len(self.builder.documents))
 
     def state(self) -> dict[str, int]:
         """The position; `seek` returns to it."""

@@ -20,6 +20,7 @@ from minibert.run_folder import RunFolder
 from minibert.runs import (
     RunResult,
     begun_run,
+    check_not_start,
     closing_table,
     finished_run,
     log_line,
@@ -36,6 +37,7 @@ from minibert.tasks.classification import (
     ClassificationTask,
     LabelledText,
     Splits,
+    bundled_data,
     classification_terms,
     cut_dev,
     encode,
@@ -65,7 +67,7 @@ def choose_model(settings: FinetuneSettings) -> Path:
     else:
         raise InputError(
             f"no --model, and {_PRETRAINED} holds no finished run; make one with: "
-            f"python pretrain.py --corpus data/wiki.txt"
+            f"minibert pretrain --corpus {bundled_data() / 'wiki.txt'}"
         )
     kept = "its config and tokenizer, all weights redrawn" if settings.random_weights else "weights"
     log_line("model", f"{folder} ({kept})")
@@ -140,18 +142,19 @@ def _finetune_in(
     data_path: Path,
     started: float,
 ) -> RunResult:
-    begun = begun_run(folder, settings)
+    begun = begun_run(folder, "finetune", settings)
     if begun is not None and folder is not None and folder.results is not None:
         return finished_run(folder)
     precision = begun["resolved"]["precision"] if begun else settings.precision
     runtime = start_runtime(settings.device, precision, settings.deterministic)
     source = choose_model(settings)
+    check_not_start(folder, source)
     splits = task.read(data_path)
     log_line("found", "; ".join(splits.notes))
     fingerprint = f"{splits.fingerprint}-{weights_digest(source)}"
     record = run_record("finetune", settings, fingerprint, runtime)
     if folder is not None and begun is not None:
-        folder.check_same(record)
+        folder.check_same_data(fingerprint)
     train, dev = cut_dev(splits.train, settings.dev_fraction)
     if settings.limit is not None:
         train = limit_examples(train, settings.limit)
@@ -232,6 +235,7 @@ def _budget(settings: FinetuneSettings, data: ClassificationData, started: float
     if settings.max_steps:
         return Budget(max_steps=settings.max_steps)
     epochs = settings.epochs or _EPOCHS
+    log_line("budget", f"{epochs:g} epochs of {data.steps_per_epoch:,} steps")
     return Budget(max_steps=max(1, round(epochs * data.steps_per_epoch)))
 
 
@@ -252,7 +256,7 @@ def _results(
     try:
         baseline = tfidf_baseline(train, splits.test)
         results["tfidf_accuracy"], results["tfidf_f1"] = baseline["accuracy"], baseline["f1"]
-    except MissingExtraError as error:
+    except (MissingExtraError, ValueError) as error:  # or texts without a usable word
         log_line("baseline", f"not scored: {error}")
     return results
 

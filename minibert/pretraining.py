@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from minibert import corpus
-from minibert.config import BertConfig, preset
+from minibert.config import PRESETS, BertConfig, preset
 from minibert.errors import InputError
 from minibert.examples import (
     Example,
@@ -39,6 +39,7 @@ from minibert.run_folder import RunFolder
 from minibert.runs import (
     RunResult,
     begun_run,
+    check_not_start,
     closing_table,
     finished_run,
     log_line,
@@ -47,9 +48,9 @@ from minibert.runs import (
     run_record,
 )
 from minibert.runtime import Runtime, start_runtime
-from minibert.settings import PretrainSettings
+from minibert.settings import DEFAULT_PRESET, PretrainSettings
 from minibert.store import TokenStore, corpus_vocabulary, data_fingerprint, open_store
-from minibert.tokenizer import WordPiece, default_vocab_size
+from minibert.tokenizer import VOCAB_RULE, WordPiece, default_vocab_size
 from minibert.train import Batch, Loop, StepData, Term, fit
 
 _EVAL_DURING = 256  # held-out sequences scored while training
@@ -116,7 +117,7 @@ def evaluate_pretraining(
 
     Returns:
         mlm_loss (nats), mlm_perplexity, mlm_accuracy, masked_tokens and, with pairs, nsp_loss,
-        nsp_accuracy, pairs, random_pairs (share; always guessing one class scores this or less).
+        nsp_accuracy, pairs, random_pairs (their share; guessing one class scores it or the rest).
     """
     sums: dict[str, float] = {}
     for start in range(0, len(examples), batch_size):
@@ -197,10 +198,13 @@ def _prepare_text(
         tokenizer = WordPiece.from_pretrained(tokenizer_folder)
     else:
         size = sum(corpus.text_bytes(path) for path in files)
-        wanted = settings.vocab_size or default_vocab_size(size)
-        tokenizer = corpus_vocabulary(
-            files, wanted, options, settings.lowercase, settings.split_chinese, cache
-        )
+        wanted = settings.vocab_size
+        if wanted is None:
+            wanted = default_vocab_size(size)
+            log_line("vocabulary", f"{wanted:,} pieces for about {size:,} bytes: {VOCAB_RULE}")
+        lowercase, chinese = settings.lowercase is not False, settings.split_chinese is not False
+        exact = settings.vocab_size is not None
+        tokenizer = corpus_vocabulary(files, wanted, options, lowercase, chinese, cache, exact)
     store = open_store(files, tokenizer, options, cache)
     log_line("corpus", str(store.counts))
     example_options = ExampleOptions(
@@ -222,19 +226,14 @@ def _build_model(
     """A new network of the preset, or the one to go on from.
 
     Raises:
-        InputError: the sequence length is beyond the model's positions, or vocabularies differ.
+        InputError: the tokenizer has more tokens than the model.
     """
     tokenizer = source.tokenizer
     if start is not None:
         config = BertConfig.from_pretrained(start)
     else:
-        config = preset(settings.preset, vocab_size=tokenizer.vocab_size)
+        config = preset(settings.preset or DEFAULT_PRESET, vocab_size=tokenizer.vocab_size)
         config = dataclasses.replace(config, pad_token_id=tokenizer.pad_id)
-    if settings.max_seq_length > config.max_position_embeddings:
-        raise InputError(
-            f"--max-seq-length {settings.max_seq_length} is beyond the model's "
-            f"{config.max_position_embeddings} positions"
-        )
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {config.vocab_size:,}"
@@ -255,6 +254,7 @@ def _build_model(
         new_bias = True
         if settings.init == "neighbours":
             neighbour_attention(model)
+        log_line("init", f"{settings.init} (--init reference|neighbours)")
     if settings.init == "neighbours" and new_bias:
         unigram_bias(model, torch.from_numpy(unigram_log_prob(source.held_out)))
     return model
@@ -289,7 +289,7 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
 def _pretrain_in(
     folder: RunFolder | None, settings: PretrainSettings, files: list[Path], started: float
 ) -> RunResult:
-    begun = begun_run(folder, settings)
+    begun = begun_run(folder, "pretrain", settings)
     if begun is not None and folder is not None and folder.results is not None:
         return finished_run(folder)
     precision = begun["resolved"]["precision"] if begun else settings.precision
@@ -297,8 +297,14 @@ def _pretrain_in(
     fingerprint = data_fingerprint(files, _reader_options(settings))
     record = run_record("pretrain", settings, fingerprint, runtime)
     if folder is not None and begun is not None:
-        folder.check_same(record)
+        folder.check_same_data(fingerprint)
     start = open_model_folder(settings.model) if settings.model else None
+    check_not_start(folder, start)
+    config = BertConfig.from_pretrained(start) if start else PRESETS[DEFAULT_PRESET]
+    positions = config.max_position_embeddings
+    if settings.max_seq_length > positions:
+        length = settings.max_seq_length
+        raise InputError(f"--max-seq-length {length} is beyond the model's {positions} positions")
     reused = Path(settings.tokenizer) if settings.tokenizer else start
     source = _prepare_text(settings, files, folder.path if folder and begun else reused)
     model = _build_model(settings, source, start).to(runtime.device)
@@ -340,8 +346,8 @@ def _pretrain_in(
             "model": model.config.to_dict(),
         }
         folder.clear()
+        folder.write_run(record)  # before anything else: it makes the folder a run's
         source.tokenizer.save(folder.path)
-        folder.write_run(record)
     state = fit(loop, resume=settings.resume != "no")
     model.eval()
     figures: dict[str, Any] = score(held_out)

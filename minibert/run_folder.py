@@ -81,8 +81,9 @@ class RunFolder:
     ) -> None:
         assert self._lock is not None
         # The lock's file stays in a folder with content: two processes must see the same one.
-        if self._made and self.is_empty:
+        if not (self.path / "run.json").exists():
             (self.path / ".lock").unlink()
+        if self._made and not any(self.path.iterdir()):
             self.path.rmdir()
             for parent in self._parents:
                 if any(parent.iterdir()):
@@ -98,7 +99,9 @@ class RunFolder:
 
     @property
     def is_empty(self) -> bool:
-        return all(p.name == ".lock" for p in self.path.iterdir())
+        """Nothing is here, or only what a start killed before its run.json has left."""
+        names = [p.name for p in self.path.iterdir()]
+        return all(n == ".lock" or (n[0] == "." and n.endswith(".tmp")) for n in names)
 
     def check_may_start(self, resume: str, overwrite: bool) -> bool:
         """Whether to go on (True) or to begin (False).
@@ -132,6 +135,8 @@ class RunFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+        for half_written in self.path.glob(".*.tmp"):
+            half_written.unlink()
 
     def write_run(self, run: dict[str, Any]) -> None:
         """Writes run.json: settings as given and as resolved, versions, data fingerprint."""
@@ -141,21 +146,32 @@ class RunFolder:
         """Reads run.json."""
         return read_json(self.path / "run.json", "every run folder holds it")
 
-    def check_same(self, run: dict[str, Any]) -> None:
-        """Compares a run that is to go on with the one that was begun.
+    def check_same_data(self, fingerprint: str) -> None:
+        """Compares the data of a run that is to go on with what it was begun with.
 
         Raises:
-            InputError: the command, a setting or the data differ; the difference is named.
+            InputError: they differ.
+        """
+        before = self.read_run().get("data_fingerprint")
+        if before != fingerprint:
+            raise InputError(
+                f"--resume: the data fingerprint was {before}, now {fingerprint}: the text or the "
+                f"labels have changed; --overwrite starts anew"
+            )
+
+    def check_same_settings(self, command: str, now: dict[str, Any]) -> None:
+        """Compares the settings of a run that is to go on with those it was begun with.
+
+        Raises:
+            InputError: the command or a setting differs; the difference is named.
         """
         before = self.read_run()
-        for key in ("command", "data_fingerprint"):
-            if before.get(key) != run[key]:
-                what = key.replace("_", " ")
-                raise InputError(
-                    f"--resume: the {what} was {before.get(key)}, now {run[key]}; "
-                    f"--overwrite starts anew"
-                )
-        then, now = before.get("settings", {}), run["settings"]
+        if before.get("command") != command:
+            raise InputError(
+                f"--resume: the command was {before.get('command')}, now {command}; "
+                f"--overwrite starts anew"
+            )
+        then = before.get("settings", {})
         differ = [
             f"{name} was {then.get(name)!r}, now {now.get(name)!r}"
             for name in sorted(then.keys() | now.keys())

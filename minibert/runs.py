@@ -36,15 +36,29 @@ def log_line(topic: str, text: str) -> None:
     print(f"{topic}: {text}", file=sys.stderr, flush=True)
 
 
-def begun_run(folder: RunFolder | None, settings: RunSettings) -> dict[str, Any] | None:
+def begun_run(
+    folder: RunFolder | None, command: str, settings: RunSettings
+) -> dict[str, Any] | None:
     """The run.json of a run that is to go on, None for one that begins.
 
     Raises:
-        InputError: the folder may not be used so; see `RunFolder.check_may_start`.
+        InputError: the folder may not be used so (see `RunFolder.check_may_start`), or the run
+            was begun with other settings.
     """
     if folder is None or not folder.check_may_start(settings.resume, settings.overwrite):
         return None
-    return folder.read_run()
+    folder.check_same_settings(command, settings.to_dict())
+    run = folder.read_run()
+    differ = {k: v for k, v in versions().items() if run["versions"].get(k) != v}
+    if differ:
+        log_line("versions", f"not those the run began with, so bits may differ: now {differ}")
+    return run
+
+
+def check_not_start(folder: RunFolder | None, start: Path | None) -> None:
+    """Refuses to write a run over the model that it starts from."""
+    if folder and start and folder.path.resolve() == start.resolve():
+        raise InputError(f"--output {folder.path} is the --model folder; choose another --output")
 
 
 def finished_run(folder: RunFolder) -> RunResult:
@@ -62,9 +76,9 @@ def open_model_folder(name: str) -> Path:
     path = Path(name)
     if path.is_dir():
         return path
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if path.exists() or name.startswith((".", "/", "~", "runs/")) or name.count("/") != 1:
         raise InputError(
-            f"--model {name} is not a folder; expected one with config.json, or a hub id"
+            f"{name} is not a model folder; expected one with config.json, or a hub id"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -75,7 +89,7 @@ def open_model_folder(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"--model {name} is neither a folder nor a hub id that can be fetched ({reason})"
+            f"{name} is neither a model folder nor a hub id that can be fetched ({reason})"
         ) from None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from minibert.config import PRESETS
@@ -33,6 +34,9 @@ _POSITIVE = (
     *("max_steps", "epochs", "max_minutes", "batch_size", "micro_batch_size"),
     *("log_every", "eval_every", "save_every", "learning_rate", "max_grad_norm"),
 )
+
+
+DEFAULT_PRESET = "mini"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,9 @@ class RunSettings:
         choices=("auto", "fp32", "bf16"),
     )
     compile: bool = setting(False, "torch.compile: slow first steps, faster ones later")
-    deterministic: bool = setting(True, "only algorithms that give the same bits every time")
+    deterministic: bool = setting(
+        True, "prefer algorithms that repeat to the bit (on a CPU all do)"
+    )
     log_every: int = setting(50, "steps per row of metrics.jsonl")
     eval_every: int | None = setting(None, "steps between held-out evaluations")
     save_every: int | None = setting(None, "steps between checkpoints; default: five minutes")
@@ -83,7 +89,7 @@ class RunSettings:
         found = []
         for field in dataclasses.fields(self):
             value, choices = getattr(self, field.name), field.metadata.get("choices")
-            if choices and value not in choices:
+            if choices and value is not None and value not in choices:
                 tail = did_you_mean(str(value), choices)
                 found.append(f"{flag(field.name)} {value!r} is unknown{tail}")
         for name in _POSITIVE:
@@ -132,6 +138,9 @@ class RunSettings:
             InputError: an unknown name (the nearest one is offered) or a value of another type.
         """
         known = {f.name: f for f in dataclasses.fields(cls)}
+        values = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+        if isinstance(values.get("resume"), bool):  # resume=True reads better in a notebook
+            values["resume"] = "yes" if values["resume"] else "no"
         for name, value in values.items():
             if name not in known:
                 raise InputError(f"{source}: unknown key {name!r}{did_you_mean(name, known)}")
@@ -178,14 +187,16 @@ class PretrainSettings(RunSettings):
     encoding_errors: str = setting(
         "strict", "bytes that are not UTF-8: stop, or U+FFFD", choices=("strict", "replace")
     )
-    preset: str = setting("mini", "size of the network", choices=tuple(PRESETS))
+    preset: str | None = setting(
+        None, f"size of the network; default {DEFAULT_PRESET}", choices=tuple(PRESETS)
+    )
     model: str | None = setting(None, "go on from this model folder, with its vocabulary")
     vocab_size: int | None = setting(
         None, "WordPiece to train; default 4,096 / 8,192 / 16,384 / 30,522 by the size of the text"
     )
     tokenizer: str | None = setting(None, "folder of a tokenizer to reuse instead of training one")
-    lowercase: bool = setting(True, "lower-case and strip accents before splitting")
-    split_chinese: bool = setting(True, "make every Chinese character a word")
+    lowercase: bool | None = setting(None, "lower-case and strip accents; default yes")
+    split_chinese: bool | None = setting(None, "make every Chinese character a word; default yes")
     nsp: str = setting(
         "nsp",
         "pair objective: next sentence, sentence order, or none",
@@ -213,6 +224,11 @@ class PretrainSettings(RunSettings):
         if self.eval_examples < 1:
             found.append(f"--eval-examples is {self.eval_examples}, must be at least 1")
         reused = [n for n in ("model", "tokenizer") if getattr(self, n)]
+        for name in ("lowercase", "split_chinese"):
+            if reused and getattr(self, name) is not None:
+                found.append(f"{flag(name)} has no use with {flag(reused[0])}: its own is kept")
+        if self.model and self.preset:
+            found.append("--preset has no use with --model: its size is kept")
         if reused and self.vocab_size:
             found.append(
                 f"--vocab-size has no use with {flag(reused[0])}, whose vocabulary is kept"

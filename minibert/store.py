@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -139,6 +140,7 @@ _worker_state: tuple[WordPiece, ReaderOptions]
 
 def _start_worker(folder: str, options: ReaderOptions) -> None:
     global _worker_state
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core, one thread each
     _worker_state = (WordPiece.from_pretrained(folder), options)
 
@@ -333,6 +335,7 @@ def corpus_vocabulary(
     lowercase: bool,
     chinese: bool,
     cache_dir: Path | None = None,
+    exact: bool = True,
 ) -> WordPiece:
     """A WordPiece vocabulary trained on the corpus, or the same one from the cache.
 
@@ -340,7 +343,7 @@ def corpus_vocabulary(
     k = ceil(size / 256 MiB); a piece is a document, or a million characters of a long one.
     """
     cache_dir = cache_dir or default_cache_dir()
-    key = cache_key(files, options, vocab_size, lowercase, chinese)
+    key = cache_key(files, options, vocab_size, lowercase, chinese, exact)
     folder = cache_dir / f"vocabulary-{key}"
     if (folder / "tokenizer_config.json").is_file():  # the file that `save` writes last
         print(f"vocabulary: read from {folder}", file=sys.stderr)
@@ -354,7 +357,7 @@ def corpus_vocabulary(
             if number % every == 0:
                 yield "\n".join(piece.lines)
 
-    tokenizer = train_wordpiece(texts, vocab_size, lowercase, chinese)
+    tokenizer = train_wordpiece(texts, vocab_size, lowercase, chinese, exact)
     tokenizer.save(folder)
-    print(f"vocabulary: {vocab_size:,} pieces, written to {folder}", file=sys.stderr)
+    print(f"vocabulary: {tokenizer.vocab_size:,} pieces, written to {folder}", file=sys.stderr)
     return tokenizer

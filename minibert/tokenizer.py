@@ -28,6 +28,9 @@ _LARGEST_DEFAULT = 30522
 _COVERAGE = 0.9999  # share of the text's characters that get a piece; rarer ones become [UNK]
 
 
+VOCAB_RULE = "4,096 below 1 MiB, 8,192 below 30 MiB, 16,384 below 1 GiB, then 30,522"
+
+
 def default_vocab_size(text_bytes: int) -> int:
     """4,096 below 1 MiB of text, 8,192 below 30 MiB, 16,384 below 1 GiB, then 30,522."""
     for limit, size in _VOCAB_STEPS:
@@ -171,6 +174,7 @@ def train_wordpiece(
     vocab_size: int,
     lowercase: bool = True,
     chinese: bool = True,
+    exact: bool = True,
 ) -> WordPiece:
     """Trains a WordPiece vocabulary; ids and order are a pure function of the text.
 
@@ -182,9 +186,11 @@ def train_wordpiece(
         vocab_size: V wanted, special tokens included.
         lowercase: lower-case and strip accents (the published "uncased" models).
         chinese: split Chinese characters into words of one character.
+        exact: refuse a text that supports fewer pieces; otherwise take those it supports.
 
     Raises:
-        InputError: the text has fewer distinct pieces than vocab_size, or more single characters.
+        InputError: the text has fewer distinct pieces than an exact vocab_size, or more single
+            characters.
     """
     alphabet = _alphabet(texts(), lowercase, chinese)
     first = [*alphabet, *(f"##{c}" for c in alphabet if not _stands_alone(c, chinese))]
@@ -206,7 +212,7 @@ def train_wordpiece(
     )
     backend.train_from_iterator(texts(), trainer)
     vocab = backend.get_vocab()
-    if len(vocab) < vocab_size:
+    if exact and len(vocab) < vocab_size:
         raise InputError(
             f"--vocab-size {vocab_size} is more than this text supports; it gives {len(vocab)} "
             f"pieces at most"

@@ -104,7 +104,7 @@ class LoopState:
     best: float | None = None
     best_step: int = 0
     window: dict[str, float] = field(default_factory=dict)
-    last_eval: dict[str, float] = field(default_factory=dict)
+    finished: bool = False
 
 
 class NonFiniteError(RuntimeError):
@@ -225,7 +225,8 @@ class Loop:
                     (f"{name}_loss", term.loss_sum),
                     (f"{name}_hits", term.num_hits),
                 ):
-                    value = value.detach().double()
+                    value = value.detach()
+                    value = value if value.device.type == "mps" else value.double()
                     sums[key] = sums[key] + value if key in sums else value
         return {key: float(value) for key, value in sums.items()}
 
@@ -272,7 +273,8 @@ class Loop:
             text += f", {budget.max_steps:,} steps about {clock(budget.max_steps * seconds)}"
         elif budget.seconds is not None:
             text += f", {clock(budget.seconds)} about {budget.seconds / seconds:,.0f} steps"
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+        unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB on Linux
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         print(f"network: {text}; memory so far {peak:,.0f} MiB", file=sys.stderr)
 
     # --- what surrounds steps ----------------------------------------------------------------
@@ -303,7 +305,6 @@ class Loop:
         self.model.eval()
         figures = self.evaluate()
         self.model.train(was_training)
-        self.state.last_eval = figures
         chosen = figures[self.settings.select] if self.settings.select else None
         if chosen is not None and (self.state.best is None or chosen > self.state.best):
             self.state.best, self.state.best_step = chosen, self.state.step
@@ -342,17 +343,20 @@ class Loop:
         self.model.train()
         layout = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}  {postfix}"
         with tqdm(total=1.0, initial=min(1.0, self.done), bar_format=layout, disable=None) as bar:
-            while (before := self.done) < 1.0:
+            after = self.done
+            while not state.finished:
+                before = after
                 self.take_step()
                 after = self.done
-                if state.step % settings.log_every == 0 or after >= 1.0:
+                state.finished = after >= 1.0  # decided once: the clock goes on meanwhile
+                if state.step % settings.log_every == 0 or state.finished:
                     self._emit(self.log_row(), bar)
-                if self._is_due(settings.eval_every, before, after) or after >= 1.0:
+                if self._is_due(settings.eval_every, before, after) or state.finished:
                     self._emit(self.run_evaluation(), bar)
                 bar.update(min(1.0, after) - bar.n)
-                if self._save_is_due() or after >= 1.0:
+                if self._save_is_due() or state.finished:
                     self.save()
-                if self.stop_signal and self.done < 1.0:
+                if self.stop_signal and not state.finished:
                     self._stop()
         if settings.select and self.folder:
             load_best(self.folder.checkpoints, state.best_step, self.model)
@@ -403,7 +407,7 @@ class _Signals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.loop.stop_signal:
-            raise KeyboardInterrupt
+            raise Interrupted(f"stopped at once by {signal.Signals(number).name}", 128 + number)
         self.loop.stop_signal = number
         print("\nstopping after this step; once more ends at once", file=sys.stderr)
 

@@ -246,15 +246,16 @@ def test_an_interrupted_best_keeps_the_best_before(
     assert best.read_bytes() == before
 
 
-def test_best_weights_are_found_by_step_and_few_are_kept(tmp_path: Path) -> None:
-    kept, _ = make()
+def test_best_weights_are_kept_as_long_as_a_checkpoint_names_them(tmp_path: Path) -> None:
+    kept, optimizer = make()
     for step in range(1, 7):
         torch.nn.init.constant_(next(kept.parameters()), float(step))
         save_best(tmp_path, step, kept)
+    save_checkpoint(tmp_path, 7, kept, optimizer, {"loop": {"best_step": 2}})
+    assert [p.name for p in tmp_path.glob("best-*")] == ["best-000000002.safetensors"]
     other, _ = make()
-    load_best(tmp_path, 5, other)
-    assert (next(other.parameters()) == 5).all()
-    assert len(list(tmp_path.iterdir())) == 3
+    load_best(tmp_path, 2, other)
+    assert (next(other.parameters()) == 2).all()
 
 
 # --- damage ---------------------------------------------------------------------------------------

@@ -131,7 +131,6 @@ BAD_PRETRAINING = {
     "broken config": ("--config W/broken.json", ["broken.json is not valid JSON"]),
     "missing config": ("--config W/none.json", ["none.json does not exist"]),
     "folder as config": ("--config W/folder", ["folder"]),
-    "budgets in a file": ("--config W/two.json", ["--max-steps and --epochs"]),
     "two budgets": ("--epochs 1", ["--max-steps and --epochs", "give one"]),
     "existing output": ("--output W/pretrained", ["--resume", "--overwrite"]),
     "file as output": ("--output W/corpus.txt", ["corpus.txt is a file"]),
@@ -154,7 +153,7 @@ BAD_FINETUNING = {
     "no positive reviews": ("--data W/without_train_pos", ["train/pos"]),
     "no negative test": ("--data W/without_test_neg", ["test/neg"]),
     "no test split": ("--data W/without_test", ["test/neg", "aclImdb"]),
-    "missing model": ("--model W/none", ["none is not a folder"]),
+    "missing model": ("--model W/none", ["none is not a model folder"]),
     "wrong shapes": ("--model W/shapes", ["shape", "config.json"]),
     "empty model folder": ("--model W/nothing", ["nothing"]),
     "no weights": ("--model W/no_weights", ["model.safetensors"]),
@@ -171,7 +170,7 @@ BAD_FINETUNING = {
 BAD_OTHERS = {
     "unknown command": ("pretrian", ["did you mean 'pretrain'"]),
     "no folder": ("predict", ["FOLDER"]),
-    "missing folder": ("predict W/none text", ["none is not a folder"]),
+    "missing folder": ("predict W/none text", ["none is not a model folder"]),
     "pretrained only": ("predict W/pretrained text", ["without a classifier", "finetune"]),
     "no text": ("predict W/finetuned", ["nothing to predict"]),
     "text and input": ("predict W/finetuned text --input W/corpus.txt", ["not both"]),
@@ -179,7 +178,7 @@ BAD_OTHERS = {
     "input not utf-8": ("predict W/finetuned --input W/latin.txt", ["latin.txt", "UTF-8"]),
     "no batch": ("predict W/finetuned text --batch-size 0", ["--batch-size"]),
     "unknown flag": ("predict W/finetuned text --devise cpu", ["did you mean '--device'"]),
-    "evaluate nothing": ("evaluate W/none", ["none is not a folder"]),
+    "evaluate nothing": ("evaluate W/none", ["none is not a model folder"]),
     "evaluate on nothing": ("evaluate W/finetuned --data W/none", ["none does not exist"]),
     "unknown split": ("evaluate W/finetuned --split dev", ["dev", "test"]),
     "unknown data set": ("download imbd", ["imbd"]),
@@ -238,7 +237,7 @@ def test_without_a_model_the_command_that_makes_one_is_named(
     monkeypatch.chdir(tmp_path)
     line = ["finetune", "--task", "imdb", "--data", str(world / "reviews"), *TINY]
     message, _ = complaint(line, 2, capsys)
-    assert "python pretrain.py --corpus data/wiki.txt" in message
+    assert "minibert pretrain --corpus" in message
 
 
 def test_the_byte_that_is_not_utf8_is_counted_from_the_start(
@@ -421,7 +420,8 @@ def test_predict_gives_the_same_from_arguments_file_and_standard_input(
         assert row["probabilities"][row["prediction"]] == row["score"]
     (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS) + "\n")
     assert rows_of(["predict", folder, "--input", str(tmp_path / "texts.txt")], capsys) == rows
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(TEXTS)))
+    stdin = io.TextIOWrapper(io.BytesIO("\n".join(TEXTS).encode()), encoding="ascii")
+    monkeypatch.setattr(sys, "stdin", stdin)
     assert rows_of(["predict", folder, "-"], capsys) == rows
 
 

@@ -103,8 +103,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if status in (200, 206) and self.server.cuts:
             body = body[: self.server.cuts.pop(0)]
-        self.wfile.write(body)
+        # Counted first: the client may be done before this thread goes on.
         self.server.sent += len(body) if status in (200, 206) else 0
+        self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         pass

@@ -57,7 +57,11 @@ def store_of(corpus: Corpus, vocab_size: int) -> Any:
         sentence_starts=np.cumsum([0, *map(len, sentences)]),
         document_starts=np.cumsum([0, *map(len, corpus)]),
         token_counts=np.bincount(tokens, minlength=vocab_size),
-        counts=SimpleNamespace(sentences=len(sentences)),
+        counts=SimpleNamespace(
+            sentences=len(sentences),
+            tokens=len(tokens),
+            single_sentence_documents=sum(len(document) == 1 for document in corpus),
+        ),
     )
 
 
@@ -209,16 +213,16 @@ def test_permutation_moves_neighbours_apart() -> None:
 @pytest.mark.parametrize("nsp", ["nsp", "sop", "none"])
 @pytest.mark.parametrize("count", [4, 5, 19, 20, 100, 1000, 30_000])
 def test_split_is_disjoint_and_covers_all(words: WordPiece, count: int, nsp: str) -> None:
-    store = store_of([[[FIRST]]] * count, 10)
+    store = store_of([[[FIRST], [FIRST]]] * count, 10)
     training, held_out = split_documents(store, nsp)
     starts = [[int(part.offsets(i)[0]) for i in range(len(part))] for part in (training, held_out)]
-    assert sorted(starts[0] + starts[1]) == list(range(count))
+    assert sorted(starts[0] + starts[1]) == list(range(0, 2 * count, 2))
     expected = max(1 if nsp == "none" else 2, round(0.05 * count))
     assert len(held_out) == min(expected, 1000)
 
 
 def test_split_depends_on_the_store_alone() -> None:
-    store = store_of([[[FIRST]]] * 100, 10)
+    store = store_of([[[FIRST], [FIRST]]] * 100, 10)
     orders = [[int(p.offsets(i)[0]) for p in split_documents(store, "nsp") for i in range(5)]] * 2
     assert orders[0] == orders[1]
     held_out = [int(split_documents(store, "sop")[1].offsets(i)[0]) for i in range(5)]
@@ -352,11 +356,17 @@ def test_every_position_is_chosen_about_equally_often(pieces: WordPiece, masking
     assert inner.max() < 1.4
 
 
-def test_sequence_of_unknown_tokens_has_nothing_to_predict(pieces: WordPiece) -> None:
+def test_a_sequence_without_anything_to_predict_is_no_example(pieces: WordPiece) -> None:
     for masking in ("token", "whole-word", "span"):
         builder = builder_of([[[1] * 20]] * 4, pieces, nsp="none", masking=masking)
-        (example, *_) = builder.build(0, 0, 0)
-        assert len(example.mlm_positions) == len(example.mlm_labels) == 0
+        assert builder.build(0, 0, 0) == []
+
+
+def test_documents_of_one_sentence_each_cannot_teach_next_sentences(pieces: WordPiece) -> None:
+    store = store_of([[[20] * 9]] * 8, pieces.vocab_size)
+    with pytest.raises(InputError, match="--nsp none"):
+        split_documents(store, "nsp")
+    assert len(split_documents(store, "none")[0]) > 0
 
 
 def words_of(ids: np.ndarray) -> list[list[int]]:

@@ -281,7 +281,20 @@ def test_resume_with_other_data_names_the_difference(
     other = tmp_path / "corpus.txt"
     other.write_text(text.replace("storm", "river", 1))
     flags = short_flags(world, "--output", unfinished, "--resume", "--corpus", other)
-    assert "data fingerprint was" in complaint(flags, capsys)
+    assert "corpus was" in complaint(flags, capsys)
+
+
+def test_resume_after_the_text_has_changed_is_refused(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (world / "corpus.txt").read_text()
+    own = tmp_path / "corpus.txt"
+    own.write_text(text)
+    flags = short_flags(world, "--output", tmp_path / "run", "--corpus", own)
+    assert run_here(flags, capsys)[0] == 0
+    (tmp_path / "run/results.json").unlink()
+    own.write_text(text.replace("storm", "river", 1))  # the same size, one word in the middle
+    assert "data fingerprint was" in complaint([*flags, "--resume"], capsys)
 
 
 def test_resume_of_a_finetuning_with_another_model_names_the_difference(
@@ -293,7 +306,7 @@ def test_resume_of_a_finetuning_with_another_model_names_the_difference(
     flags = ["--task", "imdb", "--data", world / "reviews", "--model", finetuning.whole, *LOOP]
     status = main(["finetune", *map(str, flags), "--output", str(folder), "--resume"])
     assert status == 2
-    assert "data fingerprint was" in capsys.readouterr().err.splitlines()[-1]
+    assert "model was" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_resume_auto_begins_and_continues(
