@@ -54,7 +54,7 @@ from minibert.tokenizer import VOCAB_RULE, WordPiece, default_vocab_size
 from minibert.train import Batch, Loop, StepData, Term, fit
 
 _EVAL_DURING = 256  # held-out sequences scored while training
-_MIN_TOKENS, _EPOCHS, _MAX_TOKENS = 500_000, 10, 50_000_000  # see `default_steps`
+_MIN_TOKENS, _EPOCHS, _MAX_TOKENS = 500_000, 6, 50_000_000  # see `default_steps`
 
 
 def pretraining_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term]:
@@ -144,7 +144,7 @@ def evaluate_pretraining(
 
 
 def default_steps(corpus_tokens: int, step_tokens: float) -> tuple[int, str]:
-    """The budget when none is given: ten passes over the text, at least half a million tokens.
+    """The budget when none is given: six passes over the text, at least half a million tokens.
 
     At most 50 million tokens, unless one pass is more.
 
