@@ -58,7 +58,7 @@ class RunSettings:
     max_steps: int | None = setting(None, "budget in optimiser steps")
     epochs: float | None = setting(None, "budget in passes over the training data")
     max_minutes: float | None = setting(None, "budget in minutes of the whole command")
-    batch_size: int = setting(32, "sequences per optimiser step over all devices")
+    batch_size: int = setting(16, "sequences per optimiser step over all devices")
     micro_batch_size: int | None = setting(None, "sequences per forward; default: the batch size")
     max_seq_length: int = setting(128, "tokens per sequence, special tokens included")
     learning_rate: float | None = setting(None, "peak rate of AdamW")
@@ -176,7 +176,6 @@ def _fits(value: Any, annotation: str) -> bool:
 class PretrainSettings(RunSettings):
     """Stage one: raw text to a pretrained model."""
 
-    batch_size: int = setting(16, "sequences per optimiser step over all devices")
     learning_rate: float | None = setting(
         None, "peak rate of AdamW; default 1e-3 up to 256 hidden units, then 0.256 / hidden"
     )
