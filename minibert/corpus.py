@@ -121,6 +121,11 @@ def text_bytes(path: Path) -> int:
     return path.stat().st_size * (4 if path.suffix.lower() in _OPENERS else 1)
 
 
+def piece_bytes(piece: Piece) -> int:
+    """Size of a piece's text in bytes, line ends included."""
+    return sum(len(line.encode(errors="replace")) + 1 for line in piece.lines)
+
+
 def check_readable(path: Path) -> None:
     """Looks at the head of a file.
 

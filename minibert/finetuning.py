@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ from minibert.train import Loop, fit
 _EPOCHS = 3.0
 _LEARNING_RATE = 2e-4
 _PRETRAINED = "runs/pretrain"
+_TIMED_ROWS = 200  # test texts scored to tell how long all of them will take
 
 
 def choose_model(settings: FinetuneSettings) -> Path:
@@ -170,14 +172,16 @@ def _finetune_in(
     data = ClassificationData(
         encoded(train), _labels(train), tokenizer.pad_id, settings.batch_size, micro, settings.seed
     )
-    if begun is not None:
-        budget = Budget(**begun["resolved"]["budget"])
-    else:
-        budget = _budget(settings, data, started)
     dev_encoded, dev_labels = encoded(dev), _labels(dev)
+    test_encoded = encoded(splits.test)
 
     def probabilities(rows: list[np.ndarray]) -> np.ndarray:
         return predict_probabilities(model, rows, tokenizer.pad_id, settings.batch_size, runtime)
+
+    if begun is not None:
+        budget = Budget(**begun["resolved"]["budget"])
+    else:
+        budget = _budget(settings, data, started, lambda: _seconds(probabilities, test_encoded))
 
     rate = settings.learning_rate or _LEARNING_RATE
     settings_of_loop = loop_settings(settings, rate, budget, select="accuracy")
@@ -210,7 +214,7 @@ def _finetune_in(
         folder.write_run(record)
     state = fit(loop, resume=settings.resume != "no")
     model.eval()
-    test = probabilities(encoded(splits.test))
+    test = probabilities(test_encoded)
     write_jsonl(folder.path / "predictions.jsonl", prediction_rows(task, splits.test, test))
     model.save_pretrained(folder.path)
     tokenizer.save(folder.path)
@@ -227,16 +231,35 @@ def _finetune_in(
     return RunResult(folder.path, results, model)
 
 
-def _budget(settings: FinetuneSettings, data: ClassificationData, started: float) -> Budget:
-    """The budget in steps: of three epochs when none is asked for."""
+def _budget(
+    settings: FinetuneSettings,
+    data: ClassificationData,
+    started: float,
+    test_seconds: Callable[[], float],
+) -> Budget:
+    """The budget in steps: of three epochs when none is asked for.
+
+    Of minutes, what was spent before the first step and what scoring the test set will take is
+    not training, and a tenth is left for the baseline and for writing.
+    """
     if settings.max_minutes:
+        after = test_seconds()
         before = time.perf_counter() - started
-        return Budget(seconds=max(1.0, settings.max_minutes * 60 - before) * 0.9)
+        return Budget(seconds=max(1.0, (settings.max_minutes * 60 - before) * 0.9 - after))
     if settings.max_steps:
         return Budget(max_steps=settings.max_steps)
     epochs = settings.epochs or _EPOCHS
     log_line("budget", f"{epochs:g} epochs of {data.steps_per_epoch:,} steps")
     return Budget(max_steps=max(1, round(epochs * data.steps_per_epoch)))
+
+
+def _seconds(score_rows: Callable[[list[np.ndarray]], object], rows: list[np.ndarray]) -> float:
+    """How long scoring all rows will take, from some of them."""
+    some = rows[:: max(1, len(rows) // _TIMED_ROWS)]
+    score_rows(some[:1])  # what the first call alone costs
+    start = time.perf_counter()
+    score_rows(some)
+    return (time.perf_counter() - start) * len(rows) / len(some)
 
 
 def _results(

@@ -33,7 +33,7 @@ from minibert.files import write_json
 from minibert.tokenizer import WordPiece, train_wordpiece
 
 LONGEST_SENTENCE = 256  # tokens; a longer "sentence" is cut, so that none of its text is lost
-_BATCH_CHARS = 1 << 20  # characters handed to one worker at a time
+_BATCH_BYTES = 1 << 20  # bytes of text handed to one worker at a time
 _PARALLEL_FROM = 8 << 20  # bytes of text from which starting worker processes pays
 _VOCAB_SAMPLE = 256 << 20  # bytes of text that a vocabulary is trained on at most
 
@@ -150,21 +150,26 @@ def _encode_in_worker(pieces: list[reader.Piece]) -> _Encoded:
 
 
 def _batches(files: list[Path], options: ReaderOptions, bar: tqdm) -> Iterator[list[reader.Piece]]:
-    """Pieces of all files in batches of about `_BATCH_CHARS`; the bar moves with the files."""
+    """Pieces of all files in batches of about `_BATCH_BYTES`; the bar moves with the files."""
     batch: list[reader.Piece] = []
     size = 0
     for path in files:
         for piece in reader.read_pieces(path, options):
             batch.append(piece)
-            length = sum(map(len, piece.lines))
-            size += length
-            if size >= _BATCH_CHARS:
+            size += reader.piece_bytes(piece)
+            if size >= _BATCH_BYTES:
                 yield batch
                 bar.update(size)
                 batch, size = [], 0
     if batch:
         yield batch
         bar.update(size)
+
+
+def _bar(what: str, files: list[Path]) -> tqdm:
+    """Progress through the files' text in bytes; of compressed files the total is an estimate."""
+    total = sum(map(reader.text_bytes, files))
+    return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None, leave=False)
 
 
 def _encode_all(
@@ -253,6 +258,7 @@ def open_store(
     if num_processes is None:
         size = sum(path.stat().st_size for path in files)
         num_processes = _num_cores() if size >= _PARALLEL_FROM else 1
+    _sweep(cache_dir)
     temporary = cache_dir / f".tokens-{key}.{os.getpid()}.tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     try:
@@ -274,6 +280,24 @@ def open_store(
     return TokenStore(folder)
 
 
+def _sweep(cache_dir: Path) -> None:
+    """Removes the half-written stores of processes that were killed."""
+    for left in cache_dir.glob(".tokens-*.tmp"):
+        owner = left.name.split(".")[-2]
+        if owner.isdigit() and not _is_alive(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
 def _write(
     folder: Path,
     files: list[Path],
@@ -290,7 +314,7 @@ def _write(
         (folder / "tokens.bin").open("wb") as tokens,
         (folder / "sentences.bin").open("wb") as sentences,
         (folder / "documents.bin").open("wb") as documents,
-        tqdm(unit="char", unit_scale=True, desc="encoding", disable=None, leave=False) as bar,
+        _bar("encoding", files) as bar,
     ):
         zero = np.zeros(1, np.int64).tobytes()
         sentences.write(zero)
@@ -352,10 +376,11 @@ def corpus_vocabulary(
 
     def texts() -> Iterator[str]:
         pieces = (piece for path in files for piece in reader.read_pieces(path, options))
-        bar = tqdm(pieces, desc="vocabulary", unit="doc", disable=None, leave=False)
-        for number, piece in enumerate(bar):
-            if number % every == 0:
-                yield "\n".join(piece.lines)
+        with _bar("vocabulary", files) as bar:
+            for number, piece in enumerate(pieces):
+                bar.update(reader.piece_bytes(piece))
+                if number % every == 0:
+                    yield "\n".join(piece.lines)
 
     tokenizer = train_wordpiece(texts, vocab_size, lowercase, chinese, exact)
     tokenizer.save(folder)

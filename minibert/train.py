@@ -143,7 +143,6 @@ class Loop:
         self._session_start = time.perf_counter()
         self._seconds_before = 0.0
         self._last_save = self._session_start
-        self._window_start = self._session_start
 
     # --- state -----------------------------------------------------------------------------
 
@@ -192,6 +191,7 @@ class Loop:
             NonFiniteError: before the weights are touched.
         """
         state, settings = self.state, self.settings
+        started = time.perf_counter()
         epochs_before = self.data.epochs_done
         step = self.data.take()
         # The middle of the step decides its rate, so that neither the first nor the last is 0.
@@ -208,6 +208,9 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.tokens += step.num_tokens
+        # Evaluations and checkpoints are not training speed: only steps are timed.
+        seconds = time.perf_counter() - started
+        state.window["seconds"] = state.window.get("seconds", 0.0) + seconds
 
     def _backward(self, step: StepData) -> dict[str, float]:
         """Adds the step's gradients; returns each term's summed loss and hits."""
@@ -249,10 +252,15 @@ class Loop:
             window[key] = window.get(key, 0) + value
         window["learning_rate"] = rate
 
-    def time_step(self) -> float:
-        """Seconds of a forward and backward pass over the next step's data; nothing is changed."""
-        position = self.data.state()
+    def time_step(self) -> tuple[float, float]:
+        """Times a forward and backward pass over the next step's data; nothing is changed.
+
+        Returns:
+            Seconds, and the share of an epoch that the step is.
+        """
+        position, before = self.data.state(), self.data.epochs_done
         step = self.data.take()
+        share = self.data.epochs_done - before
         self.data.seek(position)
         self.model.train()
         for _ in range(2):  # the first warms caches and, if asked for, compiles
@@ -260,17 +268,21 @@ class Loop:
             self._backward(step)
             self.optimizer.zero_grad(set_to_none=True)
             seconds = time.perf_counter() - start
-        return seconds
+        return seconds, share
 
     def announce(self, model: nn.Module) -> None:
         """Prints the size of the network and how long the budget will take, from a timed step."""
         parameters = sum(p.numel() for p in model.parameters())
-        seconds = self.time_step()
+        seconds, share = self.time_step()
         budget = self.settings.budget
         text = f"{parameters:,} parameters, {self.runtime.precision} on {self.runtime.device}; "
         text += f"a step takes {seconds:.2f} s"
         if budget.max_steps is not None:
             text += f", {budget.max_steps:,} steps about {clock(budget.max_steps * seconds)}"
+        elif budget.epochs is not None:
+            steps = budget.epochs / share
+            text += f", {budget.epochs:g} epochs of about {1 / share:,.0f} steps each "
+            text += f"about {clock(steps * seconds)}"
         elif budget.seconds is not None:
             text += f", {clock(budget.seconds)} about {budget.seconds / seconds:,.0f} steps"
         unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB on Linux
@@ -282,7 +294,6 @@ class Loop:
     def log_row(self) -> dict[str, Any]:
         """The window's means as a row of metrics.jsonl; the window is emptied."""
         window, self.state.window = self.state.window, {}
-        now = time.perf_counter()
         row: dict[str, Any] = {
             "step": self.state.step,
             "epoch": round(self.data.epochs_done, 6),
@@ -294,9 +305,8 @@ class Loop:
             row[f"{name}_accuracy"] = window[f"{name}_hits"] / window[key]
         row["learning_rate"] = window["learning_rate"]
         row["grad_norm"] = window["grad_norm"] / window["steps"]
-        row["tokens_per_second"] = window["tokens"] / max(1e-9, now - self._window_start)
+        row["tokens_per_second"] = window["tokens"] / max(1e-9, window["seconds"])
         row["seconds"] = self._seconds()
-        self._window_start = now
         return row
 
     def run_evaluation(self) -> dict[str, Any]:

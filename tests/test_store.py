@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,7 +100,7 @@ def test_store_equals_direct_encoding(letters: WordPiece, cache: Path) -> None:
 def test_one_process_and_two_write_the_same(
     letters: WordPiece, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_BATCH_CHARS", 10_000)  # about thirty batches in flight and out
+    monkeypatch.setattr(store, "_BATCH_BYTES", 10_000)  # about thirty batches in flight and out
     one = open_store([WIKI], letters, PLAIN, tmp_path / "one", num_processes=1)
     two = open_store([WIKI], letters, PLAIN, tmp_path / "two", num_processes=2)
     assert content(one) == content(two)
@@ -114,7 +116,7 @@ def test_batches_and_pieces_leave_no_trace(
 ) -> None:
     path = write(tmp_path / "a.txt", "w1 w2.\nw3 w4? W5\n\nw6\n\nw7\nw8\nw9.\n")
     monkeypatch.setattr(corpus, "_BLOCK", 16)  # characters of a document handed on at a time
-    monkeypatch.setattr(store, "_BATCH_CHARS", size)
+    monkeypatch.setattr(store, "_BATCH_BYTES", size)
     assert content(open_store([path], words, PLAIN, tmp_path / "cache"))[:3] == direct(
         path.read_text(), words
     )
@@ -299,7 +301,7 @@ def test_build_that_fails_midway_leaves_nothing(
         raise error("midway")
 
     path = write(tmp_path / "a.txt", "w1\nw2\n")
-    monkeypatch.setattr(store, "_BATCH_CHARS", 1)  # the first piece is written before the error
+    monkeypatch.setattr(store, "_BATCH_BYTES", 1)  # the first piece is written before the error
     with monkeypatch.context() as patch:
         patch.setattr(corpus, "read_pieces", broken)
         with pytest.raises(error, match="midway"):
@@ -380,3 +382,26 @@ def test_vocabulary_of_a_large_corpus_uses_every_kth_document(
     monkeypatch.setattr(store, "_VOCAB_SAMPLE", path.stat().st_size - 1)  # k = 2
     tokenizer = corpus_vocabulary([path], 9, PLAIN, True, True, cache)
     assert tokenizer.tokens[5:] == ["a", "b", "##a", "##b"]
+
+
+def test_what_a_killed_encoding_left_is_removed_and_that_of_a_living_one_stays(
+    words: WordPiece, tmp_path: Path
+) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    cache = tmp_path / "cache"
+    dead, living = (cache / f".tokens-abc.{pid}.tmp" for pid in (gone.pid, os.getppid()))
+    for folder in (dead, living):
+        folder.mkdir(parents=True)
+        (folder / "tokens.bin").write_bytes(b"12")
+    open_store([write(tmp_path / "a.txt", "w1 w2.\nw3.\n")], words, PLAIN, cache)
+    assert not dead.exists()
+    assert living.exists()
+
+
+def test_progress_is_counted_in_bytes_up_to_the_size_of_the_text(
+    words: WordPiece, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.txt", "w1 w2.\nw3 é 他.\n\nw4.\n")
+    bytes_read = sum(map(corpus.piece_bytes, corpus.read_pieces(path, PLAIN)))
+    assert bytes_read == corpus.text_bytes(path) - 1  # but for the blank line

@@ -6,6 +6,7 @@ import io
 import re
 import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ import pytest
 import torch
 from samples import CPU, one_thread, write_reviews  # noqa: F401
 
+from minibert import finetuning
 from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.finetuning import confusion_text, prediction_rows
 from minibert.heads import BertForSequenceClassification
+from minibert.settings import FinetuneSettings
 from minibert.tasks import TASKS, find_task
 from minibert.tasks.classification import (
     IMDB,
@@ -449,3 +452,15 @@ def test_bundled_articles_are_many_with_one_sentence_a_line() -> None:
 def test_bundled_data_calls_itself_a_sample_in_its_first_line(name: str) -> None:
     first = (bundled_data() / name).read_text(encoding="utf-8").splitlines()[0]
     assert "bundled sample" in first
+
+
+# --- the budget of minutes ------------------------------------------------------------------------
+
+
+def test_minutes_leave_time_for_scoring_the_test_set() -> None:
+    settings = FinetuneSettings(task="imdb", max_minutes=10)
+    now = time.perf_counter()
+    budgets = [finetuning._budget(settings, stream(), now, lambda s=s: s) for s in (0.0, 120.0)]
+    seconds = [budget.seconds for budget in budgets]
+    assert seconds[0] == pytest.approx(540, abs=5)
+    assert seconds[0] - seconds[1] == pytest.approx(120, abs=5)

@@ -237,6 +237,31 @@ def test_rows_carry_the_keys_of_the_contract(tmp_path: Path) -> None:
     assert [row["epoch"] for row in steps] == [0.5, 1.0, 1.5, 2.0]
 
 
+def test_speed_is_that_of_the_steps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def tick() -> float:
+        nonlocal now
+        now += 1.0  # every look at the clock takes a second
+        return now
+
+    monkeypatch.setattr(train.time, "perf_counter", tick)
+    options = {"max_steps": 4, "log_every": 2, "evaluate": lambda: {"loss": tick()}}
+    quiet = rows_at_rest(tmp_path / "quiet", [4, 4], eval_every=4, **options)
+    busy = rows_at_rest(tmp_path / "busy", [4, 4], eval_every=1, **options)
+    speeds = [[r["tokens_per_second"] for r in rows if "loss" in r] for rows in (quiet, busy)]
+    assert speeds[0] == speeds[1]
+    assert sum("loss" not in r for r in busy) > sum("loss" not in r for r in quiet)
+
+
+def test_a_budget_of_epochs_is_announced_in_steps_and_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = make_line()
+    make_loop(model, Repeated(line_steps([4, 4])), budget=Budget(epochs=3.0)).announce(model)
+    assert "3 epochs of about 2 steps each" in capsys.readouterr().err
+
+
 def test_the_last_steps_are_logged_though_the_window_is_open(tmp_path: Path) -> None:
     rows = rows_at_rest(tmp_path / "run", [4], max_steps=5, log_every=3)
     assert [row["step"] for row in rows if "loss" in row] == [3, 5]
@@ -338,7 +363,9 @@ def test_timing_a_step_changes_nothing() -> None:
     model, data = make_line(), Repeated(line_steps([4, 4]))
     loop = make_loop(model, data, max_steps=2)
     before = weights_of(model)
-    assert loop.time_step() > 0
+    seconds, share = loop.time_step()
+    assert seconds > 0
+    assert share == 0.5
     assert same_tensors(weights_of(model), before)
     assert data.position == 0
     assert all(p.grad is None for p in model.parameters())

@@ -23,6 +23,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from minibert.errors import InputError, MissingExtraError
 from minibert.losses import classification_loss
@@ -367,7 +368,9 @@ def predict_probabilities(
     """
     order = np.argsort([len(ids) for ids in encoded], kind="stable")
     parts = []
-    for start in range(0, len(order), batch_size):
+    starts = range(0, len(order), batch_size)
+    # Shown where it takes long; a short evaluation leaves the training's own bar alone.
+    for start in tqdm(starts, desc="scoring", unit="batch", disable=None, leave=False, delay=5):
         chosen = order[start : start + batch_size]
         batch = pad([encoded[i] for i in chosen], pad_id)
         with runtime.autocast():
