@@ -1,9 +1,9 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped.
 
 One folder a checkpoint, `checkpoints/step-000001234/`, with the weights, the optimiser's moments
-and the loop's state, and a manifest of sizes and digests. A checkpoint is written under another
-name and renamed, so it is there whole or not at all; the last two are kept, and a damaged one is
-recognised by its manifest and passed over for the one before.
+and the loop's state, and a manifest of sizes and digests, those of the best weights included. A
+checkpoint is written under another name and renamed, so it is there whole or not at all; the last
+two are kept, and a damaged one is recognised by its manifest and passed over for the one before.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def save_checkpoint(
         save_tensors(model.state_dict(), temporary / "model.safetensors")
         save_tensors(_moments(model, optimizer), temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(state))
-        manifest = {p.name: [p.stat().st_size, _digest(p)] for p in sorted(temporary.iterdir())}
+        files = [*sorted(temporary.iterdir()), *_named_best(folder, state)]
+        manifest = {os.path.relpath(p, temporary): [p.stat().st_size, _digest(p)] for p in files}
         (temporary / "manifest.json").write_text(json.dumps(manifest))
         for path in temporary.iterdir():
             _sync(path)
@@ -68,6 +69,13 @@ def save_checkpoint(
         shutil.rmtree(old, ignore_errors=True)
     _drop_unnamed_best(folder)
     return final
+
+
+def _named_best(folder: Path, state: dict[str, Any]) -> list[Path]:
+    """The best weights that a state refers to; they lie beside the checkpoints, not in them."""
+    step = state.get("loop", {}).get("best_step")
+    path = _best_path(folder, step or 0)
+    return [path] if path.is_file() else []
 
 
 def _drop_unnamed_best(folder: Path) -> None:
@@ -86,14 +94,21 @@ def _drop_unnamed_best(folder: Path) -> None:
 def load_last_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any] | None:
-    """Restores the last checkpoint that is whole; returns its state, None where there is none."""
+    """Restores the last checkpoint that is whole; returns its state, None where there is none.
+
+    Damaged later ones are removed: they must not push whole ones out.
+    """
     for temporary in folder.glob(".*.tmp"):  # what a killed process left half-written
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+    damaged = []
     for path in reversed(_checkpoints(folder)):
         fault = _fault(path)
         if fault:
             log.warning("checkpoint %s is damaged (%s); trying the one before", path.name, fault)
+            damaged.append(path)
             continue
+        for later in damaged:
+            shutil.rmtree(later)
         model.load_state_dict(load_file(path / "model.safetensors"))
         _restore_moments(model, optimizer, load_file(path / "optimizer.safetensors"))
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
@@ -104,15 +119,17 @@ def load_last_checkpoint(
 def save_best(folder: Path, step: int, model: nn.Module) -> None:
     """Keeps the best weights so far, under their step."""
     folder.mkdir(exist_ok=True)
-    write_atomically(
-        folder / f"best-{step:09d}.safetensors",
-        lambda path: save_tensors(model.state_dict(), path),
-    )
+    tensors = model.state_dict()
+    write_atomically(_best_path(folder, step), lambda path: save_tensors(tensors, path))
 
 
 def load_best(folder: Path, step: int, model: nn.Module) -> None:
     """Restores what `save_best` kept at a step."""
-    model.load_state_dict(load_file(folder / f"best-{step:09d}.safetensors"))
+    model.load_state_dict(load_file(_best_path(folder, step)))
+
+
+def _best_path(folder: Path, step: int) -> Path:
+    return folder / f"best-{step:09d}.safetensors"
 
 
 def _checkpoints(folder: Path) -> list[Path]:

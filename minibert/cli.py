@@ -171,8 +171,14 @@ def _evaluate(values: dict[str, Any]) -> None:
 
 
 def _download(values: dict[str, Any]) -> None:
+    import logging
+
     from minibert.download import download
 
+    handler = logging.StreamHandler()  # standard error
+    handler.setFormatter(logging.Formatter("download: %(message)s"))
+    logging.getLogger("minibert.download").addHandler(handler)
+    logging.getLogger("minibert.download").setLevel(logging.INFO)
     print(download(values["name"], Path(values["directory"])))
 
 
@@ -208,7 +214,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     evaluate.add_argument("--predictions", metavar="FILE", help="write predictions.jsonl here")
     for made_here in (predict, evaluate):
         made_here.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-        made_here.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="fp32")
+        made_here.add_argument(
+            "--precision",
+            choices=("auto", "fp32", "bf16"),
+            help="of matrix products; default: that of the run",
+        )
         made_here.add_argument("--batch-size", type=int, default=32, help="texts per forward")
     download = command("download", "fetch a public data set, resumably")
     download.add_argument("name", metavar="NAME", help="imdb, wikitext, wikitext-2 or wikitext-103")

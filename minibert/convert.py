@@ -207,7 +207,12 @@ class PretrainedMixin:
     load_report: LoadReport
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, config: BertConfig | None = None) -> Self:
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        config: BertConfig | None = None,
+        left_out: tuple[str, ...] = (),
+    ) -> Self:
         """Loads a folder in the Hugging Face BERT layout (the weights are cast to float32).
 
         What the folder lacks keeps its random draw; what it has in excess is left out; both are
@@ -216,6 +221,7 @@ class PretrainedMixin:
         Args:
             folder: a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`.
             config: replaces the folder's own, for example to name other classes.
+            left_out: beginnings of published names that are not wanted, such as "classifier.".
 
         Raises:
             InputError: missing files, damaged weights, wrong shapes, or no tensor of this model.
@@ -225,7 +231,11 @@ class PretrainedMixin:
             raise InputError(f"{folder} is not a folder; expected one with config.json and weights")
         config = config or BertConfig.from_pretrained(folder)
         model = cls(config)  # type: ignore[call-arg]
-        model.load_report = load_tensors(model, read_tensors(folder), str(folder))  # type: ignore
+        tensors = read_tensors(folder)
+        wanted = {k: v for k, v in tensors.items() if not (left_out and k.startswith(left_out))}
+        report = load_tensors(model, wanted, str(folder))  # type: ignore[arg-type]
+        unwanted = tuple(sorted(tensors.keys() - wanted.keys()))
+        model.load_report = LoadReport(report.newly_initialised, report.left_out + unwanted)
         model.eval()  # type: ignore[attr-defined]
         if model.load_report.newly_initialised or model.load_report.left_out:
             log.info("%s from %s: %s", cls.__name__, folder, model.load_report)

@@ -1,8 +1,9 @@
 """Text files -> documents -> sentences.
 
 In: `.txt` and `.jsonl` files, plain or compressed, folders or globs of them. Out: documents as
-lists of sentences, in the order of the files, read in pieces so that neither a file nor a line
-nor a document has to fit into memory. `store.py` turns them into token ids once.
+lists of sentences, in the order of the files, read in pieces so that neither a file nor a
+document has to fit into memory, nor a line of `.txt` (one of `.jsonl` has to, as JSON asks).
+`store.py` turns them into token ids once.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def evaluate(
     data: str | None = None,
     split: str = "test",
     device: str = "auto",
-    precision: str = "fp32",
+    precision: str | None = None,
     batch_size: int = 32,
     predictions: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def evaluate(
         folder: a run folder of `finetune`.
         data: in the task's public format; by default the data that the task finds by itself.
         split: "test" or "train".
+        precision: of matrix products; None: that of the run.
         predictions: a file for one JSON object per example.
 
     Returns:

@@ -5,7 +5,7 @@ After Devlin et al. 2019, sections 3.1 and A.1, and the reference implementation
 function of the seed, the epoch and its document, so the order does not depend on workers,
 devices or restarts, and nothing that grows with the corpus is held in memory: documents are
 visited in the order of a keyed permutation, a block of them at a time, and the examples of a
-block are shuffled among themselves.
+block are shuffled among themselves. Of a very long document a block holds a part at a time.
 
 Shapes: B batch, T tokens, M predictions per sequence.
 """
@@ -28,6 +28,7 @@ from minibert.tokenizer import WordPiece
 SHORT_PROB = 0.1  # share of pairs built to a random shorter length
 _BLOCK_DOCUMENTS = 512  # documents whose examples are shuffled together, at most ...
 _BLOCK_TOKENS = 4 << 20  # ... and about how many tokens, so that long documents fit into memory
+_PART_TOKENS = 1 << 16  # a longer document is built in parts of about this size
 _HELD_OUT_KEY = 2019  # the split does not depend on the seed: seeds compare on the same text
 _EVAL_SEED = 2019  # evaluation masks are fixed
 _LONGEST_SPAN, _SPAN_STOP = 10, 0.2  # span masking after Joshi et al. 2020, section 3.1
@@ -102,18 +103,18 @@ class ExampleBuilder:
         self.ordinary_ids = np.flatnonzero(~self.is_special)
         self.continues_word = np.array([t.startswith("##") for t in tokenizer.tokens])
 
-    def build(self, seed: int, epoch: int, position: int) -> list[Example]:
-        """The examples of the document at a position of the set, for one epoch."""
-        rng = np.random.default_rng([seed, epoch, position])
+    def build(self, seed: int, epoch: int, position: int, part: int = 0) -> list[Example]:
+        """The examples of the document at a position of the set, or of a part of a long one."""
+        rng = np.random.default_rng([seed, epoch, position, *([part] if part else [])])
+        offsets = self.documents.offsets(position, part)
         segments = self._single if self.options.nsp == "none" else self._pairs
-        made = (self._mask(rng, *pair) for pair in segments(rng, position) if len(pair[0]))
+        made = (self._mask(rng, *pair) for pair in segments(rng, position, offsets) if len(pair[0]))
         return [example for example in made if len(example.mlm_positions)]
 
     def _single(
-        self, rng: np.random.Generator, position: int
+        self, rng: np.random.Generator, position: int, offsets: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray | None, int | None]]:
         """Consecutive stretches of a document that fill the length; no pairs."""
-        offsets = self.documents.offsets(position)
         at, end = int(offsets[0]), int(offsets[-1])
         while at < end:
             stop = min(end, at + self._target(rng, self.options.max_seq_length - 2))
@@ -125,7 +126,7 @@ class ExampleBuilder:
         return int(rng.integers(min(2, longest), longest + 1)) if short else longest
 
     def _pairs(
-        self, rng: np.random.Generator, position: int
+        self, rng: np.random.Generator, position: int, bounds: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray | None, int | None]]:
         """Pairs of segments: sentences are gathered until they fill the length, then parted.
 
@@ -134,7 +135,7 @@ class ExampleBuilder:
         that half the pairs are random wherever a document has two sentences.
         """
         longest = self.options.max_seq_length - 3
-        offsets = self.documents.offsets(position).tolist()
+        offsets = bounds.tolist()
         tokens, n, i = self.store.tokens, len(offsets) - 1, 0
         while i < n:
             target = self._target(rng, longest)
@@ -247,11 +248,29 @@ class Documents:
     def __len__(self) -> int:
         return len(self.span)
 
-    def offsets(self, position: int) -> np.ndarray:
-        """Where the document's sentences start and end in the store's tokens."""
+    def offsets(self, position: int, part: int | None = None) -> np.ndarray:
+        """Where the sentences of a document, or of one of its parts, start and end.
+
+        Args:
+            part: 0 to `num_parts(position)` - 1; None for the whole document.
+
+        Returns:
+            Offsets into the store's tokens, one more than there are sentences; a view.
+        """
         document = self.order[self.span[position]]
         first, last = self.starts[document : document + 2]
-        return self.store.sentence_starts[first : last + 1]
+        whole = self.store.sentence_starts[first : last + 1]
+        if part is None or whole[-1] - whole[0] <= _PART_TOKENS:
+            return whole
+        # A sentence belongs to the part that it starts in.
+        edges = whole[0] + _PART_TOKENS * np.array([part, part + 1])
+        start, stop = np.searchsorted(whole[:-1], edges)
+        return whole[start : stop + 1]
+
+    def num_parts(self, position: int) -> int:
+        """How many parts a document is built in; 1 for all but very long ones."""
+        offsets = self.offsets(position)
+        return max(1, -(-int(offsets[-1] - offsets[0]) // _PART_TOKENS))
 
 
 def split_documents(store: TokenStore, nsp: str) -> tuple[Documents, Documents]:
@@ -300,8 +319,9 @@ class ExampleStream:
         self.builder, self.seed = builder, seed
         mean = max(1, builder.store.counts.tokens // (len(builder.documents.starts) - 1))
         self.block_documents = max(1, min(_BLOCK_DOCUMENTS, _BLOCK_TOKENS // mean))
-        self.epoch = self.block = self.offset = 0
+        self.epoch = self.block = self.part = self.offset = 0
         self._examples: list[Example] | None = None
+        self._parts = 1  # of the longest document in the block; known with the examples
 
     @property
     def num_blocks(self) -> int:
@@ -312,6 +332,9 @@ class ExampleStream:
         """How often the corpus has been gone through, as a fraction of documents."""
         start, stop = self._span()
         within = self.offset / len(self.current_block()) if self.offset else 0.0
+        if self.part:
+            self.current_block()
+        within = (self.part + within) / self._parts
         return self.epoch + (start + within * (stop - start)) / len(self.builder.documents)
 
     def _span(self) -> tuple[int, int]:
@@ -321,24 +344,33 @@ class ExampleStream:
 
     def state(self) -> dict[str, int]:
         """The position; `seek` returns to it."""
-        return {"epoch": self.epoch, "block": self.block, "offset": self.offset}
+        return {
+            "epoch": self.epoch,
+            "block": self.block,
+            "part": self.part,
+            "offset": self.offset,
+        }
 
     def seek(self, state: dict[str, int]) -> None:
         """Goes to a position that `state` gave."""
-        self.epoch, self.block, self.offset = state["epoch"], state["block"], state["offset"]
-        self._examples = None
+        self.epoch, self.block = state["epoch"], state["block"]
+        self.part, self.offset = state["part"], state["offset"]
+        self._examples, self._parts = None, 1
 
     def current_block(self) -> list[Example]:
-        """The shuffled examples of the block the position is in."""
+        """The shuffled examples of the block, and of its part, that the position is in."""
         if self._examples is None:
             order = Permutation(len(self.builder.documents), self.seed, self.epoch)
-            start, stop = self._span()
+            positions = [order[i] for i in range(*self._span())]
+            parts = [self.builder.documents.num_parts(position) for position in positions]
             examples = [
                 example
-                for i in range(start, stop)
-                for example in self.builder.build(self.seed, self.epoch, order[i])
+                for position, count in zip(positions, parts, strict=True)
+                if self.part < count
+                for example in self.builder.build(self.seed, self.epoch, position, self.part)
             ]
-            rng = np.random.default_rng([self.seed, self.epoch, self.block, 1])
+            self._parts = max(parts)
+            rng = np.random.default_rng([self.seed, self.epoch, self.block, 1 + self.part])
             self._examples = [examples[i] for i in rng.permutation(len(examples))]
         return self._examples
 
@@ -352,7 +384,10 @@ class ExampleStream:
             taken += part
             self.offset += len(part)
             if self.offset >= len(block):
-                self.block, self.offset, self._examples = self.block + 1, 0, None
+                self.part, self.offset, self._examples = self.part + 1, 0, None
+                if self.part < self._parts:
+                    continue
+                self.block, self.part, self._parts = self.block + 1, 0, 1
                 if self.block == self.num_blocks:
                     if self.epoch > epoch and not taken:
                         raise InputError("the corpus gives no example; see --nsp")
@@ -363,13 +398,14 @@ class ExampleStream:
 def held_out_examples(builder: ExampleBuilder, limit: int) -> list[Example]:
     """Examples of the held-out documents with fixed masks, the same in every run, shortest first.
 
-    At most `limit`, spread over the documents in the split's order.
+    At most `limit`, those of the first documents in the split's order, which is a random one.
     """
     found: list[Example] = []
     for position in range(len(builder.documents)):
-        found += builder.build(_EVAL_SEED, 0, position)
-        if len(found) >= limit:
-            break
+        for part in range(builder.documents.num_parts(position)):
+            if len(found) >= limit:
+                break
+            found += builder.build(_EVAL_SEED, 0, position, part)
     return sorted(found[:limit], key=lambda e: len(e.input_ids))
 
 
@@ -408,9 +444,10 @@ def unigram_log_prob(held_out: ExampleBuilder) -> np.ndarray:
     """
     counts = held_out.store.token_counts.astype(np.float64)
     for position in range(len(held_out.documents)):
-        offsets = held_out.documents.offsets(position)
-        tokens = held_out.store.tokens[offsets[0] : offsets[-1]]
-        counts -= np.bincount(tokens, minlength=len(counts))
+        for part in range(held_out.documents.num_parts(position)):
+            offsets = held_out.documents.offsets(position, part)
+            tokens = held_out.store.tokens[offsets[0] : offsets[-1]]
+            counts -= np.bincount(tokens, minlength=len(counts))
     return np.log(counts + 1) - np.log(counts.sum() + len(counts))
 
 

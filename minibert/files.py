@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and JSON that explains itself when it is wrong."""
+"""Files that are there whole or not at all, JSON that explains itself, the bundled samples."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from minibert.errors import InputError
+
+
+def bundled_data() -> Path:
+    """The folder of bundled samples: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "data"
+    return inside if inside.is_dir() else package.parent / "data"
 
 
 def read_json(path: Path, hint: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError
-from minibert.files import write_json, write_jsonl
+from minibert.files import bundled_data, write_json, write_jsonl
 from minibert.heads import BertForSequenceClassification
 from minibert.metrics import confusion_matrix
 from minibert.optim import Budget, build_optimizer
@@ -21,16 +21,19 @@ from minibert.run_folder import RunFolder
 from minibert.runs import (
     RunResult,
     begun_run,
+    carry_out,
     check_not_start,
     closing_table,
     finished_run,
     log_line,
     loop_settings,
+    model_config,
     open_model_folder,
     run_record,
+    start_or_replay_runtime,
+    training_seconds,
     weights_digest,
 )
-from minibert.runtime import start_runtime
 from minibert.settings import FinetuneSettings
 from minibert.tasks import find_task
 from minibert.tasks.classification import (
@@ -38,7 +41,6 @@ from minibert.tasks.classification import (
     ClassificationTask,
     LabelledText,
     Splits,
-    bundled_data,
     classification_terms,
     cut_dev,
     encode,
@@ -48,12 +50,11 @@ from minibert.tasks.classification import (
     tfidf_baseline,
 )
 from minibert.tokenizer import WordPiece
-from minibert.train import Loop, fit
+from minibert.train import Loop
 
 _EPOCHS = 3.0
 _LEARNING_RATE = 2e-4
 _PRETRAINED = "runs/pretrain"
-_TIMED_ROWS = 200  # test texts scored to tell how long all of them will take
 
 
 def choose_model(settings: FinetuneSettings) -> Path:
@@ -63,7 +64,7 @@ def choose_model(settings: FinetuneSettings) -> Path:
         InputError: neither is there; the command that makes one is named.
     """
     if settings.model:
-        folder = open_model_folder(settings.model)
+        folder = open_model_folder(settings.model, settings.cache_dir)
     elif (Path(_PRETRAINED) / "results.json").is_file():
         folder = Path(_PRETRAINED)
     else:
@@ -84,27 +85,18 @@ def _build_model(
     Raises:
         InputError: the sequence length is beyond the model's positions, or the folder is damaged.
     """
-    config = BertConfig.from_pretrained(folder)
-    if settings.max_seq_length > config.max_position_embeddings:
-        raise InputError(
-            f"--max-seq-length {settings.max_seq_length} is beyond the model's "
-            f"{config.max_position_embeddings} positions"
-        )
-    if settings.dropout is not None:
-        config = dataclasses.replace(
-            config,
-            hidden_dropout_prob=settings.dropout,
-            attention_probs_dropout_prob=settings.dropout,
-        )
     config = dataclasses.replace(
-        config,
+        model_config(settings, BertConfig.from_pretrained(folder)),
         id2label=dict(enumerate(task.labels)),
         problem_type="single_label_classification",
     )
     torch.manual_seed(settings.seed)
     if settings.random_weights:
         return BertForSequenceClassification(config)
-    model = BertForSequenceClassification.from_pretrained(folder, config)
+    # A classifier of other classes is of no use; the backbone is.
+    own = BertConfig.from_pretrained(folder).id2label
+    left_out = ("classifier.",) if own != config.id2label else ()
+    model = BertForSequenceClassification.from_pretrained(folder, config, left_out)
     log_line("weights", str(model.load_report))
     return model
 
@@ -147,20 +139,13 @@ def _finetune_in(
     begun = begun_run(folder, "finetune", settings)
     if begun is not None and folder is not None and folder.results is not None:
         return finished_run(folder)
-    precision = begun["resolved"]["precision"] if begun else settings.precision
-    runtime = start_runtime(settings.device, precision, settings.deterministic)
+    runtime = start_or_replay_runtime(settings, begun)
     source = choose_model(settings)
     check_not_start(folder, source)
-    splits = task.read(data_path)
-    log_line("found", "; ".join(splits.notes))
+    splits, train, dev = _read(settings, task, data_path)
     fingerprint = f"{splits.fingerprint}-{weights_digest(source)}"
-    record = run_record("finetune", settings, fingerprint, runtime)
     if folder is not None and begun is not None:
         folder.check_same_data(fingerprint)
-    train, dev = cut_dev(splits.train, settings.dev_fraction)
-    if settings.limit is not None:
-        train = limit_examples(train, settings.limit)
-    log_line("split", f"{len(train):,} train, {len(dev):,} dev, {len(splits.test):,} test")
     tokenizer = WordPiece.from_pretrained(source)
     model = _build_model(settings, task, source).to(runtime.device)
 
@@ -168,21 +153,22 @@ def _finetune_in(
         texts = [e.text for e in examples]
         return encode(texts, tokenizer, settings.max_seq_length, settings.truncation)
 
-    micro = settings.micro_batch_size or settings.batch_size
-    data = ClassificationData(
-        encoded(train), _labels(train), tokenizer.pad_id, settings.batch_size, micro, settings.seed
-    )
-    dev_encoded, dev_labels = encoded(dev), _labels(dev)
-    test_encoded = encoded(splits.test)
-
-    def probabilities(rows: list[np.ndarray]) -> np.ndarray:
+    def probabilities(rows: Sequence[np.ndarray]) -> np.ndarray:
+        model.eval()
         return predict_probabilities(model, rows, tokenizer.pad_id, settings.batch_size, runtime)
 
+    train_rows, dev_rows, test_rows = map(encoded, (train, dev, splits.test))
+    micro = settings.micro_batch_size or settings.batch_size
+    data = ClassificationData(
+        train_rows, _labels(train), tokenizer.pad_id, settings.batch_size, micro, settings.seed
+    )
     if begun is not None:
         budget = Budget(**begun["resolved"]["budget"])
+    elif settings.max_minutes:
+        left = training_seconds(settings.max_minutes, started, probabilities, test_rows)
+        budget = Budget(seconds=left)
     else:
-        budget = _budget(settings, data, started, lambda: _seconds(probabilities, test_encoded))
-
+        budget = _budget(settings, data)
     rate = settings.learning_rate or _LEARNING_RATE
     settings_of_loop = loop_settings(settings, rate, budget, select="accuracy")
     if settings.eval_every is None:
@@ -195,31 +181,26 @@ def _finetune_in(
         settings_of_loop,
         runtime,
         folder,
-        evaluate=lambda: score(probabilities(dev_encoded), dev_labels),
+        evaluate=lambda: score(probabilities(dev_rows), _labels(dev)),
         forward=torch.compile(model) if settings.compile else None,
     )
-    loop.announce(model)
-    if folder is None:
+    record = run_record("finetune", settings, fingerprint, runtime)
+    record["resolved"] |= {
+        "start": str(source),
+        "data": str(data_path),
+        "micro_batch_size": micro,
+        "learning_rate": rate,
+        "budget": dataclasses.asdict(budget),
+        "model": model.config.to_dict(),
+    }
+    state = carry_out(loop, model, folder, None if begun else record, settings.resume != "no")
+    if folder is None or state is None:
         return RunResult(Path(), {})
-    if begun is None:
-        record["resolved"] |= {
-            "start": str(source),
-            "data": str(data_path),
-            "micro_batch_size": micro,
-            "learning_rate": rate,
-            "budget": dataclasses.asdict(budget),
-            "model": model.config.to_dict(),
-        }
-        folder.clear()
-        folder.write_run(record)
-    state = fit(loop, resume=settings.resume != "no")
-    model.eval()
-    test = probabilities(test_encoded)
+    test = probabilities(test_rows)
     write_jsonl(folder.path / "predictions.jsonl", prediction_rows(task, splits.test, test))
     model.save_pretrained(folder.path)
     tokenizer.save(folder.path)
-    results = _results(task, splits, train, test)
-    results |= {
+    results = _results(task, splits, train, test) | {
         "dev_accuracy": state.best,
         "best_step": state.best_step,
         "steps": state.step,
@@ -231,35 +212,26 @@ def _finetune_in(
     return RunResult(folder.path, results, model)
 
 
-def _budget(
-    settings: FinetuneSettings,
-    data: ClassificationData,
-    started: float,
-    test_seconds: Callable[[], float],
-) -> Budget:
-    """The budget in steps: of three epochs when none is asked for.
+def _read(
+    settings: FinetuneSettings, task: ClassificationTask, data_path: Path
+) -> tuple[Splits, list[LabelledText], list[LabelledText]]:
+    """The task's data, with train and dev parted; what was found is printed."""
+    splits = task.read(data_path)
+    log_line("found", "; ".join(splits.notes))
+    train, dev = cut_dev(splits.train, settings.dev_fraction)
+    if settings.limit is not None:
+        train = limit_examples(train, settings.limit)
+    log_line("split", f"{len(train):,} train, {len(dev):,} dev, {len(splits.test):,} test")
+    return splits, train, dev
 
-    Of minutes, what was spent before the first step and what scoring the test set will take is
-    not training, and a tenth is left for the baseline and for writing.
-    """
-    if settings.max_minutes:
-        after = test_seconds()
-        before = time.perf_counter() - started
-        return Budget(seconds=max(1.0, (settings.max_minutes * 60 - before) * 0.9 - after))
+
+def _budget(settings: FinetuneSettings, data: ClassificationData) -> Budget:
+    """The budget in steps: of three epochs when none is asked for."""
     if settings.max_steps:
         return Budget(max_steps=settings.max_steps)
     epochs = settings.epochs or _EPOCHS
     log_line("budget", f"{epochs:g} epochs of {data.steps_per_epoch:,} steps")
     return Budget(max_steps=max(1, round(epochs * data.steps_per_epoch)))
-
-
-def _seconds(score_rows: Callable[[list[np.ndarray]], object], rows: list[np.ndarray]) -> float:
-    """How long scoring all rows will take, from some of them."""
-    some = rows[:: max(1, len(rows) // _TIMED_ROWS)]
-    score_rows(some[:1])  # what the first call alone costs
-    start = time.perf_counter()
-    score_rows(some)
-    return (time.perf_counter() - start) * len(rows) / len(some)
 
 
 def _results(

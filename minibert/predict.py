@@ -80,12 +80,13 @@ class Predictor:
         return found
 
 
-def load(folder: str | Path, device: str = "auto", precision: str = "fp32") -> Predictor:
+def load(folder: str | Path, device: str = "auto", precision: str | None = None) -> Predictor:
     """Opens a fine-tuned model for predictions.
 
     Args:
         folder: a run folder of `finetune`, or a BERT classifier in the Hugging Face layout.
-        precision: of matrix products; "auto" is faster where the hardware has bf16.
+        precision: of matrix products, "fp32", "bf16" or "auto"; None: that of the run, whose
+            figures it then repeats.
 
     Raises:
         InputError: no model there, or one without a classification head.
@@ -100,6 +101,7 @@ def load(folder: str | Path, device: str = "auto", precision: str = "fp32") -> P
         )
     run = read_json(path / "run.json", "") if (path / "run.json").is_file() else {}
     settings = run.get("settings", {})
+    precision = precision or run.get("resolved", {}).get("precision", "fp32")
     runtime = start_runtime(device, precision, deterministic=False)
     return Predictor(
         model.to(runtime.device),

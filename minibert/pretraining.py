@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from minibert.examples import (
     unigram_entropy,
     unigram_log_prob,
 )
-from minibert.files import write_json
+from minibert.files import bundled_data, write_json
 from minibert.heads import BertForPreTraining
 from minibert.initialisation import neighbour_attention, unigram_bias
 from minibert.losses import masked_lm_loss, next_sentence_loss
@@ -39,19 +39,23 @@ from minibert.run_folder import RunFolder
 from minibert.runs import (
     RunResult,
     begun_run,
+    carry_out,
     check_not_start,
     closing_table,
     finished_run,
     log_line,
     loop_settings,
+    model_config,
     open_model_folder,
     run_record,
+    start_or_replay_runtime,
+    training_seconds,
 )
-from minibert.runtime import Runtime, start_runtime
+from minibert.runtime import Runtime
 from minibert.settings import DEFAULT_PRESET, PretrainSettings
 from minibert.store import TokenStore, corpus_vocabulary, data_fingerprint, open_store
 from minibert.tokenizer import VOCAB_RULE, WordPiece, default_vocab_size
-from minibert.train import Batch, Loop, StepData, Term, fit
+from minibert.train import Batch, Loop, StepData, Term
 
 _EVAL_DURING = 256  # held-out sequences scored while training
 _MIN_TOKENS, _EPOCHS, _MAX_TOKENS = 500_000, 6, 50_000_000  # see `default_steps`
@@ -111,7 +115,11 @@ class PretrainingData:
 
 @torch.no_grad()
 def evaluate_pretraining(
-    model: nn.Module, examples: list[Example], max_predictions: int, batch_size: int, run: Runtime
+    model: nn.Module,
+    examples: Sequence[Example],
+    max_predictions: int,
+    batch_size: int,
+    run: Runtime,
 ) -> dict[str, float]:
     """Scores masked words and pairs of held-out examples; the model is in eval mode.
 
@@ -121,7 +129,7 @@ def evaluate_pretraining(
     """
     sums: dict[str, float] = {}
     for start in range(0, len(examples), batch_size):
-        batch = collate(examples[start : start + batch_size], max_predictions)
+        batch = collate(list(examples[start : start + batch_size]), max_predictions)
         with run.autocast():
             terms = pretraining_terms(model, {k: v.to(run.device) for k, v in batch.items()})
         for name, term in terms.items():
@@ -238,13 +246,9 @@ def _build_model(
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {config.vocab_size:,}"
         )
-    if settings.dropout is not None:
-        config = dataclasses.replace(
-            config,
-            hidden_dropout_prob=settings.dropout,
-            attention_probs_dropout_prob=settings.dropout,
-        )
+    config = model_config(settings, config)
     torch.manual_seed(settings.seed)
+    init = settings.init or "neighbours"
     if start is not None:
         model = BertForPreTraining.from_pretrained(start, config)
         log_line("model", f"{start}; {model.load_report}")
@@ -252,10 +256,10 @@ def _build_model(
     else:
         model = BertForPreTraining(config)
         new_bias = True
-        if settings.init == "neighbours":
+        if init == "neighbours":
             neighbour_attention(model)
-        log_line("init", f"{settings.init} (--init reference|neighbours)")
-    if settings.init == "neighbours" and new_bias:
+        log_line("init", f"{init} (--init reference|neighbours)")
+    if init == "neighbours" and new_bias:
         unigram_bias(model, torch.from_numpy(unigram_log_prob(source.held_out)))
     return model
 
@@ -280,6 +284,10 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
     files = corpus.find_files(settings.corpus)
     for path in files:  # before anything is made
         corpus.check_readable(path)
+    is_sample = files[0].resolve() == (bundled_data() / "wiki.txt").resolve()
+    what = "the bundled sample (small, for trying out)" if is_sample else "your text in"
+    more = f" and {len(files) - 1:,} more file(s)" if len(files) > 1 else ""
+    log_line("data", f"{what} {files[0]}{more}")
     if settings.dry_run:
         return _pretrain_in(None, settings, files, started)
     with RunFolder(settings.output or "runs/pretrain") as folder:
@@ -292,37 +300,44 @@ def _pretrain_in(
     begun = begun_run(folder, "pretrain", settings)
     if begun is not None and folder is not None and folder.results is not None:
         return finished_run(folder)
-    precision = begun["resolved"]["precision"] if begun else settings.precision
-    runtime = start_runtime(settings.device, precision, settings.deterministic)
+    runtime = start_or_replay_runtime(settings, begun)
     fingerprint = data_fingerprint(files, _reader_options(settings))
-    record = run_record("pretrain", settings, fingerprint, runtime)
     if folder is not None and begun is not None:
         folder.check_same_data(fingerprint)
-    start = open_model_folder(settings.model) if settings.model else None
+    start = open_model_folder(settings.model, settings.cache_dir) if settings.model else None
     check_not_start(folder, start)
-    config = BertConfig.from_pretrained(start) if start else PRESETS[DEFAULT_PRESET]
-    positions = config.max_position_embeddings
-    if settings.max_seq_length > positions:
-        length = settings.max_seq_length
-        raise InputError(f"--max-seq-length {length} is beyond the model's {positions} positions")
-    reused = Path(settings.tokenizer) if settings.tokenizer else start
-    source = _prepare_text(settings, files, folder.path if folder and begun else reused)
+    preset_name = settings.preset or DEFAULT_PRESET
+    config = BertConfig.from_pretrained(start) if start else PRESETS[preset_name]
+    model_config(settings, config)  # refused before the text is read
+    source = _prepare_text(settings, files, _tokenizer_folder(settings, start, folder, begun))
+    tokenizer = source.tokenizer
+    if begun is not None and begun["resolved"]["tokenizer"] != tokenizer.fingerprint:
+        raise InputError("--resume: the tokenizer has changed since; --overwrite starts anew")
     model = _build_model(settings, source, start).to(runtime.device)
     stream = ExampleStream(source.training, settings.seed)
     micro = settings.micro_batch_size or settings.batch_size
     data = PretrainingData(stream, settings.batch_size, micro)
     held_out = held_out_examples(source.held_out, settings.eval_examples)
-    rate = settings.learning_rate or default_learning_rate(model.config.hidden_size)
+    if not held_out:
+        counts = source.store.counts
+        raise InputError(
+            f"the held-out documents give no example; of {counts.tokens:,} tokens in the corpus "
+            f"{counts.unknown_tokens:,} are unknown to the tokenizer"
+        )
     few = held_out[:: max(1, len(held_out) // _EVAL_DURING)]
-    if begun is not None:
-        budget = Budget(**begun["resolved"]["budget"])
-    else:
-        budget = _budget(settings, stream, source.store, started)
 
-    def score(examples: list[Example]) -> dict[str, float]:
+    def score(examples: Sequence[Example]) -> dict[str, float]:
+        model.eval()
         slots = data.max_predictions
         return evaluate_pretraining(model, examples, slots, settings.batch_size, runtime)
 
+    if begun is not None:
+        budget = Budget(**begun["resolved"]["budget"])
+    elif settings.max_minutes:
+        budget = Budget(seconds=training_seconds(settings.max_minutes, started, score, held_out))
+    else:
+        budget = _budget(settings, stream, source.store)
+    rate = settings.learning_rate or default_learning_rate(model.config.hidden_size)
     loop = Loop(
         model,
         data,
@@ -334,49 +349,56 @@ def _pretrain_in(
         evaluate=lambda: score(few),
         forward=torch.compile(model) if settings.compile else None,
     )
-    loop.announce(model)
-    if folder is None:
+    record = run_record("pretrain", settings, fingerprint, runtime)
+    record["resolved"] |= {
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.fingerprint,
+        "micro_batch_size": micro,
+        "learning_rate": rate,
+        "budget": dataclasses.asdict(budget),
+        "model": model.config.to_dict(),
+    }
+    resume = settings.resume != "no"
+    state = carry_out(loop, model, folder, None if begun else record, resume, tokenizer.save)
+    if folder is None or state is None:
         return RunResult(Path(), {})
-    if begun is None:
-        record["resolved"] |= {
-            "vocab_size": source.tokenizer.vocab_size,
-            "micro_batch_size": micro,
-            "learning_rate": rate,
-            "budget": dataclasses.asdict(budget),
-            "model": model.config.to_dict(),
-        }
-        folder.clear()
-        folder.write_run(record)  # before anything else: it makes the folder a run's
-        source.tokenizer.save(folder.path)
-    state = fit(loop, resume=settings.resume != "no")
-    model.eval()
-    figures: dict[str, Any] = score(held_out)
-    figures["unigram_entropy"] = unigram_entropy(source.held_out, held_out)
-    model.save_pretrained(folder.path)
     results = {
         "task": "pretrain",
         "dataset": ", ".join(settings.corpus),
         "num_train": len(source.training.documents),
         "num_eval": len(held_out),
-        **figures,
+        **score(held_out),
+        "unigram_entropy": unigram_entropy(source.held_out, held_out),
         "steps": state.step,
         "epochs": stream.epochs_done,
         "tokens": state.tokens,
         "seconds": state.seconds,
     }
+    model.save_pretrained(folder.path)
+    tokenizer.save(folder.path)
     write_json(folder.path / "results.json", results)
     closing_table(results, folder.path)
     return RunResult(folder.path, results, model)
 
 
-def _budget(
-    settings: PretrainSettings, stream: ExampleStream, store: TokenStore, started: float
-) -> Budget:
-    """The budget that was asked for, or the default rule, printed."""
-    if settings.max_minutes:
-        # What was spent before the first step and what the last evaluation takes is not training.
-        before = time.perf_counter() - started
-        return Budget(seconds=max(1.0, settings.max_minutes * 60 - before) * 0.98)
+def _tokenizer_folder(
+    settings: PretrainSettings,
+    start: Path | None,
+    folder: RunFolder | None,
+    begun: dict[str, Any] | None,
+) -> Path | None:
+    """Where the tokenizer is loaded from; None where one is trained on the text.
+
+    A run that goes on has its own, unless it was killed before it was whole.
+    """
+    last_written = "tokenizer_config.json"
+    if folder is not None and begun is not None and (folder.path / last_written).is_file():
+        return folder.path
+    return Path(settings.tokenizer) if settings.tokenizer else start
+
+
+def _budget(settings: PretrainSettings, stream: ExampleStream, store: TokenStore) -> Budget:
+    """The budget in steps or epochs that was asked for, or the default rule, printed."""
     if settings.max_steps or settings.epochs:
         return Budget(max_steps=settings.max_steps, epochs=settings.epochs)
     examples = stream.current_block()

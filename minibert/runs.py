@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.optim import Budget
 from minibert.run_folder import RunFolder
-from minibert.runtime import Runtime, versions
+from minibert.runtime import Runtime, start_runtime, versions
 from minibert.settings import RunSettings
-from minibert.train import LoopSettings, clock
+from minibert.train import Loop, LoopSettings, LoopState, clock, fit
+
+_TIMED_ROWS = 200  # rows scored to tell how long all of them will take
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,87 @@ def begun_run(
     return run
 
 
+def start_or_replay_runtime(settings: RunSettings, begun: dict[str, Any] | None) -> Runtime:
+    """The runtime of a run; one that goes on keeps the precision that it began with."""
+    resolved = begun["resolved"] if begun else {}
+    precision = resolved.get("precision", settings.precision)
+    runtime = start_runtime(settings.device, precision, settings.deterministic)
+    if resolved.get("device", str(runtime.device)) != str(runtime.device):
+        log_line("device", f"was {resolved['device']}, now {runtime.device}; bits may differ")
+    return runtime
+
+
+def model_config(settings: RunSettings, config: BertConfig) -> BertConfig:
+    """A model's config with what the settings change in it.
+
+    Raises:
+        InputError: sequences are to be longer than the model has positions.
+    """
+    length, positions = settings.max_seq_length, config.max_position_embeddings
+    if length > positions:
+        raise InputError(f"--max-seq-length {length} is beyond the model's {positions} positions")
+    if settings.dropout is None:
+        return config
+    return dataclasses.replace(
+        config,
+        hidden_dropout_prob=settings.dropout,
+        attention_probs_dropout_prob=settings.dropout,
+        classifier_dropout=None,  # follows the hidden one
+    )
+
+
+def training_seconds(
+    max_minutes: float,
+    started: float,
+    score: Callable[[Sequence[Any]], object],
+    rows: Sequence[Any],
+) -> float:
+    """How much of a budget in minutes is left for the loop.
+
+    What was spent before the first step and what scoring all rows at the end will take is not
+    training; of the rest a twentieth is left for writing and for what else comes at the end.
+
+    Args:
+        started: `time.perf_counter()` when the command began.
+        score: what is timed, on some of the rows.
+    """
+    some = rows[:: max(1, len(rows) // _TIMED_ROWS)]
+    score(some[:1])  # what the first call alone costs
+    begin = time.perf_counter()
+    score(some)
+    now = time.perf_counter()
+    after = (now - begin) * len(rows) / len(some)
+    return max(1.0, (max_minutes * 60 - (now - started)) * 0.95 - after)
+
+
+def carry_out(
+    loop: Loop,
+    model: nn.Module,
+    folder: RunFolder | None,
+    record: dict[str, Any] | None,
+    resume: bool,
+    begin: Callable[[Path], object] = lambda path: None,
+) -> LoopState | None:
+    """Announces a run and trains; None after a dry run, which takes two steps and keeps nothing.
+
+    Args:
+        record: the content of run.json of a run that begins, None of one that goes on.
+        begin: writes what else a run's folder holds from its start.
+    """
+    if folder is None:
+        model.train()
+        for _ in range(2):
+            loop.take_step()
+    loop.announce(model)
+    if folder is None:
+        return None
+    if record is not None:
+        folder.clear()
+        folder.write_run(record)  # before anything else: it makes the folder a run's
+        begin(folder.path)
+    return fit(loop, resume=resume)
+
+
 def check_not_start(folder: RunFolder | None, start: Path | None) -> None:
     """Refuses to write a run over the model that it starts from."""
     if folder and start and folder.path.resolve() == start.resolve():
@@ -67,8 +154,11 @@ def finished_run(folder: RunFolder) -> RunResult:
     return RunResult(folder.path, folder.results or {})
 
 
-def open_model_folder(name: str) -> Path:
+def open_model_folder(name: str, cache_dir: str | None = None) -> Path:
     """The folder of a model: a path as it is, or a hub id fetched through huggingface_hub.
+
+    Args:
+        cache_dir: where fetched models are kept; None for the hub's own cache.
 
     Raises:
         InputError: neither a folder nor the id of a repository.
@@ -76,18 +166,25 @@ def open_model_folder(name: str) -> Path:
     path = Path(name)
     if path.is_dir():
         return path
-    if path.exists() or name.startswith((".", "/", "~", "runs/")) or name.count("/") != 1:
+    # What lies beside existing folders is a path that was misspelt, not a repository.
+    beside = path.parent != Path() and path.parent.is_dir()
+    local = beside or path.exists() or name.startswith((".", "/", "~", "runs/"))
+    if local or name.count("/") != 1:
         raise InputError(
             f"{name} is not a model folder; expected one with config.json, or a hub id"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     files = ["config.json", "*.safetensors", "pytorch_model.bin", "*token*", "vocab.txt"]
     try:
-        return Path(snapshot_download(name, allow_patterns=files))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        return Path(snapshot_download(name, allow_patterns=files, cache_dir=cache_dir))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{name} is neither a model folder nor a hub id that can be fetched ({reason})"
         ) from None

@@ -75,12 +75,14 @@ class RunSettings:
     )
     compile: bool = setting(False, "torch.compile: slow first steps, faster ones later")
     deterministic: bool = setting(
-        True, "prefer algorithms that repeat to the bit (on a CPU all do)"
+        True, "take algorithms that repeat to the bit where there are any (on a CPU: always)"
     )
     log_every: int = setting(50, "steps per row of metrics.jsonl")
     eval_every: int | None = setting(None, "steps between held-out evaluations")
     save_every: int | None = setting(None, "steps between checkpoints; default: five minutes")
-    cache_dir: str | None = setting(None, "encoded text; default $XDG_CACHE_HOME/minibert")
+    cache_dir: str | None = setting(
+        None, "encoded text and fetched models; default $XDG_CACHE_HOME/minibert, the hub's own"
+    )
     dry_run: bool = setting(False, "build everything, run 2 steps, print size and time; no folder")
     debug: bool = setting(False, "print the trace of an error")
 
@@ -205,9 +207,10 @@ class PretrainSettings(RunSettings):
     masking: str = setting(
         "token", "what is chosen together", choices=("token", "whole-word", "span")
     )
-    init: str = setting(
-        "neighbours",
-        "first weights: the reference's random ones, or with heads that look at the next words",
+    init: str | None = setting(
+        None,
+        "first weights: the reference's random ones, or with heads that look at the next words; "
+        "default neighbours",
         choices=("neighbours", "reference"),
     )
     eval_examples: int = setting(2048, "held-out sequences scored at the end, at most")
@@ -226,6 +229,8 @@ class PretrainSettings(RunSettings):
         for name in ("lowercase", "split_chinese"):
             if reused and getattr(self, name) is not None:
                 found.append(f"{flag(name)} has no use with {flag(reused[0])}: its own is kept")
+        if self.model and self.init:
+            found.append("--init has no use with --model: its weights are kept")
         if self.model and self.preset:
             found.append("--preset has no use with --model: its size is kept")
         if reused and self.vocab_size:

@@ -9,6 +9,7 @@ content.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -16,9 +17,12 @@ import os
 import shutil
 import signal
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,8 +145,16 @@ _worker_state: tuple[WordPiece, ReaderOptions]
 def _start_worker(folder: str, options: ReaderOptions) -> None:
     global _worker_state
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core, one thread each
     _worker_state = (WordPiece.from_pretrained(folder), options)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process once its parent is gone: a killed parent cannot tell its workers."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _encode_in_worker(pieces: list[reader.Piece]) -> _Encoded:
@@ -203,9 +215,19 @@ def _encode_all(
                 future.cancel()
 
 
+@functools.lru_cache(maxsize=1 << 16)
+def _digest(path: Path, size: int, changed_ns: int) -> str:
+    """A file's digest, computed once as long as size and time of change stay as they are."""
+    return reader.content_digest(path)
+
+
 def data_fingerprint(files: list[Path], options: ReaderOptions) -> str:
     """A digest of the text and of how it is read; where the files lie does not count."""
-    parts = [reader.content_digest(path) for path in files]
+    stats = [path.stat() for path in files]
+    parts = [
+        _digest(path, stat.st_size, stat.st_ctime_ns)
+        for path, stat in zip(files, stats, strict=True)
+    ]
     content = json.dumps([parts, asdict(options), reader.READER_VERSION])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -272,8 +294,12 @@ def open_store(
         }
         write_json(temporary / "meta.json", meta)
         shutil.rmtree(temporary / "tokenizer", ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)  # a folder without meta.json is no store
-        temporary.rename(folder)
+        if not (folder / "meta.json").is_file():  # else another process was faster
+            shutil.rmtree(folder, ignore_errors=True)  # a folder without meta.json is no store
+            temporary.rename(folder)
+    except BrokenProcessPool:
+        print("tokens: the worker processes ended; encoding in this one", file=sys.stderr)
+        return open_store(files, tokenizer, options, cache_dir, num_processes=1)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"tokens: written to {folder}", file=sys.stderr)

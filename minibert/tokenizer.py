@@ -9,6 +9,7 @@ choice of the trainer is determined by the counts.
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Text size in bytes below which each vocabulary size is the default; see `default_vocab_size`.
 _VOCAB_STEPS = ((1 << 20, 4096), (30 << 20, 8192), (1 << 30, 16384))
 _LARGEST_DEFAULT = 30522
+_LONG_WORD = re.compile(r"\b\w{101,}")  # longer than what WordPiece takes apart
 _COVERAGE = 0.9999  # share of the text's characters that get a piece; rarer ones become [UNK]
 
 
@@ -192,7 +194,16 @@ def train_wordpiece(
         InputError: the text has fewer distinct pieces than an exact vocab_size, or more single
             characters.
     """
-    alphabet = _alphabet(texts(), lowercase, chinese)
+    normalizer = _normalizer(lowercase, chinese)
+
+    def usable() -> Iterator[str]:
+        """The text without words over 100 characters: they become [UNK], and cost their square."""
+        for text in texts():
+            if _LONG_WORD.search(text):
+                text = _LONG_WORD.sub(" ", normalizer.normalize_str(text))
+            yield text
+
+    alphabet = _alphabet(usable(), lowercase, chinese)
     first = [*alphabet, *(f"##{c}" for c in alphabet if not _stands_alone(c, chinese))]
     room = vocab_size - len(SPECIAL_TOKENS) - len(first)
     if room < 0:
@@ -210,7 +221,7 @@ def train_wordpiece(
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    backend.train_from_iterator(texts(), trainer)
+    backend.train_from_iterator(usable(), trainer)
     vocab = backend.get_vocab()
     if exact and len(vocab) < vocab_size:
         raise InputError(

@@ -194,7 +194,7 @@ class Loop:
         started = time.perf_counter()
         epochs_before = self.data.epochs_done
         step = self.data.take()
-        # The middle of the step decides its rate, so that neither the first nor the last is 0.
+        # The middle of the step decides its rate: with steps or epochs, neither end is 0.
         epochs_after = min(self.data.epochs_done, settings.budget.epochs or math.inf)
         middle = self._done(state.step + 0.5, (epochs_before + epochs_after) / 2)
         rate = settings.learning_rate * warmup_linear_decay(middle, settings.warmup_ratio)
@@ -216,7 +216,7 @@ class Loop:
         """Adds the step's gradients; returns each term's summed loss and hits."""
         sums: dict[str, Tensor] = {}
         for batch in step.micro_batches:
-            placed = {k: v.to(self.runtime.device, non_blocking=True) for k, v in batch.items()}
+            placed = {k: v.to(self.runtime.device) for k, v in batch.items()}
             with self.runtime.autocast():
                 terms = self.objective(self.forward, placed)
             # The mean is taken here, over the whole step: sum of this part / count of all parts.
@@ -364,10 +364,11 @@ class Loop:
                 if self._is_due(settings.eval_every, before, after) or state.finished:
                     self._emit(self.run_evaluation(), bar)
                 bar.update(min(1.0, after) - bar.n)
-                if self._save_is_due() or state.finished:
+                saved = self._save_is_due() or state.finished
+                if saved:
                     self.save()
                 if self.stop_signal and not state.finished:
-                    self._stop()
+                    self._stop(saved)
         if settings.select and self.folder:
             load_best(self.folder.checkpoints, state.best_step, self.model)
         return state
@@ -377,8 +378,9 @@ class Loop:
             return self.state.step % self.settings.save_every == 0
         return time.perf_counter() - self._last_save > _SAVE_SECONDS
 
-    def _stop(self) -> None:
-        self.save()
+    def _stop(self, saved: bool) -> None:
+        if not saved:
+            self.save()
         name = signal.Signals(self.stop_signal).name
         where = f"; --resume goes on from step {self.state.step}" if self.folder else ""
         raise Interrupted(f"stopped by {name}, state saved{where}", 128 + self.stop_signal)
@@ -395,7 +397,11 @@ def fit(loop: Loop, resume: bool = False) -> LoopState:
         The final state; the model holds the chosen weights.
     """
     if resume:
-        where = f"from step {loop.state.step}" if loop.restore() else "at step 0: no checkpoint yet"
+        where = (
+            f"from step {loop.state.step}"
+            if loop.restore()
+            else "at step 0: no whole checkpoint yet"
+        )
         print(f"resuming {where}", file=sys.stderr)
     with _Signals(loop):
         return loop.run()

@@ -732,9 +732,9 @@ def recorded(stream: ExampleStream) -> list[tuple[int, int, int]]:
     calls: list[tuple[int, int, int]] = []
     build = stream.builder.build
 
-    def record(seed: int, epoch: int, position: int) -> list[Example]:
+    def record(seed: int, epoch: int, position: int, part: int = 0) -> list[Example]:
         calls.append((seed, epoch, position))
-        return build(seed, epoch, position)
+        return build(seed, epoch, position, part)
 
     stream.builder.build = record  # type: ignore[method-assign]
     return calls
@@ -785,6 +785,56 @@ def test_stream_holds_one_block_of_documents_only(
     stream.take(1)
     assert len(calls) == 1024
     assert len(stream._examples or []) == 512
+
+
+LONG = [[9] * 40, [9] * 3, [9, 8], [9] * 25]  # sentences of 9 tokens in each of four documents
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PART_TOKENS", 50)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_parts_of_a_document_are_all_of_it_once(words: WordPiece) -> None:
+    documents = all_documents(store_of(own_tokens(LONG, 400), words.vocab_size))
+    counts = [documents.num_parts(i) for i in range(4)]
+    assert sorted(counts) == [1, 1, 5, 8]
+    for position, count in enumerate(counts):
+        parts = [documents.offsets(position, part).tolist() for part in range(count)]
+        assert all(one[-1] == other[0] for one, other in itertools.pairwise(parts))
+        joined = [at for part in parts for at in part[:-1]] + [parts[-1][-1]]
+        assert joined == documents.offsets(position).tolist()
+        assert all(part[-1] - part[0] <= 50 + 9 for part in parts)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("nsp", ["nsp", "none"])
+def test_a_long_document_is_held_a_part_at_a_time_and_seen_whole(
+    words: WordPiece, nsp: str
+) -> None:
+    def fresh() -> ExampleStream:
+        corpus = own_tokens(LONG, 400)
+        return ExampleStream(builder_of(corpus, words, max_seq_length=32, nsp=nsp), 0)
+
+    stream, states, taken = fresh(), [], []
+    while stream.epoch == 0:
+        states.append((stream.state(), stream.epochs_done))
+        taken += stream.take(1)
+        if stream.part:
+            assert len(stream.current_block()) < 20
+    assert stream.epochs_done == 1
+    assert {state["part"] for state, _ in states} == set(range(8))
+    assert [done for _, done in states] == sorted({done for _, done in states})
+    if nsp == "none":  # every token of the text, once
+        seen = np.concatenate([original(e)[1:-1] for e in taken])
+        assert len(seen) == sum(map(sum, LONG))
+        assert len(set(seen.tolist())) == len(seen)
+    for number in range(0, len(states), 5):
+        resumed = fresh()
+        resumed.seek(states[number][0])
+        assert resumed.epochs_done == states[number][1]
+        assert same(resumed.take(len(taken) - number), taken[number:])
 
 
 def test_stream_without_any_example_does_not_hang(words: WordPiece) -> None:

@@ -227,7 +227,7 @@ def test_resume_without_a_checkpoint_begins_at_step_0_and_says_so(
     shutil.rmtree(unfinished / "checkpoints")
     status, err = run_here(short_flags(world, "--output", unfinished, "--resume"), capsys)
     assert status == 0
-    assert "at step 0: no checkpoint yet" in err
+    assert "at step 0: no whole checkpoint yet" in err
     assert without_times(read_metrics(unfinished)) == rows
 
 

@@ -6,7 +6,7 @@ import io
 import re
 import shutil
 import tarfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +14,18 @@ import pytest
 import torch
 from samples import CPU, one_thread, write_reviews  # noqa: F401
 
-from minibert import finetuning
+from minibert import runs
 from minibert.config import BertConfig
 from minibert.errors import InputError
+from minibert.files import bundled_data
 from minibert.finetuning import confusion_text, prediction_rows
 from minibert.heads import BertForSequenceClassification
-from minibert.settings import FinetuneSettings
+from minibert.runs import training_seconds
 from minibert.tasks import TASKS, find_task
 from minibert.tasks.classification import (
     IMDB,
     ClassificationData,
     LabelledText,
-    bundled_data,
     cut_dev,
     encode,
     limit_examples,
@@ -457,10 +457,16 @@ def test_bundled_data_calls_itself_a_sample_in_its_first_line(name: str) -> None
 # --- the budget of minutes ------------------------------------------------------------------------
 
 
-def test_minutes_leave_time_for_scoring_the_test_set() -> None:
-    settings = FinetuneSettings(task="imdb", max_minutes=10)
-    now = time.perf_counter()
-    budgets = [finetuning._budget(settings, stream(), now, lambda s=s: s) for s in (0.0, 120.0)]
-    seconds = [budget.seconds for budget in budgets]
-    assert seconds[0] == pytest.approx(540, abs=5)
-    assert seconds[0] - seconds[1] == pytest.approx(120, abs=5)
+def test_minutes_leave_time_for_what_came_before_and_for_scoring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 30.0
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: now)
+
+    def score_rows(rows: Sequence[int]) -> None:  # a tenth of a second a row
+        nonlocal now
+        now += 0.1 * len(rows)
+
+    # 600 s less 30 s before, 0.1 s and 20 s of timing, a twentieth, and 100 s of scoring.
+    seconds = training_seconds(10, 0.0, score_rows, range(1000))
+    assert seconds == pytest.approx((600 - 30 - 0.1 - 20) * 0.95 - 100)

@@ -15,7 +15,7 @@ import lzma
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minibert.errors import InputError, MissingExtraError
+from minibert.files import bundled_data
 from minibert.losses import classification_loss
 from minibert.metrics import classification_figures, confusion_matrix
 from minibert.runtime import Runtime
@@ -93,13 +94,6 @@ class ClassificationTask:
             f"{self.name}, the bundled sample (small, for trying out); "
             f"`minibert download {self.name}` fetches the full set"
         )
-
-
-def bundled_data() -> Path:
-    """The folder of bundled samples: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parent.parent
-    inside = package / "data"
-    return inside if inside.is_dir() else package.parent / "data"
 
 
 # --- the public IMDb set --------------------------------------------------------------------------
@@ -360,7 +354,11 @@ def classification_terms(model: Callable[..., Any], batch: Batch) -> dict[str, T
 
 @torch.no_grad()
 def predict_probabilities(
-    model: nn.Module, encoded: list[np.ndarray], pad_id: int, batch_size: int, runtime: Runtime
+    model: nn.Module,
+    encoded: Sequence[np.ndarray],
+    pad_id: int,
+    batch_size: int,
+    runtime: Runtime,
 ) -> np.ndarray:
     """Class probabilities (examples, C) in the order given; long texts are batched with long ones.
 
