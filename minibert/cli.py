@@ -59,7 +59,7 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[RunSettings]) -
         if kind == "bool":
             options["action"] = argparse.BooleanOptionalAction
         elif kind == "list[str]":
-            options["nargs"] = "+"
+            options |= {"nargs": "+", "action": "extend"}
         else:
             options["type"] = {"int": int, "float": float, "str": str}[kind]
             options["metavar"] = None if field.metadata["choices"] else kind.upper()
@@ -125,6 +125,9 @@ def _finetune(values: dict[str, Any]) -> None:
 
 def _predict(values: dict[str, Any]) -> None:
     texts = list(values["texts"])
+    for number, text in enumerate(texts, 1):
+        if any("\ud800" <= c <= "\udfff" for c in text):  # how Python shows bytes it cannot read
+            raise InputError(f"text {number} is not UTF-8")
     if values["input"] is not None:
         if texts:
             raise InputError("give texts or --input, not both")
@@ -146,8 +149,9 @@ def _predict(values: dict[str, Any]) -> None:
     from minibert.predict import load
 
     predictor = load(values["folder"], values["device"], values["precision"])
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     for found in predictor.predict(texts, values["batch_size"]):
-        print(json.dumps(dataclasses.asdict(found), ensure_ascii=False))
+        print(json.dumps(dataclasses.asdict(found), ensure_ascii=not is_utf8))
 
 
 def _lines(content: str) -> list[str]:
@@ -206,7 +210,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     predict = command("predict", "labels and probabilities of texts, as JSON lines")
     predict.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
     predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts, or - for standard input")
-    predict.add_argument("--input", metavar="FILE", help="one text a line")
+    predict.add_argument("--input", metavar="FILE", help="one text a line; blank ones are left out")
     evaluate = command("evaluate", "figures of a fine-tuned model on labelled data, as JSON")
     evaluate.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
     evaluate.add_argument("--data", metavar="PATH", help="data in the task's public format")
@@ -235,6 +239,10 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
+# What the system says of a path that was named and is not usable.
+_WRONG_PATHS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
 class _Terminated(BaseException):
     """SIGTERM outside the training loop."""
 
@@ -248,9 +256,20 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     debug = "--debug" in argv
     before = signal.signal(signal.SIGTERM, _terminate)
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before_interrupt = signal.signal(signal.SIGINT, interrupt)
     try:
         return _run(argv)
     except Exception as error:
+        if interrupted:  # a library made another error of it
+            print("minibert: stopped by Ctrl-C", file=sys.stderr)
+            return 130
         if debug and not isinstance(error, Interrupted):
             traceback.print_exc()
         status, message = _explain(error)
@@ -267,6 +286,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, before_interrupt)
 
 
 def _run(argv: list[str]) -> int:
@@ -301,9 +321,14 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, ""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = "no space left on the disk" + (f" ({error.filename})" if error.filename else "")
-        return 1, f"{where}; checkpoints are whole: free some space, then go on with --resume"
+    # A library of Rust says it in its own words.
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    if full or "os error 28" in text:
+        name = getattr(error, "filename", None)
+        where = "no space left on the disk" + (f" ({name})" if name else "")
+        return 1, f"{where}; free some: a run's last checkpoint is whole, --resume goes on from it"
+    if isinstance(error, _WRONG_PATHS) and error.filename:
+        return 2, f"{error.filename}: {error.strerror}"
     if isinstance(error, MissingExtraError):
         return 1, text
     return 1, f"{type(error).__name__}: {text} (--debug shows the trace)"

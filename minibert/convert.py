@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,6 +146,9 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     except SafetensorError as error:
         code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
         raise OSError(code, str(error), str(path)) from None
+    mask = os.umask(0)  # asking sets it
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)  # the library makes files that only their owner can read
 
 
 def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

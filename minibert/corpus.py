@@ -64,16 +64,22 @@ def find_files(corpus: list[str]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for pattern in corpus:
+        if not pattern:
+            raise InputError("--corpus '' names nothing; expected a file, folder or glob")
         path = Path(pattern)
         if path.is_file():
             matches = [path]
         elif path.is_dir():
             matches = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) is not None)
+            runs = {p.parent for p in path.rglob("run.json")}  # what we wrote is not text to read
+            matches = [p for p in matches if not runs.intersection(p.parents)]
             if not matches:
                 raise InputError(
                     f"--corpus {path} holds no .txt or .jsonl file (also .gz .xz .bz2)"
                 )
         else:
+            if path.exists():
+                raise InputError(f"--corpus {path} is not a plain file; expected one, or a folder")
             matches = sorted(Path(m) for m in glob.glob(pattern, recursive=True))
             matches = [m for m in matches if m.is_file()]
             if not matches:
@@ -127,8 +133,30 @@ def piece_bytes(piece: Piece) -> int:
     return sum(len(line.encode(errors="replace")) + 1 for line in piece.lines)
 
 
+class EmptyFileError(InputError):
+    """A file holds nothing but white space."""
+
+
+def readable_files(files: list[Path]) -> tuple[list[Path], int]:
+    """Looks at the head of every file; those that hold nothing are left out and counted.
+
+    Raises:
+        InputError: as `check_readable`; an empty file only where all are empty.
+    """
+    kept, empty = [], None
+    for path in files:
+        try:
+            check_readable(path)
+            kept.append(path)
+        except EmptyFileError as error:
+            empty = empty or error
+    if not kept and empty:
+        raise empty
+    return kept, len(files) - len(kept)
+
+
 def check_readable(path: Path) -> None:
-    """Looks at the head of a file.
+    """Looks at the head of a file, blank space before it left out.
 
     Raises:
         InputError: it is empty, UTF-16, compressed under a plain name, or binary.
@@ -136,10 +164,12 @@ def check_readable(path: Path) -> None:
     try:
         with _open(path) as handle:
             head = handle.read(1 << 16)
+            while head and not head.strip():
+                head = handle.read(1 << 16)
     except _DAMAGE as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not head.strip():
-        raise InputError(f"{path} is empty; expected text")
+        raise EmptyFileError(f"{path} is empty; expected text")
     if head.startswith(_UTF16):
         raise InputError(f"{path} looks like UTF-16; convert it to UTF-8")
     for magic, name in _MAGIC.items():

@@ -41,6 +41,12 @@ def evaluate(
     Raises:
         InputError: no model, no data, or a model of other classes than the data's.
     """
+    if split not in ("test", "train"):
+        raise InputError(f"split is {split!r}; expected 'test' or 'train'")
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}, must be above 0")
+    if predictions is not None and Path(predictions).is_dir():
+        raise InputError(f"--predictions {predictions} is a folder; name a file")
     if predictions is not None and not Path(predictions).parent.is_dir():
         raise InputError(f"--predictions {predictions}: {Path(predictions).parent} does not exist")
     predictor = load(folder, device, precision)

@@ -23,6 +23,7 @@ from minibert.runs import (
     begun_run,
     carry_out,
     check_not_start,
+    check_vocabulary,
     closing_table,
     finished_run,
     log_line,
@@ -137,16 +138,19 @@ def _finetune_in(
     started: float,
 ) -> RunResult:
     begun = begun_run(folder, "finetune", settings)
-    if begun is not None and folder is not None and folder.results is not None:
-        return finished_run(folder)
+    splits, train, dev = _read(settings, task, data_path)
+    if folder is not None and begun is not None:
+        folder.check_same_data(splits.fingerprint)
+        if folder.results is not None:
+            return finished_run(folder)
     runtime = start_or_replay_runtime(settings, begun)
     source = choose_model(settings)
     check_not_start(folder, source)
-    splits, train, dev = _read(settings, task, data_path)
-    fingerprint = f"{splits.fingerprint}-{weights_digest(source)}"
-    if folder is not None and begun is not None:
-        folder.check_same_data(fingerprint)
+    digest = weights_digest(source)
+    if begun is not None and begun["resolved"].get("start_weights") != digest:
+        raise InputError(f"--resume: the weights in {source} have changed; --overwrite starts anew")
     tokenizer = WordPiece.from_pretrained(source)
+    check_vocabulary(tokenizer, BertConfig.from_pretrained(source))
     model = _build_model(settings, task, source).to(runtime.device)
 
     def encoded(examples: list[LabelledText]) -> list[np.ndarray]:
@@ -184,9 +188,10 @@ def _finetune_in(
         evaluate=lambda: score(probabilities(dev_rows), _labels(dev)),
         forward=torch.compile(model) if settings.compile else None,
     )
-    record = run_record("finetune", settings, fingerprint, runtime)
+    record = run_record("finetune", settings, splits.fingerprint, runtime)
     record["resolved"] |= {
         "start": str(source),
+        "start_weights": digest,
         "data": str(data_path),
         "micro_batch_size": micro,
         "learning_rate": rate,

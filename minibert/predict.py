@@ -10,12 +10,12 @@ import numpy as np
 
 from minibert.config import BertConfig
 from minibert.errors import InputError
-from minibert.files import read_json
 from minibert.heads import BertForSequenceClassification
-from minibert.runs import open_model_folder
+from minibert.run_folder import RunFolder
+from minibert.runs import check_vocabulary, open_model_folder
 from minibert.runtime import Runtime, start_runtime
 from minibert.tasks import TASKS
-from minibert.tasks.classification import encode, predict_probabilities
+from minibert.tasks.classification import clean_text, encode, predict_probabilities
 from minibert.tokenizer import WordPiece
 
 
@@ -56,8 +56,13 @@ class Predictor:
         return [named.get(i, f"LABEL_{i}") for i in range(self.model.config.num_labels)]
 
     def probabilities(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
-        """Class probabilities of each text, (texts, C), in their order."""
-        rows = encode(list(texts), self.tokenizer, self.max_seq_length, self.truncation)
+        """Class probabilities of each text, (texts, C), in their order; cleaned as in training."""
+        rows = encode(
+            [clean_text(text) for text in texts],
+            self.tokenizer,
+            self.max_seq_length,
+            self.truncation,
+        )
         pad_id = self.tokenizer.pad_id
         return predict_probabilities(self.model, rows, pad_id, batch_size, self.runtime)
 
@@ -99,13 +104,16 @@ def load(folder: str | Path, device: str = "auto", precision: str | None = None)
             f"{path} is a {', '.join(config.architectures) or 'model'} without a classifier; "
             f"fine-tune it first: python finetune.py --task imdb --model {path}"
         )
-    run = read_json(path / "run.json", "") if (path / "run.json").is_file() else {}
+    # A folder of others has no run.json.
+    run = RunFolder(path).read_run() if (path / "run.json").is_file() else {}
     settings = run.get("settings", {})
+    tokenizer = WordPiece.from_pretrained(path)
+    check_vocabulary(tokenizer, config)
     precision = precision or run.get("resolved", {}).get("precision", "fp32")
     runtime = start_runtime(device, precision, deterministic=False)
     return Predictor(
         model.to(runtime.device),
-        WordPiece.from_pretrained(path),
+        tokenizer,
         runtime,
         settings.get("max_seq_length", min(512, config.max_position_embeddings)),
         settings.get("truncation", "head"),

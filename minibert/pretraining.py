@@ -41,6 +41,7 @@ from minibert.runs import (
     begun_run,
     carry_out,
     check_not_start,
+    check_vocabulary,
     closing_table,
     finished_run,
     log_line,
@@ -242,10 +243,7 @@ def _build_model(
     else:
         config = preset(settings.preset or DEFAULT_PRESET, vocab_size=tokenizer.vocab_size)
         config = dataclasses.replace(config, pad_token_id=tokenizer.pad_id)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {config.vocab_size:,}"
-        )
+    check_vocabulary(tokenizer, config)
     config = model_config(settings, config)
     torch.manual_seed(settings.seed)
     init = settings.init or "neighbours"
@@ -282,12 +280,12 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
         values["corpus"] = [str(values["corpus"])]
     settings = settings or PretrainSettings.from_dict(values, "pretrain")
     files = corpus.find_files(settings.corpus)
-    for path in files:  # before anything is made
-        corpus.check_readable(path)
+    files, num_empty = corpus.readable_files(files)  # before anything is made
     is_sample = files[0].resolve() == (bundled_data() / "wiki.txt").resolve()
     what = "the bundled sample (small, for trying out)" if is_sample else "your text in"
     more = f" and {len(files) - 1:,} more file(s)" if len(files) > 1 else ""
-    log_line("data", f"{what} {files[0]}{more}")
+    empty = f"; {num_empty:,} empty file(s) left out" if num_empty else ""
+    log_line("data", f"{what} {files[0]}{more}{empty}")
     if settings.dry_run:
         return _pretrain_in(None, settings, files, started)
     with RunFolder(settings.output or "runs/pretrain") as folder:
@@ -298,12 +296,12 @@ def _pretrain_in(
     folder: RunFolder | None, settings: PretrainSettings, files: list[Path], started: float
 ) -> RunResult:
     begun = begun_run(folder, "pretrain", settings)
-    if begun is not None and folder is not None and folder.results is not None:
-        return finished_run(folder)
-    runtime = start_or_replay_runtime(settings, begun)
     fingerprint = data_fingerprint(files, _reader_options(settings))
     if folder is not None and begun is not None:
         folder.check_same_data(fingerprint)
+        if folder.results is not None:
+            return finished_run(folder)
+    runtime = start_or_replay_runtime(settings, begun)
     start = open_model_folder(settings.model, settings.cache_dir) if settings.model else None
     check_not_start(folder, start)
     preset_name = settings.preset or DEFAULT_PRESET
@@ -321,8 +319,9 @@ def _pretrain_in(
     if not held_out:
         counts = source.store.counts
         raise InputError(
-            f"the held-out documents give no example; of {counts.tokens:,} tokens in the corpus "
-            f"{counts.unknown_tokens:,} are unknown to the tokenizer"
+            f"the held-out documents give no example: they are too short to pair (--nsp none "
+            f"trains without pairs), or their words unknown ({counts.unknown_tokens:,} of "
+            f"{counts.tokens:,} tokens in the corpus are)"
         )
     few = held_out[:: max(1, len(held_out) // _EVAL_DURING)]
 

@@ -144,7 +144,12 @@ class RunFolder:
 
     def read_run(self) -> dict[str, Any]:
         """Reads run.json."""
-        return read_json(self.path / "run.json", "every run folder holds it")
+        path = self.path / "run.json"
+        run = read_json(path, "every run folder holds it")
+        lacking = [k for k in ("settings", "resolved", "versions") if not _is_object(run, k)]
+        if lacking:
+            raise InputError(f"{path} is damaged: it lacks {', '.join(lacking)}")
+        return run
 
     def check_same_data(self, fingerprint: str) -> None:
         """Compares the data of a run that is to go on with what it was begun with.
@@ -193,6 +198,10 @@ class RunFolder:
         """Drops the rows beyond a checkpoint, and a row that was cut by a kill."""
         if self.metrics_bytes() > length:
             os.truncate(self.metrics, length)
+
+
+def _is_object(run: dict[str, Any], key: str) -> bool:
+    return isinstance(run.get(key), dict)
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from minibert.optim import Budget
 from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime, start_runtime, versions
 from minibert.settings import RunSettings
+from minibert.tokenizer import WordPiece
 from minibert.train import Loop, LoopSettings, LoopState, clock, fit
 
 _TIMED_ROWS = 200  # rows scored to tell how long all of them will take
@@ -142,6 +143,14 @@ def carry_out(
     return fit(loop, resume=resume)
 
 
+def check_vocabulary(tokenizer: WordPiece, config: BertConfig) -> None:
+    """Refuses ids that the model has no embedding for."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model {config.vocab_size:,}"
+        )
+
+
 def check_not_start(folder: RunFolder | None, start: Path | None) -> None:
     """Refuses to write a run over the model that it starts from."""
     if folder and start and folder.path.resolve() == start.resolve():
@@ -171,7 +180,7 @@ def open_model_folder(name: str, cache_dir: str | None = None) -> Path:
     local = beside or path.exists() or name.startswith((".", "/", "~", "runs/"))
     if local or name.count("/") != 1:
         raise InputError(
-            f"{name} is not a model folder; expected one with config.json, or a hub id"
+            f"{name} is not a model folder; expected one with config.json, or a hub id, owner/name"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (

@@ -221,8 +221,8 @@ class PretrainSettings(RunSettings):
             found.append("--corpus is missing; name a text file, as in --corpus data/wiki.txt")
         if not 0 < self.mask_prob < 1:
             found.append(f"--mask-prob is {self.mask_prob}, must be between 0 and 1")
-        if self.vocab_size is not None and self.vocab_size < 10:
-            found.append(f"--vocab-size is {self.vocab_size}, must be at least 10")
+        if self.vocab_size is not None and not 10 <= self.vocab_size <= 1 << 24:
+            found.append(f"--vocab-size is {self.vocab_size}, must be 10 to {1 << 24}")
         if self.eval_examples < 1:
             found.append(f"--eval-examples is {self.eval_examples}, must be at least 1")
         reused = [n for n in ("model", "tokenizer") if getattr(self, n)]

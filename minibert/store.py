@@ -9,6 +9,7 @@ content.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -142,6 +143,16 @@ def store_dtype(tokenizer: WordPiece) -> np.dtype:
 _worker_state: tuple[WordPiece, ReaderOptions]
 
 
+@contextlib.contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """While open, a signal waits; Ctrl-C reaches a whole process group, and is ours to handle."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(folder: str, options: ReaderOptions) -> None:
     global _worker_state
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -205,7 +216,8 @@ def _encode_all(
     ) as pool:
         try:
             for batch in batches:
-                waiting.append(pool.submit(_encode_in_worker, batch))
+                with _held_back(signal.SIGINT):  # workers start here, and inherit it
+                    waiting.append(pool.submit(_encode_in_worker, batch))
                 if len(waiting) > 2 * num_processes:
                     yield waiting.popleft().result()
             while waiting:
@@ -294,9 +306,7 @@ def open_store(
         }
         write_json(temporary / "meta.json", meta)
         shutil.rmtree(temporary / "tokenizer", ignore_errors=True)
-        if not (folder / "meta.json").is_file():  # else another process was faster
-            shutil.rmtree(folder, ignore_errors=True)  # a folder without meta.json is no store
-            temporary.rename(folder)
+        _put_in_place(temporary, folder)
     except BrokenProcessPool:
         print("tokens: the worker processes ended; encoding in this one", file=sys.stderr)
         return open_store(files, tokenizer, options, cache_dir, num_processes=1)
@@ -304,6 +314,17 @@ def open_store(
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"tokens: written to {folder}", file=sys.stderr)
     return TokenStore(folder)
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Gives a whole store its name, unless another process was faster."""
+    if not (folder / "meta.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # a folder without meta.json is no store
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not (folder / "meta.json").is_file():
+                raise
 
 
 def _sweep(cache_dir: Path) -> None:

@@ -26,7 +26,8 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Text size in bytes below which each vocabulary size is the default; see `default_vocab_size`.
 _VOCAB_STEPS = ((1 << 20, 4096), (30 << 20, 8192), (1 << 30, 16384))
 _LARGEST_DEFAULT = 30522
-_LONG_WORD = re.compile(r"\b\w{101,}")  # longer than what WordPiece takes apart
+_LONGEST_WORD = 100  # characters; WordPiece makes a longer word [UNK]
+_LONG_RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_WORD + 1},}}")
 _COVERAGE = 0.9999  # share of the text's characters that get a piece; rarer ones become [UNK]
 
 
@@ -194,13 +195,14 @@ def train_wordpiece(
         InputError: the text has fewer distinct pieces than an exact vocab_size, or more single
             characters.
     """
-    normalizer = _normalizer(lowercase, chinese)
+    normalizer, splitter = _normalizer(lowercase, chinese), pre_tokenizers.BertPreTokenizer()
 
     def usable() -> Iterator[str]:
-        """The text without words over 100 characters: they become [UNK], and cost their square."""
+        """The text without words that become [UNK] for their length: they cost its square."""
         for text in texts():
-            if _LONG_WORD.search(text):
-                text = _LONG_WORD.sub(" ", normalizer.normalize_str(text))
+            if _LONG_RUN.search(text):
+                words = splitter.pre_tokenize_str(normalizer.normalize_str(text))
+                text = " ".join(word for word, _ in words if len(word) <= _LONGEST_WORD)
             yield text
 
     alphabet = _alphabet(usable(), lowercase, chinese)

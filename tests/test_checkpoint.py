@@ -351,3 +351,29 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
             assert path.suffix == ".safetensors"
             with safe_open(path, "pt") as stored:
                 assert list(stored.keys())
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_checkpoint_whose_best_weights_are_damaged_is_passed_over(tmp_path: Path) -> None:
+    model, optimizer = make()
+    for step in (1, 2):
+        save_best(tmp_path, step, model)
+        save_checkpoint(tmp_path, step, model, optimizer, {"loop": {"best_step": step}})
+    flip(tmp_path / "best-000000002.safetensors")
+    state = load_last_checkpoint(tmp_path, model, optimizer)
+    assert state == {"loop": {"best_step": 1}}
+
+
+def test_a_damaged_checkpoint_does_not_push_out_a_whole_one(tmp_path: Path) -> None:
+    model, optimizer = make()
+    for step in (1, 9):
+        save_checkpoint(tmp_path, step, model, optimizer, {"loop": {}, "step": step})
+    flip(tmp_path / "step-000000009/model.safetensors")
+    assert (load_last_checkpoint(tmp_path, model, optimizer) or {})["step"] == 1
+    save_checkpoint(tmp_path, 2, model, optimizer, {"loop": {}, "step": 2})
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-000000001", "step-000000002"]

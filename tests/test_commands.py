@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from samples import one_thread, write_corpus, write_reviews  # noqa: F401
 import minibert
 from minibert import checkpoint, cli, finetuning, pretraining
 from minibert.cli import main
+from minibert.errors import InputError
 from minibert.run_folder import read_metrics
 from minibert.settings import FinetuneSettings, PretrainSettings
 
@@ -47,7 +49,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pretrain_line(world: Path, *flags: str | Path) -> list[str]:
-    known = ["--corpus", world / "corpus.txt", "--preset", "tiny", "--vocab-size", "60"]
+    known: list[str | Path] = ["--preset", "tiny", "--vocab-size", "60"]
+    if "--corpus" not in flags:
+        known += ["--corpus", world / "corpus.txt"]
     return ["pretrain", *map(str, [*known, "--cache-dir", world / "cache", *TINY, *flags])]
 
 
@@ -73,6 +77,12 @@ def write_wrong_things(world: Path) -> None:
     }.items():
         (world / f"{name}.json").write_text(json.dumps(content))
     (world / "broken.json").write_text("{")
+    shutil.copytree(world / "finetuned", world / "damaged_run")
+    (world / "damaged_run/run.json").write_text("{}")
+    shutil.copytree(world / "pretrained", world / "more_tokens")
+    (world / "more_tokens/tokenizer.json").unlink()
+    with (world / "more_tokens/vocab.txt").open("a") as vocabulary:
+        vocabulary.write("surplus\n")
     for name in ("shapes", "nothing", "no_weights", "no_config", "no_tokenizer", "cut", "gpt"):
         shutil.copytree(world / "pretrained", world / name)
     edit_config(world / "shapes", hidden_size=64)
@@ -111,6 +121,8 @@ def complaint(line: list[str], status: int, capsys: pytest.CaptureFixture[str]) 
 BAD_PRETRAINING = {
     "missing corpus": ("--corpus W/none.txt", ["none.txt does not exist"]),
     "empty corpus": ("--corpus W/empty.txt", ["empty.txt is empty"]),
+    "nameless corpus": ("--corpus=", ["--corpus ''", "expected"]),
+    "corpus of no plain file": ("--corpus /dev/null", ["/dev/null is not a plain file"]),
     "binary corpus": ("--corpus W/binary.txt", ["binary.txt is binary"]),
     "empty folder": ("--corpus W/folder", ["holds no .txt or .jsonl"]),
     "one document": ("--corpus W/one.txt", ["1 document", "--nsp none"]),
@@ -119,6 +131,10 @@ BAD_PRETRAINING = {
     "not utf-8": ("--corpus W/latin.txt", ["latin.txt: byte ", "--encoding-errors replace"]),
     "no text field": ("--corpus W/lines.jsonl", ["line 1", "body", "--text-field"]),
     "large vocabulary": ("--vocab-size 99999", ["--vocab-size 99999", "at most"]),
+    "endless vocabulary": ("--vocab-size 100000000000000000000", ["--vocab-size"]),
+    "cache in a file": ("--cache-dir W/corpus.txt", ["corpus.txt"]),
+    "first weights of a model": ("--model W/pretrained --init reference", ["--init has no use"]),
+    "more tokens than the model": ("--tokenizer W/more_tokens --model W/pretrained", ["no use"]),
     "small vocabulary": ("--vocab-size 12", ["--vocab-size 12", "too small"]),
     "long sequences": ("--max-seq-length 600", ["--max-seq-length 600", "512"]),
     "undivided batch": ("--micro-batch-size 3", ["--batch-size 8", "--micro-batch-size 3"]),
@@ -153,6 +169,9 @@ BAD_FINETUNING = {
     "no positive reviews": ("--data W/without_train_pos", ["train/pos"]),
     "no negative test": ("--data W/without_test_neg", ["test/neg"]),
     "no test split": ("--data W/without_test", ["test/neg", "aclImdb"]),
+    "more tokens than the model": ("--model W/more_tokens", ["tokens, the model"]),
+    "model beside others": ("--model W/pretrainde", ["pretrainde is not a model folder"]),
+    "no possible model": ("--model not/a:model", ["not/a:model is neither a model folder"]),
     "missing model": ("--model W/none", ["none is not a model folder"]),
     "wrong shapes": ("--model W/shapes", ["shape", "config.json"]),
     "empty model folder": ("--model W/nothing", ["nothing"]),
@@ -178,11 +197,18 @@ BAD_OTHERS = {
     "input not utf-8": ("predict W/finetuned --input W/latin.txt", ["latin.txt", "UTF-8"]),
     "no batch": ("predict W/finetuned text --batch-size 0", ["--batch-size"]),
     "unknown flag": ("predict W/finetuned text --devise cpu", ["did you mean '--device'"]),
+    "damaged run.json": ("predict W/damaged_run text", ["run.json is damaged", "settings"]),
+    "folder for predictions": ("evaluate W/finetuned --predictions W/folder", ["is a folder"]),
     "evaluate nothing": ("evaluate W/none", ["none is not a model folder"]),
     "evaluate on nothing": ("evaluate W/finetuned --data W/none", ["none does not exist"]),
     "unknown split": ("evaluate W/finetuned --split dev", ["dev", "test"]),
     "unknown data set": ("download imbd", ["imbd"]),
 }
+
+
+def parted(word: str) -> list[str]:
+    """A flag with an equals sign as two words, so that an empty value can be written."""
+    return word.split("=") if word.startswith("--") else [word]
 
 
 @pytest.mark.parametrize("name", BAD_PRETRAINING)
@@ -191,7 +217,8 @@ def test_bad_pretraining_ends_with_2_and_one_line(
 ) -> None:
     flags, wanted = BAD_PRETRAINING[name]
     output = tmp_path / "runs/new"
-    line = pretrain_line(world, "--output", output, *flags.replace("W", str(world)).split())
+    given = [flag for words in flags.replace("W", str(world)).split() for flag in parted(words)]
+    line = pretrain_line(world, "--output", output, *given)
     message, err = complaint(line, 2, capsys)
     for words in wanted:
         assert words in message
@@ -433,6 +460,38 @@ def test_a_notebook_and_the_command_predict_alike(
     assert [dataclasses.asdict(one) for one in found] == rows
 
 
+def test_predict_cleans_a_text_as_training_does(world: Path) -> None:
+    model = minibert.load(world / "finetuned")
+    clean, raw = model.predict(["silver garden candle", "silver<br />\n garden\0  <i>candle</i>"])
+    assert raw.probabilities == clean.probabilities
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"split": "dev"}, "'dev'"), ({"batch_size": 0}, "batch_size is 0")],
+    ids=["split", "batch"],
+)
+def test_evaluate_in_a_notebook_refuses_what_the_command_refuses(
+    world: Path, options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        minibert.evaluate(world / "finetuned", data=str(world / "reviews"), **options)
+
+
+def test_a_model_is_scored_in_the_precision_it_was_trained_in(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = finetune_line(world, "--output", tmp_path / "run", "--precision", "bf16")
+    assert main(line) == 0
+    capsys.readouterr()
+    rows = tmp_path / "rows.jsonl"
+    scored = ["evaluate", tmp_path / "run", "--data", world / "reviews", "--predictions", rows]
+    assert main([*map(str, scored), "--batch-size", "8"]) == 0
+    assert rows.read_text() == (tmp_path / "run/predictions.jsonl").read_text()
+    assert main([*map(str, scored), "--batch-size", "8", "--precision", "fp32"]) == 0
+    assert rows.read_text() != (tmp_path / "run/predictions.jsonl").read_text()
+
+
 def test_evaluate_gives_the_figures_of_the_run(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -449,6 +508,13 @@ def test_evaluate_gives_the_figures_of_the_run(
 
 
 # --- the run folder -------------------------------------------------------------------------------
+
+
+def test_others_may_read_the_model(world: Path) -> None:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    for name in ("model.safetensors", "config.json"):
+        assert (world / "pretrained" / name).stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def names_in(folder: Path) -> set[str]:

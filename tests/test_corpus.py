@@ -25,6 +25,7 @@ from minibert.corpus import (
     check_readable,
     find_files,
     read_pieces,
+    readable_files,
     sentences_of,
     split_sentences,
 )
@@ -576,3 +577,14 @@ def test_content_digest_sees_both_ends_and_the_size(tmp_path: Path, size: int) -
 def test_text_size_of_a_compressed_file_is_estimated_as_four_times_its_own(tmp_path: Path) -> None:
     assert corpus.text_bytes(write(tmp_path / "a.txt", "x" * 100)) == 100
     assert corpus.text_bytes(write(tmp_path / "a.txt.gz", "x" * 100)) == 400
+
+
+def test_empty_files_among_others_are_left_out_and_counted(tmp_path: Path) -> None:
+    text, empty = write(tmp_path / "a.txt", b"Text.\n"), write(tmp_path / "b.txt", b" \n")
+    assert readable_files([text, empty, empty]) == ([text], 2)
+    with pytest.raises(InputError, match="b.txt is empty"):
+        readable_files([empty])
+
+
+def test_text_after_much_blank_space_is_found(tmp_path: Path) -> None:
+    check_readable(write(tmp_path / "a.txt", b"\n" * 200_000 + b"Text.\n"))

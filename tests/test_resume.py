@@ -102,7 +102,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pretrain_flags(world: Path) -> list[str | Path]:
     cache = world / "cache"
-    return ["--corpus", world / "corpus.txt", *SHARED, *LOOP, "--cache-dir", cache]
+    return [*SHARED, *LOOP, "--cache-dir", cache, "--corpus", world / "corpus.txt"]
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,8 @@ def complaint(flags: list[str | Path], capsys: pytest.CaptureFixture[str]) -> st
 
 def short_flags(world: Path, *more: str | Path) -> list[str | Path]:
     """Three steps; the last of repeated flags counts."""
-    return [*pretrain_flags(world), "--max-steps", "3", "--save-every", "1", *more]
+    flags = pretrain_flags(world)[: -2 if "--corpus" in more else None]
+    return [*flags, "--max-steps", "3", "--save-every", "1", *more]
 
 
 @pytest.fixture
@@ -229,6 +230,65 @@ def test_resume_without_a_checkpoint_begins_at_step_0_and_says_so(
     assert status == 0
     assert "at step 0: no whole checkpoint yet" in err
     assert without_times(read_metrics(unfinished)) == rows
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [["run.json"], ["run.json", "tokenizer.json"], ["run.json", "tokenizer.json", "vocab.txt"]],
+    ids=["run", "tokenizer", "vocabulary"],
+)
+def test_a_run_killed_before_its_first_checkpoint_can_be_resumed(
+    world: Path, unfinished: Path, capsys: pytest.CaptureFixture[str], kept: list[str]
+) -> None:
+    rows = without_times(read_metrics(unfinished))
+    names = {p.name for p in unfinished.iterdir()}
+    for path in unfinished.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    status, err = run_here(short_flags(world, "--output", unfinished, "--resume"), capsys)
+    assert status == 0, err
+    assert {p.name for p in unfinished.iterdir()} == names | {"results.json"}
+    assert without_times(read_metrics(unfinished)) == rows
+
+
+def test_resume_with_another_tokenizer_than_before_is_an_error(
+    world: Path, unfinished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = unfinished / "tokenizer.json"
+    path.write_text(path.read_text().replace("storm", "strom"))
+    line = complaint(short_flags(world, "--output", unfinished, "--resume"), capsys)
+    assert "the tokenizer has changed" in line
+
+
+@pytest.mark.parametrize("key", ["settings", "resolved", "versions"])
+def test_a_run_json_that_lacks_a_part_is_named(
+    world: Path, unfinished: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    path = unfinished / "run.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
+    line = complaint(short_flags(world, "--output", unfinished, "--resume"), capsys)
+    assert f"run.json is damaged: it lacks {key}" in line
+
+
+def test_resume_of_a_finished_run_on_other_data_is_an_error(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = write_corpus(tmp_path / "own.txt")
+    flags = short_flags(world, "--output", tmp_path / "run", "--corpus", text)
+    assert run_here(flags, capsys)[0] == 0
+    write_corpus(text, seed=5)
+    assert "data fingerprint" in complaint([*flags, "--resume"], capsys)
+
+
+def test_text_below_a_run_folder_is_not_read_as_corpus(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_corpus(tmp_path / "own.txt")
+    flags = short_flags(world, "--output", tmp_path / "runs/one", "--corpus", tmp_path)
+    assert run_here(flags, capsys)[0] == 0
+    status, err = run_here([*flags, "--overwrite"], capsys)
+    assert status == 0, err
+    assert "1 file(s)" in err
 
 
 def test_resume_in_an_empty_folder_begins(

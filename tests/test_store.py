@@ -405,3 +405,28 @@ def test_progress_is_counted_in_bytes_up_to_the_size_of_the_text(
     path = write(tmp_path / "a.txt", "w1 w2.\nw3 é 他.\n\nw4.\n")
     bytes_read = sum(map(corpus.piece_bytes, corpus.read_pieces(path, PLAIN)))
     assert bytes_read == corpus.text_bytes(path) - 1  # but for the blank line
+
+
+def test_when_the_workers_die_the_text_is_encoded_in_this_process(
+    letters: WordPiece,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one = open_store([WIKI], letters, PLAIN, tmp_path / "one", num_processes=1)
+    # What happens below a script without a __main__ guard: every worker ends as it starts.
+    monkeypatch.setattr(store, "_start_worker", die_at_once)
+    two = open_store([WIKI], letters, PLAIN, tmp_path / "two", num_processes=2)
+    assert "encoding in this one" in capsys.readouterr().err
+    assert content(two) == content(one)
+    assert list((tmp_path / "two").glob(".*.tmp")) == []
+
+
+def die_at_once(*_: object) -> None:
+    os._exit(3)
+
+
+def test_workers_end_with_their_parent() -> None:
+    code = "import os, sys; from minibert.store import _end_with; _end_with(int(sys.argv[1]))"
+    child = subprocess.Popen([sys.executable, "-c", code, str(os.getpid() + 1)])  # not its parent
+    assert child.wait(timeout=60) == 1

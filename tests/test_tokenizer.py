@@ -318,3 +318,24 @@ def test_transformers_reads_the_folder_alike(
     names = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
     assert [getattr(theirs, name) for name in names] == [0, 1, 2, 3, 4]
     assert len(theirs) == wiki.vocab_size
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["abcdefghij" * 300, "\u0915\u093f" * 2000, "\u20ac\u00a3" * 2000],
+    ids=["latin", "hindi", "symbols"],
+)
+def test_words_too_long_to_be_taken_apart_do_not_enter_the_vocabulary(word: str) -> None:
+    text = "the miller kept silver in the garden\n" * 40
+
+    def trained(texts: list[str]) -> list[str]:
+        return train_wordpiece(lambda: iter(texts), 60, exact=False).tokens
+
+    assert trained([text + word, text]) == trained([text, text])
+
+
+def test_text_without_spaces_between_its_words_enters_the_vocabulary() -> None:
+    chinese = "河边的磨坊主把银子藏在花园里" * 20
+    url = "silver/garden?river=miller&" * 20
+    tokens = train_wordpiece(lambda: iter([chinese, url]), 200, exact=False).tokens
+    assert {"磨", "silver", "garden", "miller"} <= set(tokens)

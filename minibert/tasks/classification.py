@@ -118,7 +118,7 @@ def read_imdb(path: Path) -> Splits:
             text = content.decode()
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: {name}, byte {error.start} is not UTF-8") from None
-        clean = " ".join(_MARKUP.sub(" ", text).replace("\0", "").split())
+        clean = clean_text(text)
         marked += bool(_MARKUP.search(text))
         example = LabelledText(
             f"{split}/{label}/{file.removesuffix('.txt')}", clean, _IMDB_CLASSES.index(label)
@@ -146,6 +146,11 @@ def read_imdb(path: Path) -> Splits:
     if empty:
         notes.append(f"{empty:,} empty")
     return Splits(train, test, str(path), tuple(notes))
+
+
+def clean_text(text: str) -> str:
+    """A text without markup and NUL characters, white space made single spaces."""
+    return " ".join(_MARKUP.sub(" ", text).replace("\0", "").split())
 
 
 def _imdb_files(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -217,7 +222,9 @@ def cut_dev(
     for label in sorted({e.label for e in examples}):
         texts = sorted(text for text, group in groups.items() if group[0].label == label)
         if len(texts) < 2:
-            raise InputError(f"class {label} has {len(texts)} example(s); a dev split needs 2")
+            raise InputError(
+                f"class {label} has {len(texts)} different text(s); a dev split needs 2"
+            )
         wanted = max(1, round(fraction * sum(len(groups[t]) for t in texts)))
         taken = 0
         for i in rng.permutation(len(texts))[:-1]:  # one text of each class stays in train

@@ -1,0 +1,174 @@
+"""What the two stages make of their settings: start weights, budgets, precision, the README."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from samples import one_thread, write_corpus, write_reviews  # noqa: F401
+
+import minibert
+from minibert.errors import InputError
+from minibert.files import bundled_data
+from minibert.finetuning import finetune
+from minibert.pretraining import default_learning_rate, default_steps, pretrain
+from minibert.runs import RunResult
+from minibert.tasks.classification import read_imdb, tfidf_baseline
+
+ROOT = Path(__file__).parent.parent
+LOOP: dict[str, Any] = {
+    **{"max_seq_length": 32, "batch_size": 8, "max_steps": 2, "device": "cpu", "precision": "fp32"},
+}
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stages")
+    write_corpus(folder / "corpus.txt")
+    write_reviews(folder / "reviews", count=6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(world: Path) -> RunResult:
+    return pretrain_in(world, "pretrained", preset="tiny", vocab_size=60)
+
+
+def pretrain_in(world: Path, output: str, **options: Any) -> RunResult:
+    where = {"output": str(world / output), "cache_dir": str(world / "cache")}
+    return pretrain(corpus=[str(world / "corpus.txt")], **{**LOOP, **where, **options})
+
+
+def finetune_in(world: Path, output: str, **options: Any) -> RunResult:
+    where = {"output": str(world / output), "data": str(world / "reviews")}
+    return finetune(task="imdb", **{**LOOP, **where, **options})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_pretraining_goes_on_from_a_model_with_its_vocabulary(
+    world: Path, pretrained: RunResult
+) -> None:
+    # At a rate next to zero the weights stay what they were.
+    start = str(pretrained.folder)
+    further = pretrain_in(world, "further", model=start, learning_rate=1e-12)
+    before, after = weights(pretrained.folder), weights(further.folder)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert torch.allclose(after[name], value, atol=1e-8), name
+    for name in ("vocab.txt", "tokenizer.json"):
+        assert (further.folder / name).read_text() == (pretrained.folder / name).read_text()
+
+
+def test_random_weights_keep_shape_and_vocabulary_and_nothing_else(
+    world: Path, pretrained: RunResult
+) -> None:
+    start = {"model": str(pretrained.folder), "learning_rate": 1e-12}
+    kept = weights(finetune_in(world, "kept", **start).folder)
+    drawn_folder = finetune_in(world, "drawn", random_weights=True, seed=1, **start).folder
+    drawn, before = weights(drawn_folder), weights(pretrained.folder)
+    assert kept.keys() == drawn.keys()
+    assert torch.allclose(kept[QUERY], before[QUERY], atol=1e-8)
+    assert drawn[QUERY].shape == before[QUERY].shape
+    both = torch.stack([drawn[QUERY].ravel(), before[QUERY].ravel()])
+    assert torch.corrcoef(both)[0, 1] < 0.1
+    assert (drawn_folder / "vocab.txt").read_text() == (pretrained.folder / "vocab.txt").read_text()
+
+
+def test_a_classifier_of_other_classes_gives_its_backbone(
+    world: Path, pretrained: RunResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = minibert.BertConfig.from_pretrained(pretrained.folder)
+    five = minibert.BertConfig.from_dict(config.to_dict() | {"id2label": dict(enumerate("12345"))})
+    stars = minibert.BertForSequenceClassification.from_pretrained(pretrained.folder, five)
+    folder = world / "stars"
+    stars.save_pretrained(folder)
+    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"):
+        (folder / name).write_bytes((pretrained.folder / name).read_bytes())
+    capsys.readouterr()
+    run = finetune_in(world, "from-stars", model=str(folder), learning_rate=1e-12)
+    assert "newly initialised: classifier" in capsys.readouterr().err
+    assert weights(run.folder)["classifier.weight"].shape == (2, config.hidden_size)
+    assert torch.allclose(weights(run.folder)[QUERY], weights(folder)[QUERY], atol=1e-8)
+
+
+def test_bf16_learns_nearly_what_fp32_learns(world: Path, pretrained: RunResult) -> None:
+    half = pretrain_in(world, "half", preset="tiny", vocab_size=60, precision="bf16")
+    assert half.figures["mlm_loss"] == pytest.approx(pretrained.figures["mlm_loss"], rel=0.02)
+    found, full = weights(half.folder), weights(pretrained.folder)
+    assert all(value.dtype == torch.float32 for value in found.values())
+    assert any(not torch.equal(value, full[name]) for name, value in found.items())
+
+
+def test_held_out_documents_without_a_pair_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    text = "\n\n".join(["storm"] * 80 + ["storm river.\nbridge."] * 2)
+    (tmp_path / "short.txt").write_text(text)
+    where = {"output": str(tmp_path / "run"), "cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(InputError, match="--nsp none"):
+        pretrain(corpus=str(tmp_path / "short.txt"), nsp="sop", **where, **LOOP)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("corpus", "tokens"),
+    [(10_000, 500_000), (1_000_000, 6_000_000), (20_000_000, 50_000_000), (10**9, 10**9)],
+)
+def test_default_budget_follows_its_rule(corpus: int, tokens: int) -> None:
+    steps, rule = default_steps(corpus, 2000.0)
+    assert steps == tokens // 2000
+    assert f"{tokens:,}" in rule
+
+
+def test_default_rate_falls_with_the_width() -> None:
+    rates = [default_learning_rate(width) for width in (128, 256, 512, 768)]
+    assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 0.256 / 768])
+
+
+def test_bundled_reviews_are_neither_trivial_nor_hopeless() -> None:
+    splits = read_imdb(bundled_data() / "imdb")
+    assert 0.65 < tfidf_baseline(splits.train, splits.test)["accuracy"] < 0.92
+
+
+# --- the README's own commands --------------------------------------------------------------------
+
+
+def readme_commands() -> list[list[str]]:
+    """The python commands of the line that installs and runs both stages."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    line = re.search(r"^ +pip install -c constraints\.txt -e \. && (.*)$", text, re.MULTILINE)
+    assert line is not None
+    return [shlex.split(command) for command in line.group(1).split("&&")]
+
+
+def test_the_commands_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
+    for name in ("data", "pretrain.py", "finetune.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    few = ["--max-steps", "2", "--max-seq-length", "32", "--cache-dir", "cache"]
+    said = []
+    for command in readme_commands():
+        assert command[0] == "python"
+        done = subprocess.run(
+            [sys.executable, "-W", "error", *command[1:], *few],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stderr)
+    assert said[0].startswith("data: the bundled sample")
+    assert said[1].startswith("data: imdb, the bundled sample")
+    assert "model: runs/pretrain" in said[1]
+    for run, figure in (("pretrain", "mlm_loss"), ("imdb", "accuracy")):
+        assert json.loads((tmp_path / "runs" / run / "results.json").read_text())[figure] > 0
