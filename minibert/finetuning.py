@@ -16,6 +16,7 @@ from minibert.errors import InputError, MissingExtraError
 from minibert.files import bundled_data, write_json, write_jsonl
 from minibert.heads import BertForSequenceClassification
 from minibert.metrics import confusion_matrix
+from minibert.model import init_weights
 from minibert.optim import Budget, build_optimizer
 from minibert.run_folder import RunFolder
 from minibert.runs import (
@@ -99,7 +100,26 @@ def _build_model(
     left_out = ("classifier.",) if own != config.id2label else ()
     model = BertForSequenceClassification.from_pretrained(folder, config, left_out)
     log_line("weights", str(model.load_report))
+    if settings.reinit_layers:
+        redraw_top(model, settings.reinit_layers)
+        log_line("redrawn", f"the top {settings.reinit_layers} layer(s) and the pooler")
     return model
+
+
+def redraw_top(model: BertForSequenceClassification, count: int) -> None:
+    """Draws the pooler and the top layers anew, keeping what lies below.
+
+    What the top of a pretrained encoder has learnt serves the pretraining task, and a fresh top is
+    learnt sooner (Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning", section 5).
+
+    Raises:
+        InputError: the model has fewer layers.
+    """
+    layers = model.bert.layers
+    if count > len(layers):
+        raise InputError(f"--reinit-layers {count}, but the model has {len(layers)} layers")
+    for part in (*layers[len(layers) - count :], model.bert.pooler):
+        init_weights(part, model.config)
 
 
 def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResult:

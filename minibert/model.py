@@ -180,7 +180,9 @@ def init_weights(module: nn.Module, config: BertConfig) -> None:
     """
     std = config.initializer_range
     for part in module.modules():
-        if isinstance(part, nn.Linear):
+        if isinstance(part, nn.LayerNorm):
+            part.reset_parameters()
+        elif isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=std)
             nn.init.zeros_(part.bias)
         elif isinstance(part, nn.Embedding):

@@ -209,9 +209,9 @@ class PretrainSettings(RunSettings):
     )
     init: str | None = setting(
         None,
-        "first weights: the reference's random ones, or with heads that look at the next words; "
-        "default neighbours",
-        choices=("neighbours", "reference"),
+        "first weights: the reference's random ones, with heads that look at the next words, or "
+        "also with word vectors from which words share a text; default neighbours",
+        choices=("neighbours", "cooccurrence", "reference"),
     )
     eval_examples: int = setting(2048, "held-out sequences scored at the end, at most")
 
@@ -252,6 +252,9 @@ class FinetuneSettings(RunSettings):
     random_weights: bool = setting(
         False, "keep the model's config and tokenizer, redraw all weights"
     )
+    reinit_layers: int = setting(
+        0, "redraw the pooler and this many top layers, which pretraining has specialised"
+    )
     max_seq_length: int = setting(256, "tokens per sequence, special tokens included")
     truncation: str = setting("head", "what is kept of a long text", choices=("head", "head+tail"))
     learning_rate: float | None = setting(None, "peak rate of AdamW; default 2e-4")
@@ -262,6 +265,10 @@ class FinetuneSettings(RunSettings):
         found = super().faults()
         if not self.task:
             found.append("--task is missing; as in --task imdb")
+        if self.reinit_layers < 0:
+            found.append(f"--reinit-layers is {self.reinit_layers}, must be 0 or more")
+        if self.reinit_layers and self.random_weights:
+            found.append("--reinit-layers has no use with --random-weights, which redraws all")
         if not 0 < self.dev_fraction < 1:
             found.append(f"--dev-fraction is {self.dev_fraction}, must be between 0 and 1")
         if self.limit is not None and self.limit < 4:

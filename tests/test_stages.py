@@ -86,6 +86,31 @@ def test_random_weights_keep_shape_and_vocabulary_and_nothing_else(
     assert (drawn_folder / "vocab.txt").read_text() == (pretrained.folder / "vocab.txt").read_text()
 
 
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_redrawn_layers_are_the_top_ones_and_the_pooler(
+    world: Path, pretrained: RunResult, count: int
+) -> None:
+    options = {"model": str(pretrained.folder), "learning_rate": 1e-12, "seed": 1}
+    run = finetune_in(world, f"redrawn-{count}", reinit_layers=count, **options)
+    before, after = weights(pretrained.folder), weights(run.folder)
+    moved = {
+        k
+        for k in before.keys() & after.keys()
+        if not torch.allclose(after[k], before[k], atol=1e-8)
+    }
+    tops = tuple(f"bert.encoder.layer.{i}." for i in range(2 - count, 2))
+    assert all(name.startswith((*tops, "bert.pooler.")) for name in moved)
+    matrices = {k for k in before if k.startswith(tops) and before[k].ndim == 2} if count else set()
+    pooler = {"bert.pooler.dense.weight"} if count else set()
+    assert moved >= matrices | pooler
+    assert (moved == set()) == (count == 0)
+
+
+def test_more_layers_than_there_are_cannot_be_redrawn(world: Path, pretrained: RunResult) -> None:
+    with pytest.raises(InputError, match="2 layers"):
+        finetune_in(world, "none", model=str(pretrained.folder), reinit_layers=3)
+
+
 def test_a_classifier_of_other_classes_gives_its_backbone(
     world: Path, pretrained: RunResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
