@@ -68,19 +68,6 @@ def _look_aside(query: Tensor, key: Tensor, waves: Tensor, offset: int, half: in
 
 
 @torch.no_grad()
-def word_vectors(model: BertForPreTraining, vectors: Tensor, chosen: Tensor) -> None:
-    """Begins word embeddings at given directions, as long as random ones are.
-
-    Args:
-        vectors: (V, D) of unit length.
-        chosen: (V,) bool, the tokens that get theirs; the others keep their random draw.
-    """
-    table = model.bert.embeddings.word.weight
-    length = model.config.initializer_range * math.sqrt(model.config.hidden_size)
-    table[: len(chosen)][chosen] = vectors[chosen] * length
-
-
-@torch.no_grad()
 def unigram_bias(model: BertForPreTraining, log_prob: Tensor) -> None:
     """Begins the MLM output bias at the log-frequency of each token.
 

@@ -18,7 +18,6 @@ from torch import nn
 
 from minibert import corpus
 from minibert.config import PRESETS, BertConfig, preset
-from minibert.cooccurrence import cooccurrence_vectors
 from minibert.errors import InputError
 from minibert.examples import (
     Example,
@@ -33,7 +32,7 @@ from minibert.examples import (
 )
 from minibert.files import bundled_data, write_json
 from minibert.heads import BertForPreTraining
-from minibert.initialisation import neighbour_attention, unigram_bias, word_vectors
+from minibert.initialisation import neighbour_attention, unigram_bias
 from minibert.losses import masked_lm_loss, next_sentence_loss
 from minibert.optim import Budget, build_optimizer
 from minibert.run_folder import RunFolder
@@ -257,21 +256,10 @@ def _build_model(
         new_bias = True
         if init != "reference":
             neighbour_attention(model)
-        if init == "cooccurrence":
-            _begin_word_vectors(model, source, settings.seed)
-        log_line("init", f"{init} (--init reference|neighbours|cooccurrence)")
+        log_line("init", f"{init} (--init reference|neighbours)")
     if init != "reference" and new_bias:
         unigram_bias(model, torch.from_numpy(unigram_log_prob(source.held_out)))
     return model
-
-
-def _begin_word_vectors(model: BertForPreTraining, source: _Source, seed: int) -> None:
-    """Word vectors from the training text; special tokens keep their random draw."""
-    tokenizer, documents = source.tokenizer, source.training.documents
-    width = model.config.hidden_size
-    vectors, occurs = cooccurrence_vectors(documents, tokenizer.vocab_size, width, seed)
-    occurs[tokenizer.special_ids] = False
-    word_vectors(model, vectors, occurs)
 
 
 def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResult:

@@ -209,9 +209,9 @@ class PretrainSettings(RunSettings):
     )
     init: str | None = setting(
         None,
-        "first weights: the reference's random ones, with heads that look at the next words, or "
-        "also with word vectors from which words share a text; default neighbours",
-        choices=("neighbours", "cooccurrence", "reference"),
+        "first weights: the reference's random ones, or with heads that look at the next words; "
+        "default neighbours",
+        choices=("neighbours", "reference"),
     )
     eval_examples: int = setting(2048, "held-out sequences scored at the end, at most")
 

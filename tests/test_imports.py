@@ -18,7 +18,7 @@ PACKAGE = ROOT / "minibert"
 LAYERS = [
     {"errors", "files", "version", "config", "settings"},
     {"model", "heads", "losses", "convert", "initialisation"},
-    {"tokenizer", "corpus", "store", "examples", "cooccurrence", "download"},
+    {"tokenizer", "corpus", "store", "examples", "download"},
     {"optim", "runtime", "checkpoint", "run_folder", "metrics", "train"},
     {"runs", "pretraining", "tasks", "tasks.classification", "finetuning"},
     {"predict", "evaluation"},
