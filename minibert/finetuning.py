@@ -87,8 +87,9 @@ def _build_model(
     Raises:
         InputError: the sequence length is beyond the model's positions, or the folder is damaged.
     """
+    own = BertConfig.from_pretrained(folder)
     config = dataclasses.replace(
-        model_config(settings, BertConfig.from_pretrained(folder)),
+        model_config(settings, own),
         id2label=dict(enumerate(task.labels)),
         problem_type="single_label_classification",
     )
@@ -96,8 +97,7 @@ def _build_model(
     if settings.random_weights:
         return BertForSequenceClassification(config)
     # A classifier of other classes is of no use; the backbone is.
-    own = BertConfig.from_pretrained(folder).id2label
-    left_out = ("classifier.",) if own != config.id2label else ()
+    left_out = ("classifier.",) if own.id2label != config.id2label else ()
     model = BertForSequenceClassification.from_pretrained(folder, config, left_out)
     log_line("weights", str(model.load_report))
     if settings.reinit_layers:
