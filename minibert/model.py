@@ -78,10 +78,36 @@ class SelfAttention(nn.Module):
         batch, length, width = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
-        context = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=self.dropout_prob * self.training
-        )  # (B, H, T, K)
+        attend = attend_on_cpu if _is_bf16_on_cpu(query) else F.scaled_dot_product_attention
+        dropout_prob = self.dropout_prob * self.training
+        context = attend(query, key, value, mask, dropout_prob)  # (B, H, T, K)
         return self.output(context.transpose(1, 2).reshape(batch, length, width))  # (B, T, D)
+
+
+def _is_bf16_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
+
+
+def attend_on_cpu(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_prob: float
+) -> Tensor:
+    """scaled_dot_product_attention as two batched products, for bf16 on a CPU.
+
+    PyTorch's fused kernel takes 2 to 4 times as long there (benchmarks/attention.py).
+
+    Args:
+        query, key, value: (B, H, T, K). mask: (B, 1, 1, T), True = attend.
+    """
+    batch, heads, length, size = query.shape
+    query, key, value = (x.reshape(batch * heads, length, size) for x in (query, key, value))
+    bias = torch.zeros((), dtype=query.dtype)
+    if mask is not None:
+        # The lowest number and not -inf: rows without any key stay finite.
+        bias = bias.masked_fill(~mask, torch.finfo(query.dtype).min)
+        bias = bias.expand(batch, heads, 1, length).reshape(batch * heads, 1, length)
+    scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=size**-0.5)
+    weights = F.dropout(scores.softmax(-1), dropout_prob)
+    return torch.bmm(weights, value).view(batch, heads, length, size)
 
 
 class FeedForward(nn.Module):

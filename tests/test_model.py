@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from minibert.config import BertConfig, preset
 from minibert.heads import BertForPreTraining, BertForSequenceClassification, gather_positions
 from minibert.losses import masked_lm_loss, next_sentence_loss
-from minibert.model import BertModel, Layer
+from minibert.model import BertModel, Layer, attend_on_cpu
 
 Batch = dict[str, Tensor]
 
@@ -125,6 +125,55 @@ def test_bool_and_integer_masks_mean_the_same(tiny_config: BertConfig, padded_ba
     model = BertModel(tiny_config).eval()
     as_bool = {**padded_batch, "attention_mask": padded_batch["attention_mask"].bool()}
     assert torch.equal(model(**as_bool)[0], model(**padded_batch)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_cpu_attention_equals_the_fused_kernel(dtype: torch.dtype) -> None:
+    mask = torch.arange(7) < torch.tensor([[7], [4], [1]])
+    query, key, value = torch.randn(3, 3, 2, 7, 16)
+    upstream = torch.randn(3, 2, 7, 16)
+    found = []
+    for kernel in (attend_on_cpu, F.scaled_dot_product_attention):
+        # The reference is the fused kernel in fp32, whatever is compared with it.
+        kind = dtype if kernel is attend_on_cpu else torch.float32
+        inputs = [x.to(kind).detach().requires_grad_() for x in (query, key, value)]
+        out = kernel(*inputs, mask[:, None, None, :], 0.0)
+        out.backward(upstream.to(kind))
+        found.append([out.detach().float(), *(x.grad.float() for x in inputs)])
+    for ours, theirs in zip(*found, strict=True):
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(ours, theirs, atol=tolerance * theirs.abs().max(), rtol=0)
+
+
+def test_the_cpu_attention_without_a_mask_sees_all() -> None:
+    query, key, value = torch.randn(3, 2, 2, 5, 8)
+    everything = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    masked = attend_on_cpu(query, key, value, everything, 0.0)
+    torch.testing.assert_close(attend_on_cpu(query, key, value, None, 0.0), masked)
+
+
+def test_the_cpu_attention_drops_weights() -> None:
+    query, key = torch.zeros(2, 1, 1, 400, 8)
+    out = attend_on_cpu(query, key, torch.ones(1, 1, 400, 8), None, 0.25)
+    assert out.std() > 0
+    assert abs(out.mean() - 1) < 0.01  # those kept are scaled up
+
+
+def test_bf16_outputs_are_near_those_of_fp32(tiny_config: BertConfig, padded_batch: Batch) -> None:
+    model = BertModel(tiny_config).eval()
+    exact = model(**padded_batch).last_hidden_state
+    with torch.autocast("cpu", torch.bfloat16):
+        near = model(**padded_batch).last_hidden_state.float()
+    real = padded_batch["attention_mask"].bool()
+    assert (exact - near)[real].abs().max() < 0.05
+
+
+def test_a_row_of_padding_alone_stays_finite(tiny_config: BertConfig) -> None:
+    model = BertModel(tiny_config).eval()
+    ids, mask = torch.zeros(2, 6, dtype=torch.long), torch.zeros(2, 6)
+    for precision in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            assert model(ids, attention_mask=mask).last_hidden_state.isfinite().all()
 
 
 def test_token_order_matters(tiny_config: BertConfig) -> None:
