@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from minibert.config import BertConfig
 from minibert.convert import PretrainedMixin
+from minibert.kernels import Dropout
 from minibert.model import ACTIVATIONS, BertModel, init_weights
 
 
@@ -113,7 +114,7 @@ class BertForSequenceClassification(PretrainedMixin, nn.Module):
         self.config = config
         self.bert = BertModel(config)
         dropout = config.classifier_dropout
-        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
+        self.dropout = Dropout(config.hidden_dropout_prob if dropout is None else dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         init_weights(self.classifier, config)
 

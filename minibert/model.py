@@ -1,10 +1,11 @@
 """The BERT encoder, written by hand (Devlin et al. 2019; Vaswani et al. 2017, section 3).
 
 Token ids go in, one vector per token and one per sequence come out. The backbone knows no task;
-the heads stand in `heads.py`.
+the heads stand in `heads.py`. Between the two all tokens of the batch stand in one row, padding
+left out (`unpadding.py`); only attention sees sequences side by side.
 
-Shapes: B batch, T tokens, D hidden_size, H heads, K = D/H head size, F intermediate_size,
-V vocabulary, N layers.
+Shapes: B batch, T tokens, R tokens of the batch in one row, D hidden_size, H heads,
+K = D/H head size, F intermediate_size, V vocabulary, N layers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 
 from minibert.config import BertConfig
 from minibert.convert import PretrainedMixin
+from minibert.kernels import Dropout, attention
+from minibert.unpadding import Group, Layout, full_layout, unpadded_layout
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,  # exact, with erf: the published BERT
@@ -30,8 +33,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class BertOutput(NamedTuple):
     """What `BertModel` returns.
 
-    last_hidden_state: (B, T, D). pooler_output: (B, D). hidden_states: N+1 tensors (B, T, D),
-    the embeddings first, when asked for; else empty.
+    last_hidden_state: (B, T, D), on a CPU 0 at the padding. pooler_output: (B, D). hidden_states:
+    N+1 tensors (B, T, D), the embeddings first, when asked for; else empty.
     """
 
     last_hidden_state: Tensor
@@ -49,18 +52,11 @@ class Embeddings(nn.Module):
         self.position = nn.Embedding(config.max_position_embeddings, width)
         self.segment = nn.Embedding(config.type_vocab_size, width)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        length = input_ids.shape[1]
-        if length > self.position.num_embeddings:
-            raise ValueError(
-                f"sequence of {length} tokens, but max_position_embeddings is "
-                f"{self.position.num_embeddings}"
-            )
-        summed = self.word(input_ids) + self.segment(token_type_ids)  # (B, T, D)
-        summed = summed + self.position.weight[:length]  # the same T rows for every sequence
-        return self.dropout(self.norm(summed))
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor) -> Tensor:
+        summed = self.word(input_ids) + self.segment(token_type_ids)  # (R,) each -> (R, D)
+        return self.dropout(self.norm(summed + self.position(positions)))
 
 
 class SelfAttention(nn.Module):
@@ -74,40 +70,16 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)  # query, key, value side by side: one product
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        batch, length, width = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, width // self.num_heads)
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        parts = [self._attend(rows, group) for group, rows in layout.split(self.qkv(x))]
+        return self.output(parts[0] if len(parts) == 1 else torch.cat(parts))  # (R, D)
+
+    def _attend(self, rows: Tensor, group: Group) -> Tensor:
+        qkv = group.pad(rows).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, H, K)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
-        attend = attend_on_cpu if _is_bf16_on_cpu(query) else F.scaled_dot_product_attention
         dropout_prob = self.dropout_prob * self.training
-        context = attend(query, key, value, mask, dropout_prob)  # (B, H, T, K)
-        return self.output(context.transpose(1, 2).reshape(batch, length, width))  # (B, T, D)
-
-
-def _is_bf16_on_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16
-
-
-def attend_on_cpu(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_prob: float
-) -> Tensor:
-    """scaled_dot_product_attention as two batched products, for bf16 on a CPU.
-
-    PyTorch's fused kernel takes 2 to 4 times as long there (benchmarks/attention.py).
-
-    Args:
-        query, key, value: (B, H, T, K). mask: (B, 1, 1, T), True = attend.
-    """
-    batch, heads, length, size = query.shape
-    query, key, value = (x.reshape(batch * heads, length, size) for x in (query, key, value))
-    bias = torch.zeros((), dtype=query.dtype)
-    if mask is not None:
-        # The lowest number and not -inf: rows without any key stay finite.
-        bias = bias.masked_fill(~mask, torch.finfo(query.dtype).min)
-        bias = bias.expand(batch, heads, 1, length).reshape(batch * heads, 1, length)
-    scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=size**-0.5)
-    weights = F.dropout(scores.softmax(-1), dropout_prob)
-    return torch.bmm(weights, value).view(batch, heads, length, size)
+        context = attention(query, key, value, group.mask, dropout_prob)  # (B, H, T, K)
+        return group.unpad(context.transpose(1, 2).flatten(2))  # (B, T, D) -> (r, D)
 
 
 class FeedForward(nn.Module):
@@ -120,7 +92,7 @@ class FeedForward(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))  # (B, T, D) -> (B, T, F) -> (B, T, D)
+        return self.down(self.activation(self.up(x)))  # (R, D) -> (R, F) -> (R, D)
 
 
 class Layer(nn.Module):
@@ -132,10 +104,10 @@ class Layer(nn.Module):
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        x = self.attention_norm(x + self.dropout(self.attention(x, layout)))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
@@ -187,15 +159,31 @@ class BertModel(PretrainedMixin, nn.Module):
         """
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
-        # Broadcast over heads and query positions: (B, 1, 1, T).
-        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
-        x = self.embeddings(input_ids, token_type_ids)
+        layout = self._layout(input_ids, attention_mask)
+        x = self.embeddings(
+            layout.take(input_ids), layout.take(token_type_ids), layout.positions(input_ids.device)
+        )  # (R, D)
         states = [x]
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, layout)
             if output_hidden_states:
                 states.append(x)
-        return BertOutput(x, self.pooler(x), tuple(states) if output_hidden_states else ())
+        last = layout.restore(x)  # (B, T, D)
+        kept = tuple(map(layout.restore, states)) if output_hidden_states else ()
+        return BertOutput(last, self.pooler(last), kept)
+
+    def _layout(self, input_ids: Tensor, attention_mask: Tensor | None) -> Layout:
+        batch, length = input_ids.shape
+        positions = self.config.max_position_embeddings
+        if length > positions:
+            raise ValueError(
+                f"sequence of {length} tokens, but max_position_embeddings is {positions}"
+            )
+        mask = None if attention_mask is None else attention_mask.bool()
+        # Compiled code wants shapes that stay, and a GPU would have to tell its own first.
+        if mask is None or torch.compiler.is_compiling() or mask.device.type != "cpu":
+            return full_layout((batch, length), mask)
+        return unpadded_layout(mask)
 
 
 def init_weights(module: nn.Module, config: BertConfig) -> None:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from minibert.config import BertConfig, preset
 from minibert.heads import BertForPreTraining, BertForSequenceClassification, gather_positions
 from minibert.losses import masked_lm_loss, next_sentence_loss
-from minibert.model import BertModel, Layer, attend_on_cpu
+from minibert.model import BertModel, Layer
+from minibert.unpadding import full_layout, unpadded_layout
 
 Batch = dict[str, Tensor]
 
@@ -62,7 +63,8 @@ def test_layer_equals_torch_in_value_and_gradient(tiny_config: BertConfig, padde
     attend = torch.arange(9) < torch.tensor([9, 5, 2])[:, None] if padded else torch.ones(3, 9) > 0
     weights = torch.randn(3, 9, 32) * attend[:, :, None]  # only real positions are read
 
-    ours = layer(x, attend[:, None, None, :] if padded else None)
+    layout = unpadded_layout(attend) if padded else full_layout((3, 9))
+    ours = layout.restore(layer(layout.take(x), layout))
     theirs = twin(x_twin, src_key_padding_mask=~attend if padded else None)
     torch.testing.assert_close(ours[attend], theirs[attend], atol=1e-5, rtol=1e-5)
 
@@ -127,38 +129,6 @@ def test_bool_and_integer_masks_mean_the_same(tiny_config: BertConfig, padded_ba
     assert torch.equal(model(**as_bool)[0], model(**padded_batch)[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_cpu_attention_equals_the_fused_kernel(dtype: torch.dtype) -> None:
-    mask = torch.arange(7) < torch.tensor([[7], [4], [1]])
-    query, key, value = torch.randn(3, 3, 2, 7, 16)
-    upstream = torch.randn(3, 2, 7, 16)
-    found = []
-    for kernel in (attend_on_cpu, F.scaled_dot_product_attention):
-        # The reference is the fused kernel in fp32, whatever is compared with it.
-        kind = dtype if kernel is attend_on_cpu else torch.float32
-        inputs = [x.to(kind).detach().requires_grad_() for x in (query, key, value)]
-        out = kernel(*inputs, mask[:, None, None, :], 0.0)
-        out.backward(upstream.to(kind))
-        found.append([out.detach().float(), *(x.grad.float() for x in inputs)])
-    for ours, theirs in zip(*found, strict=True):
-        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-        torch.testing.assert_close(ours, theirs, atol=tolerance * theirs.abs().max(), rtol=0)
-
-
-def test_the_cpu_attention_without_a_mask_sees_all() -> None:
-    query, key, value = torch.randn(3, 2, 2, 5, 8)
-    everything = torch.ones(2, 1, 1, 5, dtype=torch.bool)
-    masked = attend_on_cpu(query, key, value, everything, 0.0)
-    torch.testing.assert_close(attend_on_cpu(query, key, value, None, 0.0), masked)
-
-
-def test_the_cpu_attention_drops_weights() -> None:
-    query, key = torch.zeros(2, 1, 1, 400, 8)
-    out = attend_on_cpu(query, key, torch.ones(1, 1, 400, 8), None, 0.25)
-    assert out.std() > 0
-    assert abs(out.mean() - 1) < 0.01  # those kept are scaled up
-
-
 def test_bf16_outputs_are_near_those_of_fp32(tiny_config: BertConfig, padded_batch: Batch) -> None:
     model = BertModel(tiny_config).eval()
     exact = model(**padded_batch).last_hidden_state
@@ -192,7 +162,7 @@ def test_every_token_sees_every_other(tiny_config: BertConfig) -> None:
     out = model(ids).last_hidden_state
     for position in range(7):
         (grad,) = torch.autograd.grad(out[0, position].square().sum(), embedded, retain_graph=True)
-        assert (grad[0].norm(dim=1) > 0).all()
+        assert (grad.norm(dim=1) > 0).all()
 
 
 def test_a_sequence_beyond_the_positions_is_refused(tiny_config: BertConfig) -> None:
@@ -209,7 +179,8 @@ def test_hidden_states_are_embeddings_and_every_layer(tiny_config: BertConfig, l
     out = model(ids, output_hidden_states=True)
     assert len(out.hidden_states) == layers + 1
     assert all(state.shape == (2, 5, 32) for state in out.hidden_states)
-    assert torch.equal(out.hidden_states[0], model.embeddings(ids, torch.zeros_like(ids)))
+    embedded = model.embeddings(ids, torch.zeros_like(ids), torch.arange(5))
+    assert torch.equal(out.hidden_states[0], embedded)
     assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
     assert model(ids).hidden_states == ()
 
@@ -241,7 +212,7 @@ def test_dropout_is_off_in_eval_and_on_in_training(tiny_config: BertConfig, name
 
 def test_classifier_dropout_overrides_the_hidden_one(tiny_config: BertConfig) -> None:
     def rate(**changes: float) -> float:
-        return BertForSequenceClassification(replace(tiny_config, **changes)).dropout.p
+        return BertForSequenceClassification(replace(tiny_config, **changes)).dropout.prob
 
     assert rate(hidden_dropout_prob=0.3) == 0.3
     assert rate(hidden_dropout_prob=0.3, classifier_dropout=0.0) == 0.0

@@ -1,0 +1,136 @@
+"""Which tokens of a batch are real, so that no layer computes padding.
+
+    (B, T) ids with padding -> (R, D) real tokens -> every layer -> (B, T, D), 0 at the padding
+
+Everything in an encoder but attention acts on a token by itself, so it runs on the R real tokens
+of a batch in one row (the "unpadding" of MosaicBERT, Portes et al. 2023, section 3). Attention
+needs sequences side by side again: they are ordered by length, and a group of similar length is
+padded to its own longest, so sequences never see each other.
+
+Shapes: B batch, T tokens, R real tokens of the batch, D hidden_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_SIMILAR = 0.75  # a group's sequences are at least this share of its longest
+_SHORT = 32  # up to this length sequences are one group: a product more costs more than padding
+
+
+class Group(NamedTuple):
+    """Sequences that attention takes together.
+
+    places: (r,) where their r real tokens lie in num_sequences * length, sequence by sequence;
+    None where all are real, or where padding is computed like them. mask: (b, 1, 1, length),
+    True = attend, or None to attend to all.
+    """
+
+    num_sequences: int
+    length: int
+    num_tokens: int
+    places: Tensor | None
+    mask: Tensor | None
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """(r, D) -> (num_sequences, length, D), 0 at the padding."""
+        width = rows.shape[-1]
+        if self.places is not None:
+            rows = _spread(rows, self.places, self.num_sequences * self.length)
+        return rows.view(self.num_sequences, self.length, width)
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """(num_sequences, length, D) -> (r, D)."""
+        rows = padded.reshape(-1, padded.shape[-1])
+        return rows if self.places is None else rows.index_select(0, self.places)
+
+
+class Layout(NamedTuple):
+    """Where the real tokens of a (B, T) batch lie.
+
+    places: (R,) in B * T, in the order in which the layers see them; None where that is all
+    of them as they stand. groups: in the same order.
+    """
+
+    shape: tuple[int, int]
+    places: Tensor | None
+    groups: tuple[Group, ...]
+
+    def take(self, padded: Tensor) -> Tensor:
+        """(B, T, ...) -> (R, ...)."""
+        flat = padded.flatten(0, 1)
+        return flat if self.places is None else flat.index_select(0, self.places)
+
+    def positions(self, device: torch.device) -> Tensor:
+        """(R,): which place in its sequence each token has."""
+        batch, length = self.shape
+        if self.places is None:
+            return torch.arange(length, device=device).repeat(batch)
+        return self.places % length
+
+    def restore(self, rows: Tensor) -> Tensor:
+        """(R, D) -> (B, T, D), 0 at the padding."""
+        batch, length = self.shape
+        if self.places is not None:
+            rows = _spread(rows, self.places, batch * length)
+        return rows.view(batch, length, rows.shape[-1])
+
+    def split(self, rows: Tensor) -> Iterator[tuple[Group, Tensor]]:
+        """Each group with its rows of (R, D)."""
+        sizes = [group.num_tokens for group in self.groups]
+        return zip(self.groups, rows.split(sizes), strict=True)
+
+
+def _spread(rows: Tensor, places: Tensor, count: int) -> Tensor:
+    """Rows put at places of `count` rows of zeros; index_copy's backward adds nothing up."""
+    return rows.new_zeros(count, rows.shape[-1]).index_copy(0, places, rows)
+
+
+def full_layout(shape: tuple[int, int], mask: Tensor | None = None) -> Layout:
+    """All tokens as they stand, padding computed like the rest.
+
+    Args:
+        mask: (B, T) bool, which tokens are attended to.
+    """
+    batch, length = shape
+    broadcast = None if mask is None else mask[:, None, None, :]
+    return Layout(shape, None, (Group(batch, length, batch * length, None, broadcast),))
+
+
+def unpadded_layout(mask: Tensor) -> Layout:
+    """The real tokens of a batch, in groups of sequences of similar length, longest first.
+
+    Args:
+        mask: (B, T) bool, True = a real token. Padding may stand anywhere.
+    """
+    batch, length = mask.shape
+    if bool(mask.all()):
+        return full_layout((batch, length))
+    lengths = mask.sum(1)
+    order = torch.argsort(lengths, descending=True, stable=True)
+    every = torch.arange(batch * length, device=mask.device).view(batch, length)
+    places = every[order][mask[order]]  # (R,)
+    sizes = lengths[order].tolist()
+    groups, start = [], 0
+    while start < batch:
+        longest = max(1, sizes[start])
+        similar = 0 if longest <= _SHORT else _SIMILAR * longest
+        stop = start + 1
+        while stop < batch and sizes[stop] >= similar:
+            stop += 1
+        groups.append(_group(lengths[order[start:stop]], longest))
+        start = stop
+    return Layout((batch, length), places, tuple(groups))
+
+
+def _group(lengths: Tensor, longest: int) -> Group:
+    real = torch.arange(longest, device=lengths.device) < lengths[:, None]  # (b, longest)
+    count = int(lengths.sum())
+    if count == real.numel():
+        return Group(len(lengths), longest, count, None, None)
+    places = real.reshape(-1).nonzero().squeeze(1)
+    return Group(len(lengths), longest, count, places, real[:, None, None, :])
