@@ -34,6 +34,7 @@ from minibert.runs import (
     run_record,
     start_or_replay_runtime,
     training_seconds,
+    utilisation,
     weights_digest,
 )
 from minibert.settings import FinetuneSettings
@@ -197,6 +198,7 @@ def _finetune_in(
     settings_of_loop = loop_settings(settings, rate, budget, select="accuracy")
     if settings.eval_every is None:
         settings_of_loop = dataclasses.replace(settings_of_loop, eval_every=data.steps_per_epoch)
+    use = utilisation(settings, model.config, runtime, begun)
     loop = Loop(
         model,
         data,
@@ -207,6 +209,7 @@ def _finetune_in(
         folder,
         evaluate=lambda: score(probabilities(dev_rows), _labels(dev)),
         forward=torch.compile(model) if settings.compile else None,
+        utilisation=use,
     )
     record = run_record("finetune", settings, splits.fingerprint, runtime)
     record["resolved"] |= {
@@ -216,6 +219,7 @@ def _finetune_in(
         "micro_batch_size": micro,
         "learning_rate": rate,
         "budget": dataclasses.asdict(budget),
+        "peak_flops": use.peak_flops,
         "model": model.config.to_dict(),
     }
     state = carry_out(loop, model, folder, None if begun else record, settings.resume != "no")

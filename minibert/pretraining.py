@@ -51,6 +51,7 @@ from minibert.runs import (
     run_record,
     start_or_replay_runtime,
     training_seconds,
+    utilisation,
 )
 from minibert.runtime import Runtime
 from minibert.settings import DEFAULT_PRESET, PretrainSettings
@@ -110,8 +111,9 @@ class PretrainingData:
         counts = {"mlm": sum(len(e.mlm_positions) for e in examples)}
         if examples[0].next_sentence_label is not None:
             counts["nsp"] = len(examples)
-        num_tokens = sum(len(e.input_ids) for e in examples)
-        return StepData([collate(p, self.max_predictions) for p in parts], counts, num_tokens)
+        batches = [collate(part, self.max_predictions) for part in parts]
+        num_slots = sum(batch["input_ids"].numel() for batch in batches)
+        return StepData(batches, counts, [len(e.input_ids) for e in examples], num_slots)
 
 
 @torch.no_grad()
@@ -337,6 +339,7 @@ def _pretrain_in(
     else:
         budget = _budget(settings, stream, source.store)
     rate = settings.learning_rate or default_learning_rate(model.config.hidden_size)
+    use = utilisation(settings, model.config, runtime, begun)
     loop = Loop(
         model,
         data,
@@ -347,6 +350,7 @@ def _pretrain_in(
         folder,
         evaluate=lambda: score(few),
         forward=torch.compile(model) if settings.compile else None,
+        utilisation=use,
     )
     record = run_record("pretrain", settings, fingerprint, runtime)
     record["resolved"] |= {
@@ -355,6 +359,7 @@ def _pretrain_in(
         "micro_batch_size": micro,
         "learning_rate": rate,
         "budget": dataclasses.asdict(budget),
+        "peak_flops": use.peak_flops,
         "model": model.config.to_dict(),
     }
     resume = settings.resume != "no"

@@ -15,13 +15,15 @@ from torch import nn
 
 from minibert.config import BertConfig
 from minibert.errors import InputError
+from minibert.flops import measure_peak_flops, training_flops
 from minibert.optim import Budget
 from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime, start_runtime, versions
 from minibert.settings import RunSettings
 from minibert.tokenizer import WordPiece
-from minibert.train import Loop, LoopSettings, LoopState, clock, fit
+from minibert.train import Loop, LoopSettings, LoopState, StepData, Utilisation, clock, fit
 
+_MEASURED_ROWS = 8192  # of the matrix products that tell the machine's peak, at most
 _TIMED_ROWS = 200  # rows scored to tell how long all of them will take
 
 
@@ -89,6 +91,21 @@ def model_config(settings: RunSettings, config: BertConfig) -> BertConfig:
         attention_probs_dropout_prob=settings.dropout,
         classifier_dropout=None,  # follows the hidden one
     )
+
+
+def utilisation(
+    settings: RunSettings, config: BertConfig, runtime: Runtime, begun: dict[str, Any] | None
+) -> Utilisation:
+    """What `mfu` is computed from; a run that goes on keeps the peak that it began with."""
+    peak = begun["resolved"].get("peak_flops") if begun else None
+    if peak is None:
+        rows = (settings.micro_batch_size or settings.batch_size) * settings.max_seq_length
+        peak = measure_peak_flops(config, min(rows, _MEASURED_ROWS), runtime)
+
+    def useful_flops(step: StepData) -> float:
+        return training_flops(config, step.lengths, step.counts.get("mlm", 0))
+
+    return Utilisation(useful_flops, peak)
 
 
 def training_seconds(

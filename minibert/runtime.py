@@ -33,6 +33,13 @@ class Runtime:
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
+    def synchronize(self) -> None:
+        """Waits until the device has done what it was given, so that a clock can be read."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
 
 def start_runtime(device: str, precision: str, deterministic: bool) -> Runtime:
     """Resolves "auto", switches determinism, and keeps freed memory in the process.

@@ -50,12 +50,29 @@ class StepData(NamedTuple):
     """The data of one optimiser step.
 
     micro_batches: on the CPU. counts: labels of each loss term over the whole step, known before
-    the first forward. num_tokens: real tokens, no padding.
+    the first forward. lengths: real tokens of each sequence. num_slots: places in the batches,
+    padding included.
     """
 
     micro_batches: list[dict[str, Tensor]]
     counts: dict[str, int]
-    num_tokens: int
+    lengths: list[int]
+    num_slots: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens, no padding."""
+        return sum(self.lengths)
+
+
+class Utilisation(NamedTuple):
+    """What `mfu` in metrics.jsonl is made of; see `flops.py`.
+
+    useful_flops: operations that a step's real tokens need. peak_flops: a second, of the machine.
+    """
+
+    useful_flops: Callable[[StepData], float]
+    peak_flops: float
 
 
 class Data(Protocol):
@@ -125,6 +142,7 @@ class Loop:
         folder: RunFolder | None,
         evaluate: Callable[[], dict[str, float]],
         forward: Callable[..., Any] | None = None,
+        utilisation: Utilisation | None = None,
     ) -> None:
         """Takes everything the loop needs.
 
@@ -132,12 +150,13 @@ class Loop:
             evaluate: scores the model; its figures are logged as `eval_…`.
             folder: where rows and checkpoints go; None keeps nothing (a dry run).
             forward: what is called instead of `model`, such as a compiled wrapper of it.
+            utilisation: how rows get their `mfu`; without it they have none.
         """
         self.model = model
         self.forward = model if forward is None else forward
         self.data, self.objective, self.optimizer = data, objective, optimizer
         self.settings, self.runtime, self.folder = settings, runtime, folder
-        self.evaluate = evaluate
+        self.evaluate, self.utilisation = evaluate, utilisation
         self.state = LoopState()
         self.stop_signal = 0
         self._session_start = time.perf_counter()
@@ -247,7 +266,9 @@ class Loop:
         window = self.state.window
         added = {"steps": 1, "loss": sum(losses.values()), "grad_norm": norm, **sums}
         added |= {f"{name}_count": count for name, count in step.counts.items()}
-        added["tokens"] = step.num_tokens
+        added |= {"tokens": step.num_tokens, "slots": step.num_slots}
+        if self.utilisation:
+            added["flops"] = self.utilisation.useful_flops(step)
         for key, value in added.items():
             window[key] = window.get(key, 0) + value
         window["learning_rate"] = rate
@@ -305,7 +326,11 @@ class Loop:
             row[f"{name}_accuracy"] = window[f"{name}_hits"] / window[key]
         row["learning_rate"] = window["learning_rate"]
         row["grad_norm"] = window["grad_norm"] / window["steps"]
-        row["tokens_per_second"] = window["tokens"] / max(1e-9, window["seconds"])
+        seconds = max(1e-9, window["seconds"])
+        row["padding_share"] = 1 - window["tokens"] / window["slots"]
+        row["tokens_per_second"] = window["tokens"] / seconds
+        if self.utilisation:
+            row["mfu"] = window["flops"] / seconds / self.utilisation.peak_flops
         row["seconds"] = self._seconds()
         return row
 

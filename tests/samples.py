@@ -18,7 +18,7 @@ from minibert.train import Loop, LoopSettings, StepData, Term
 NOUNS = "storm river bridge miller castle garden market winter silver candle harbor valley".split()
 CPU = Runtime(torch.device("cpu"), "fp32")
 # What differs between two runs that are otherwise the same.
-TIME_FIELDS = ("seconds", "tokens_per_second")
+TIME_FIELDS = ("seconds", "tokens_per_second", "mfu")
 
 
 def corpus_text(documents: int = 24, sentences: int = 6, seed: int = 0) -> str:
@@ -79,7 +79,7 @@ def line_steps(sizes: list[int], seed: int = 0) -> list[StepData]:
     for size in sizes:
         x = torch.randn(size, 3, generator=generator)
         batch = {"x": x, "y": x.sum(-1) + 1}
-        steps.append(StepData([batch], {"fit": size}, 3 * size))
+        steps.append(StepData([batch], {"fit": size}, [3] * size, 4 * size))
     return steps
 
 
@@ -102,6 +102,7 @@ def make_loop(model: nn.Module, data: Any, **options: Any) -> Loop:
         "runtime": CPU,
         "folder": None,
         "evaluate": lambda: {"loss": 0.0},
+        "utilisation": None,
     }
     parts = {key: options.pop(key, value) for key, value in given.items()}
     if "budget" not in options:

@@ -73,7 +73,7 @@ def as_step(batch: dict[str, Tensor], micro: int) -> StepData:
     rows = len(batch["input_ids"])
     parts = [{k: v[i : i + micro] for k, v in batch.items()} for i in range(0, rows, micro)]
     counts = {"mlm": int((batch["mlm_labels"] != IGNORE_INDEX).sum()), "nsp": rows}
-    return StepData(parts, counts, rows * LENGTH)
+    return StepData(parts, counts, [LENGTH] * rows, rows * LENGTH)
 
 
 def run_bert(micro: int, steps: int) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -230,7 +230,7 @@ def test_rows_carry_the_keys_of_the_contract(tmp_path: Path) -> None:
     for row in steps:
         assert list(row) == [
             *("step", "epoch", "loss", "fit_loss", "fit_accuracy", "learning_rate"),
-            *("grad_norm", "tokens_per_second", "seconds"),
+            *("grad_norm", "padding_share", "tokens_per_second", "seconds"),
         ]
     for row in evaluations:
         assert row.keys() == {"step", "epoch", "eval_loss"}
@@ -252,6 +252,17 @@ def test_speed_is_that_of_the_steps_alone(tmp_path: Path, monkeypatch: pytest.Mo
     speeds = [[r["tokens_per_second"] for r in rows if "loss" in r] for rows in (quiet, busy)]
     assert speeds[0] == speeds[1]
     assert sum("loss" not in r for r in busy) > sum("loss" not in r for r in quiet)
+
+
+def test_utilisation_and_padding_are_those_of_the_window(tmp_path: Path) -> None:
+    use = train.Utilisation(lambda step: 10.0 * len(step.lengths), peak_flops=100.0)
+    rows = rows_at_rest(tmp_path / "run", [4, 2], max_steps=4, log_every=2, utilisation=use)
+    rows = [row for row in rows if "loss" in row]
+    assert len(rows) == 2
+    for row in rows:
+        assert row["padding_share"] == 0.25  # 3 of 4 places are real, see `line_steps`
+        # Three tokens cost 10 operations, and the machine does 100 a second.
+        assert row["mfu"] == pytest.approx(row["tokens_per_second"] / 3 * 10 / 100)
 
 
 def test_a_budget_of_epochs_is_announced_in_steps_and_time(

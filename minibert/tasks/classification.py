@@ -345,8 +345,9 @@ class ClassificationData:
         self.batch += 1
         if self.batch == self.steps_per_epoch:
             self.epoch, self.batch, self._order = self.epoch + 1, 0, None
-        num_tokens = sum(len(self.encoded[i]) for i in chosen)
-        return StepData(micro, {"task": len(chosen)}, num_tokens)
+        num_slots = sum(batch["input_ids"].numel() for batch in micro)
+        lengths = [len(self.encoded[i]) for i in chosen]
+        return StepData(micro, {"task": len(chosen)}, lengths, num_slots)
 
 
 # --- loss, prediction, figures --------------------------------------------------------------------

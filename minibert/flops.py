@@ -1,0 +1,65 @@
+"""How much arithmetic a training step needs, and how much the machine can do: their ratio is MFU.
+
+Model FLOPs utilisation (Chowdhery et al. 2022, "PaLM", appendix B): the floating-point operations
+that the step's real tokens need, by the formula of `training_flops`, per second, as a share of
+what the machine's matrix products reach. Padding, recomputing and everything that is not a matrix
+product count nothing, so an implementation that spends time on them scores lower.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from minibert.config import BertConfig
+from minibert.runtime import Runtime
+
+_REPEATS = 5
+
+
+def training_flops(config: BertConfig, lengths: Sequence[int], num_predictions: int = 0) -> float:
+    """Operations of a forward and backward pass over sequences without padding.
+
+        3 * (N * sum over sequences (8 D^2 n + 4 D F n + 4 D n^2)
+             + 2 D^2 sequences + M * (2 D^2 + 2 D V))
+
+    A product of (a, b) and (b, c) counts 2abc; backward counts twice forward. The terms are query,
+    key, value and output; feed-forward; attention's two products; the pooler; the MLM head at M
+    positions. Embeddings, norms, activations and softmax count nothing.
+
+    Args:
+        lengths: real tokens n of each sequence.
+        num_predictions: M, scored positions over all sequences.
+    """
+    width, inner = config.hidden_size, config.intermediate_size
+    tokens, squares = sum(lengths), sum(n * n for n in lengths)
+    per_layer = (8 * width**2 + 4 * width * inner) * tokens + 4 * width * squares
+    heads = 2 * width**2 * len(lengths)
+    heads += num_predictions * (2 * width**2 + 2 * width * config.vocab_size)
+    return 3.0 * (config.num_hidden_layers * per_layer + heads)
+
+
+def measure_peak_flops(config: BertConfig, num_tokens: int, runtime: Runtime) -> float:
+    """Operations a second of the machine's best matrix product of the model's own shapes.
+
+    A tenth of a second for small models, a few seconds for large ones on a CPU.
+
+    Args:
+        num_tokens: rows of the products, those of a step.
+    """
+    dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
+    width, inner = config.hidden_size, config.intermediate_size
+    best = 0.0
+    for rows, columns in ((width, inner), (inner, width), (width, 3 * width)):
+        x = torch.ones(num_tokens, rows, dtype=dtype, device=runtime.device)
+        weight = torch.ones(rows, columns, dtype=dtype, device=runtime.device)
+        for _ in range(_REPEATS):
+            runtime.synchronize()
+            start = time.perf_counter()
+            torch.mm(x, weight)
+            runtime.synchronize()
+            seconds = time.perf_counter() - start
+            best = max(best, 2 * num_tokens * rows * columns / seconds)
+    return best

@@ -1,0 +1,63 @@
+"""The formula of useful operations against a count of what the network really does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from minibert.config import BertConfig, preset
+from minibert.flops import measure_peak_flops, training_flops
+from minibert.heads import BertForPreTraining, BertForSequenceClassification
+from minibert.runtime import start_runtime
+
+
+@pytest.mark.parametrize("length", [7, 32])
+def test_the_formula_is_what_pretraining_computes(tiny_config: BertConfig, length: int) -> None:
+    model = BertForPreTraining(tiny_config)
+    ids = torch.randint(5, 80, (3, length))
+    with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+        out = model(ids, mlm_positions=torch.arange(4).expand(3, 4))
+        (out.mlm_logits.sum() + out.nsp_logits.sum()).backward()
+    nsp = 3 * 2 * 3 * 2 * tiny_config.hidden_size  # the classifier, left out as too small
+    counted = counter.get_total_flops() - nsp
+    assert counted == pytest.approx(training_flops(tiny_config, [length] * 3, 12), rel=1e-3)
+
+
+def test_the_formula_is_what_finetuning_computes(tiny_config: BertConfig) -> None:
+    model = BertForSequenceClassification(tiny_config)
+    with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+        model(torch.randint(5, 80, (2, 9))).logits.sum().backward()
+    classifier = 3 * 2 * 2 * tiny_config.num_labels * tiny_config.hidden_size
+    counted = counter.get_total_flops() - classifier
+    assert counted == pytest.approx(training_flops(tiny_config, [9, 9]), rel=1e-3)
+
+
+def test_padding_counts_nothing(tiny_config: BertConfig) -> None:
+    model = BertForSequenceClassification(tiny_config).eval()
+    mask = torch.arange(32) < torch.tensor([32, 3, 3])[:, None]
+    with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+        model(torch.randint(5, 80, (3, 32)), attention_mask=mask)
+    padded = training_flops(tiny_config, [32] * 3) / 3
+    assert counter.get_total_flops() < 0.7 * padded
+
+
+def test_base_costs_what_is_published() -> None:
+    # Six operations a parameter and token, embeddings left out (Kaplan et al. 2020, section 2.1),
+    # and attention on top: 85 M parameters of BERT-base, 12 layers of 12 * 768^2 and a little.
+    config = preset("base")
+    tokens = [128] * 8
+    plain = 6 * 12 * 12 * 768**2 * sum(tokens)
+    assert plain < training_flops(config, tokens) < 1.1 * plain
+    assert training_flops(config, tokens, 160) > training_flops(config, tokens)
+
+
+def test_the_peak_is_measured_once_and_is_no_fantasy(tiny_config: BertConfig) -> None:
+    peak = measure_peak_flops(
+        replace(tiny_config, hidden_size=256, intermediate_size=1024),
+        512,
+        start_runtime("cpu", "fp32", True),
+    )
+    assert 1e8 < peak < 1e14
