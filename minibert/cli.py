@@ -97,7 +97,7 @@ def _of_earlier_run(run: dict[str, Any], path: Path) -> dict[str, Any]:
     settings = run.get("settings")
     if not isinstance(settings, dict):
         raise InputError(f"{path}: settings is {type(settings).__name__}, expected an object")
-    once = ("output", "resume", "overwrite", "dry_run", "debug")
+    once = ("output", "resume", "overwrite", "dry_run", "profile", "debug")
     return {name: value for name, value in settings.items() if name not in once}
 
 

@@ -24,12 +24,13 @@ _OURS = (
     "tokenizer_config.json",
     "metrics.jsonl",
     "predictions.jsonl",
+    "profile.json",
     "checkpoints",
     "run.json",  # last: until then the folder is known as a run's
 )
 # Settings that may differ between a run and its resumption: none changes what is computed.
 _MAY_DIFFER = frozenset(
-    ("output", "resume", "overwrite", "debug", "dry_run", "cache_dir", "save_every")
+    ("output", "resume", "overwrite", "debug", "dry_run", "profile", "cache_dir", "save_every")
 )
 
 

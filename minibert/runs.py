@@ -239,6 +239,7 @@ def loop_settings(
         eval_every=settings.eval_every,
         save_every=settings.save_every,
         select=select,
+        profile=settings.profile,
     )
 
 

@@ -84,6 +84,9 @@ class RunSettings:
         None, "encoded text and fetched models; default $XDG_CACHE_HOME/minibert, the hub's own"
     )
     dry_run: bool = setting(False, "build everything, run 2 steps, print size and time; no folder")
+    profile: bool = setting(
+        False, "trace steps 4 to 8 into profile.json and print where their time goes"
+    )
     debug: bool = setting(False, "print the trace of an error")
 
     def faults(self) -> list[str]:
@@ -121,6 +124,8 @@ class RunSettings:
             )
         if self.resume != "no" and self.overwrite:
             found.append("--resume and --overwrite contradict each other; give one")
+        if self.profile and self.dry_run:
+            found.append("--profile needs a run, and --dry-run takes two steps; give one")
         return found
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from minibert.checkpoint import load_best, load_last_checkpoint, save_best, save_checkpoint
 from minibert.errors import Interrupted
 from minibert.optim import Budget, warmup_linear_decay
+from minibert.profiling import StepProfiler
 from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime
 
@@ -94,7 +95,8 @@ class LoopSettings:
 
     warmup_ratio: share of the budget. log_every, eval_every, save_every: steps; the last two may
     be None for ten evaluations over the budget and a checkpoint every five minutes. select: the
-    evaluation figure that chooses the weights to keep, None for the last ones.
+    evaluation figure that chooses the weights to keep, None for the last ones. profile: trace a
+    few steps into the folder's profile.json.
     """
 
     learning_rate: float
@@ -106,6 +108,7 @@ class LoopSettings:
     eval_every: int | None = None
     save_every: int | None = None
     select: str | None = None
+    profile: bool = False
 
 
 @dataclass
@@ -376,12 +379,17 @@ class Loop:
         """
         settings, state = self.settings, self.state
         self.model.train()
+        profiler = None
+        if settings.profile and self.folder:
+            profiler = StepProfiler(self.folder.path / "profile.json", self.runtime.device)
         layout = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}  {postfix}"
         with tqdm(total=1.0, initial=min(1.0, self.done), bar_format=layout, disable=None) as bar:
             after = self.done
             while not state.finished:
                 before = after
                 self.take_step()
+                if profiler:
+                    profiler.step()
                 after = self.done
                 state.finished = after >= 1.0  # decided once: the clock goes on meanwhile
                 if state.step % settings.log_every == 0 or state.finished:
@@ -394,6 +402,8 @@ class Loop:
                     self.save()
                 if self.stop_signal and not state.finished:
                     self._stop(saved)
+        if profiler:
+            profiler.close()
         if settings.select and self.folder:
             load_best(self.folder.checkpoints, state.best_step, self.model)
         return state

@@ -19,7 +19,7 @@ LAYERS = [
     {"errors", "files", "version", "config", "settings"},
     {"kernels", "unpadding", "model", "heads", "losses", "convert", "initialisation"},
     {"tokenizer", "corpus", "store", "examples", "download"},
-    {"flops", "optim", "runtime", "checkpoint", "run_folder", "metrics", "train"},
+    {"flops", "profiling", "optim", "runtime", "checkpoint", "run_folder", "metrics", "train"},
     {"runs", "pretraining", "tasks", "tasks.classification", "finetuning"},
     {"predict", "evaluation"},
     {"cli", "__main__"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -263,6 +264,23 @@ def test_utilisation_and_padding_are_those_of_the_window(tmp_path: Path) -> None
         assert row["padding_share"] == 0.25  # 3 of 4 places are real, see `line_steps`
         # Three tokens cost 10 operations, and the machine does 100 a second.
         assert row["mfu"] == pytest.approx(row["tokens_per_second"] / 3 * 10 / 100)
+
+
+@pytest.mark.parametrize(("steps", "traced"), [(12, 5), (5, 2), (2, 0)])
+def test_a_profile_holds_the_fourth_step_and_what_follows(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], steps: int, traced: int
+) -> None:
+    rows_at_rest(tmp_path / "run", [4, 2], max_steps=steps, profile=True)
+    printed = capfd.readouterr()
+    trace = tmp_path / "run" / "profile.json"
+    if not traced:
+        assert "profile: none" in printed.err
+        assert not trace.exists()
+        return
+    names = {event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {f"ProfilerStep#{3 + i}" for i in range(traced)} <= names
+    assert f"ms a step, over {traced} step(s)" in printed.out
+    assert "aten::addmm" in printed.out
 
 
 def test_a_budget_of_epochs_is_announced_in_steps_and_time(
