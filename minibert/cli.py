@@ -273,7 +273,8 @@ def main(argv: list[str] | None = None) -> int:
         if debug and not isinstance(error, Interrupted):
             traceback.print_exc()
         status, message = _explain(error)
-        if message:
+        same = isinstance(error, InputError) and int(os.environ.get("RANK", "0")) > 0
+        if message and not same:  # the main process says it for all
             print(f"minibert: {message}", file=sys.stderr)
         return status
     except SystemExit as stop:  # --help and --version

@@ -36,6 +36,7 @@ from minibert.runs import (
     training_seconds,
     utilisation,
     weights_digest,
+    wrapped,
 )
 from minibert.settings import FinetuneSettings
 from minibert.tasks import find_task
@@ -54,6 +55,7 @@ from minibert.tasks.classification import (
 )
 from minibert.tokenizer import WordPiece
 from minibert.train import Loop
+from minibert.world import World, join_world
 
 _EPOCHS = 3.0
 _LEARNING_RATE = 2e-4
@@ -141,10 +143,11 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
     task = find_task(settings.task)
     data_path, which = task.find_data(settings.data)
     log_line("data", which)
-    if settings.dry_run:
-        return _finetune_in(None, settings, task, data_path, started)
-    with RunFolder(settings.output or f"runs/{task.name}") as folder:
-        return _finetune_in(folder, settings, task, data_path, started)
+    with join_world() as world:
+        if settings.dry_run:
+            return _finetune_in(None, settings, task, data_path, world, started)
+        with RunFolder(settings.output or f"runs/{task.name}", world.is_main) as folder:
+            return _finetune_in(folder, settings, task, data_path, world, started)
 
 
 def _labels(examples: list[LabelledText]) -> np.ndarray:
@@ -156,15 +159,16 @@ def _finetune_in(
     settings: FinetuneSettings,
     task: ClassificationTask,
     data_path: Path,
+    world: World,
     started: float,
 ) -> RunResult:
-    begun = begun_run(folder, "finetune", settings)
+    begun = begun_run(folder, "finetune", settings, world)
     splits, train, dev = _read(settings, task, data_path)
     if folder is not None and begun is not None:
         folder.check_same_data(splits.fingerprint)
         if folder.results is not None:
             return finished_run(folder)
-    runtime = start_or_replay_runtime(settings, begun)
+    runtime = start_or_replay_runtime(settings, begun, world)
     source = choose_model(settings)
     check_not_start(folder, source)
     digest = weights_digest(source)
@@ -185,13 +189,19 @@ def _finetune_in(
     train_rows, dev_rows, test_rows = map(encoded, (train, dev, splits.test))
     micro = settings.micro_batch_size or settings.batch_size
     data = ClassificationData(
-        train_rows, _labels(train), tokenizer.pad_id, settings.batch_size, micro, settings.seed
+        train_rows,
+        _labels(train),
+        tokenizer.pad_id,
+        settings.batch_size,
+        micro,
+        settings.seed,
+        world,
     )
     if begun is not None:
         budget = Budget(**begun["resolved"]["budget"])
     elif settings.max_minutes:
         left = training_seconds(settings.max_minutes, started, probabilities, test_rows)
-        budget = Budget(seconds=left)
+        budget = Budget(seconds=world.from_main(left))
     else:
         budget = _budget(settings, data)
     rate = settings.learning_rate or _LEARNING_RATE
@@ -208,7 +218,7 @@ def _finetune_in(
         runtime,
         folder,
         evaluate=lambda: score(probabilities(dev_rows), _labels(dev)),
-        forward=torch.compile(model) if settings.compile else None,
+        forward=wrapped(model, settings, runtime),
         utilisation=use,
     )
     record = run_record("finetune", settings, splits.fingerprint, runtime)
@@ -226,6 +236,8 @@ def _finetune_in(
     if folder is None or state is None:
         return RunResult(Path(), {})
     test = probabilities(test_rows)
+    if not world.is_main:
+        return RunResult(folder.path, {}, model)
     write_jsonl(folder.path / "predictions.jsonl", prediction_rows(task, splits.test, test))
     model.save_pretrained(folder.path)
     tokenizer.save(folder.path)

@@ -52,12 +52,14 @@ from minibert.runs import (
     start_or_replay_runtime,
     training_seconds,
     utilisation,
+    wrapped,
 )
 from minibert.runtime import Runtime
 from minibert.settings import DEFAULT_PRESET, PretrainSettings
 from minibert.store import TokenStore, corpus_vocabulary, data_fingerprint, open_store
 from minibert.tokenizer import VOCAB_RULE, WordPiece, default_vocab_size
 from minibert.train import Batch, Loop, StepData, Term
+from minibert.world import ALONE, World, join_world
 
 _EVAL_DURING = 256  # held-out sequences scored while training
 _MIN_TOKENS, _EPOCHS, _MAX_TOKENS = 500_000, 6, 50_000_000  # see `default_steps`
@@ -86,10 +88,16 @@ def pretraining_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term
 
 
 class PretrainingData:
-    """Optimiser steps of masked pairs, from an example stream."""
+    """Optimiser steps of masked pairs, from an example stream; this process's share of each."""
 
-    def __init__(self, stream: ExampleStream, batch_size: int, micro_batch_size: int) -> None:
-        self.stream = stream
+    def __init__(
+        self,
+        stream: ExampleStream,
+        batch_size: int,
+        micro_batch_size: int,
+        world: World = ALONE,
+    ) -> None:
+        self.stream, self.world = stream, world
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.max_predictions = stream.builder.options.max_predictions
 
@@ -106,14 +114,17 @@ class PretrainingData:
     def take(self) -> StepData:
         """The next batch, in micro-batches; labels are counted before anything is computed."""
         examples = self.stream.take(self.batch_size)
-        size = self.micro_batch_size
-        parts = [examples[i : i + size] for i in range(0, len(examples), size)]
+        size, own = self.micro_batch_size, list(self.world.share(examples))
+        is_filler = not own  # more processes than sequences
+        own = own or examples[:1]
+        parts = [own[i : i + size] for i in range(0, len(own), size)]
         counts = {"mlm": sum(len(e.mlm_positions) for e in examples)}
         if examples[0].next_sentence_label is not None:
             counts["nsp"] = len(examples)
         batches = [collate(part, self.max_predictions) for part in parts]
         num_slots = sum(batch["input_ids"].numel() for batch in batches)
-        return StepData(batches, counts, [len(e.input_ids) for e in examples], num_slots)
+        lengths = [len(e.input_ids) for e in examples]
+        return StepData(batches, counts, lengths, num_slots, is_filler)
 
 
 @torch.no_grad()
@@ -126,18 +137,23 @@ def evaluate_pretraining(
 ) -> dict[str, float]:
     """Scores masked words and pairs of held-out examples; the model is in eval mode.
 
+    Every process scores its share of the batches, and all return the figures of the whole.
+
     Returns:
         mlm_loss (nats), mlm_perplexity, mlm_accuracy, masked_tokens and, with pairs, nsp_loss,
         nsp_accuracy, pairs, random_pairs (their share; guessing one class scores it or the rest).
     """
-    sums: dict[str, float] = {}
-    for start in range(0, len(examples), batch_size):
+    names = ("mlm", "nsp")[: 1 + (examples[0].next_sentence_label is not None)]
+    sums = {f"{name}_{key}": 0.0 for name in names for key in ("loss", "count", "hits")}
+    for start in run.world.share(range(0, len(examples), batch_size)):
         batch = collate(list(examples[start : start + batch_size]), max_predictions)
         with run.autocast():
             terms = pretraining_terms(model, {k: v.to(run.device) for k, v in batch.items()})
         for name, term in terms.items():
             for key, value in zip(("loss", "count", "hits"), term, strict=True):
-                sums[f"{name}_{key}"] = sums.get(f"{name}_{key}", 0.0) + float(value)
+                sums[f"{name}_{key}"] += float(value)
+    together = run.world.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
+    sums = dict(zip(sums, together.tolist(), strict=True))
     loss = sums["mlm_loss"] / sums["mlm_count"]
     figures = {
         "mlm_loss": loss,
@@ -288,35 +304,41 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
     more = f" and {len(files) - 1:,} more file(s)" if len(files) > 1 else ""
     empty = f"; {num_empty:,} empty file(s) left out" if num_empty else ""
     log_line("data", f"{what} {files[0]}{more}{empty}")
-    if settings.dry_run:
-        return _pretrain_in(None, settings, files, started)
-    with RunFolder(settings.output or "runs/pretrain") as folder:
-        return _pretrain_in(folder, settings, files, started)
+    with join_world() as world:
+        if settings.dry_run:
+            return _pretrain_in(None, settings, files, world, started)
+        with RunFolder(settings.output or "runs/pretrain", world.is_main) as folder:
+            return _pretrain_in(folder, settings, files, world, started)
 
 
 def _pretrain_in(
-    folder: RunFolder | None, settings: PretrainSettings, files: list[Path], started: float
+    folder: RunFolder | None,
+    settings: PretrainSettings,
+    files: list[Path],
+    world: World,
+    started: float,
 ) -> RunResult:
-    begun = begun_run(folder, "pretrain", settings)
+    begun = begun_run(folder, "pretrain", settings, world)
     fingerprint = data_fingerprint(files, _reader_options(settings))
     if folder is not None and begun is not None:
         folder.check_same_data(fingerprint)
         if folder.results is not None:
             return finished_run(folder)
-    runtime = start_or_replay_runtime(settings, begun)
+    runtime = start_or_replay_runtime(settings, begun, world)
     start = open_model_folder(settings.model, settings.cache_dir) if settings.model else None
     check_not_start(folder, start)
     preset_name = settings.preset or DEFAULT_PRESET
     config = BertConfig.from_pretrained(start) if start else PRESETS[preset_name]
     model_config(settings, config)  # refused before the text is read
-    source = _prepare_text(settings, files, _tokenizer_folder(settings, start, folder, begun))
+    with world.main_first():  # the others find vocabulary and tokens ready
+        source = _prepare_text(settings, files, _tokenizer_folder(settings, start, folder, begun))
     tokenizer = source.tokenizer
     if begun is not None and begun["resolved"]["tokenizer"] != tokenizer.fingerprint:
         raise InputError("--resume: the tokenizer has changed since; --overwrite starts anew")
     model = _build_model(settings, source, start).to(runtime.device)
     stream = ExampleStream(source.training, settings.seed)
     micro = settings.micro_batch_size or settings.batch_size
-    data = PretrainingData(stream, settings.batch_size, micro)
+    data = PretrainingData(stream, settings.batch_size, micro, world)
     held_out = held_out_examples(source.held_out, settings.eval_examples)
     if not held_out:
         counts = source.store.counts
@@ -335,7 +357,8 @@ def _pretrain_in(
     if begun is not None:
         budget = Budget(**begun["resolved"]["budget"])
     elif settings.max_minutes:
-        budget = Budget(seconds=training_seconds(settings.max_minutes, started, score, held_out))
+        seconds = training_seconds(settings.max_minutes, started, score, held_out)
+        budget = Budget(seconds=world.from_main(seconds))
     else:
         budget = _budget(settings, stream, source.store)
     rate = settings.learning_rate or default_learning_rate(model.config.hidden_size)
@@ -349,7 +372,7 @@ def _pretrain_in(
         runtime,
         folder,
         evaluate=lambda: score(few),
-        forward=torch.compile(model) if settings.compile else None,
+        forward=wrapped(model, settings, runtime, all_used=settings.nsp != "none"),
         utilisation=use,
     )
     record = run_record("pretrain", settings, fingerprint, runtime)
@@ -378,10 +401,11 @@ def _pretrain_in(
         "tokens": state.tokens,
         "seconds": state.seconds,
     }
-    model.save_pretrained(folder.path)
-    tokenizer.save(folder.path)
-    write_json(folder.path / "results.json", results)
-    closing_table(results, folder.path)
+    if world.is_main:
+        model.save_pretrained(folder.path)
+        tokenizer.save(folder.path)
+        write_json(folder.path / "results.json", results)
+        closing_table(results, folder.path)
     return RunResult(folder.path, results, model)
 
 

@@ -37,19 +37,23 @@ _MAY_DIFFER = frozenset(
 class RunFolder:
     """A run's folder, locked for as long as this object is open.
 
+    Of several processes of one run only the main one locks and writes; see `is_main`.
+
     Used as a context manager; a folder that was made here and stayed empty is removed on leaving.
 
     Raises:
         InputError: another process is using it (its process id is named), or the path is a file.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, is_main: bool = True) -> None:
+        self.path, self.is_main = Path(path), is_main
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self._lock: TextIO | None = None
 
     def __enter__(self) -> Self:
+        if not self.is_main:
+            return self
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--output {self.path} is a file; name a folder")
         self._made = not self.path.exists()
@@ -80,6 +84,8 @@ class RunFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self.is_main:
+            return
         assert self._lock is not None
         # The lock's file stays in a folder with content: two processes must see the same one.
         if not (self.path / "run.json").exists():

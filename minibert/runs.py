@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from minibert.config import BertConfig
 from minibert.errors import InputError
@@ -22,6 +25,7 @@ from minibert.runtime import Runtime, start_runtime, versions
 from minibert.settings import RunSettings
 from minibert.tokenizer import WordPiece
 from minibert.train import Loop, LoopSettings, LoopState, StepData, Utilisation, clock, fit
+from minibert.world import ALONE, World
 
 _MEASURED_ROWS = 8192  # of the matrix products that tell the machine's peak, at most
 _TIMED_ROWS = 200  # rows scored to tell how long all of them will take
@@ -41,19 +45,27 @@ class RunResult:
 
 
 def log_line(topic: str, text: str) -> None:
-    """One line of the run's log, on standard error."""
+    """One line of the run's log, on standard error, from the main process."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        return
     print(f"{topic}: {text}", file=sys.stderr, flush=True)
 
 
 def begun_run(
-    folder: RunFolder | None, command: str, settings: RunSettings
+    folder: RunFolder | None, command: str, settings: RunSettings, world: World = ALONE
 ) -> dict[str, Any] | None:
-    """The run.json of a run that is to go on, None for one that begins.
+    """The run.json of a run that is to go on, None for one that begins; the main process looks.
 
     Raises:
         InputError: the folder may not be used so (see `RunFolder.check_may_start`), or the run
             was begun with other settings.
     """
+    return world.from_main(_begun_run(folder, command, settings) if world.is_main else None)
+
+
+def _begun_run(
+    folder: RunFolder | None, command: str, settings: RunSettings
+) -> dict[str, Any] | None:
     if folder is None or not folder.check_may_start(settings.resume, settings.overwrite):
         return None
     folder.check_same_settings(command, settings.to_dict())
@@ -64,11 +76,13 @@ def begun_run(
     return run
 
 
-def start_or_replay_runtime(settings: RunSettings, begun: dict[str, Any] | None) -> Runtime:
+def start_or_replay_runtime(
+    settings: RunSettings, begun: dict[str, Any] | None, world: World = ALONE
+) -> Runtime:
     """The runtime of a run; one that goes on keeps the precision that it began with."""
     resolved = begun["resolved"] if begun else {}
     precision = resolved.get("precision", settings.precision)
-    runtime = start_runtime(settings.device, precision, settings.deterministic)
+    runtime = start_runtime(settings.device, precision, settings.deterministic, world)
     if resolved.get("device", str(runtime.device)) != str(runtime.device):
         log_line("device", f"was {resolved['device']}, now {runtime.device}; bits may differ")
     return runtime
@@ -101,6 +115,8 @@ def utilisation(
     if peak is None:
         rows = (settings.micro_batch_size or settings.batch_size) * settings.max_seq_length
         peak = measure_peak_flops(config, min(rows, _MEASURED_ROWS), runtime)
+        # All at once, as in a step: processes of one machine share its cores.
+        peak = float(runtime.world.sum(torch.tensor(peak, dtype=torch.float64)))
 
     def useful_flops(step: StepData) -> float:
         return training_flops(config, step.lengths, step.counts.get("mlm", 0))
@@ -153,11 +169,28 @@ def carry_out(
     loop.announce(model)
     if folder is None:
         return None
-    if record is not None:
+    if record is not None and folder.is_main:
         folder.clear()
         folder.write_run(record)  # before anything else: it makes the folder a run's
         begin(folder.path)
     return fit(loop, resume=resume)
+
+
+def wrapped(
+    model: nn.Module, settings: RunSettings, runtime: Runtime, all_used: bool = True
+) -> Callable[..., Any]:
+    """What the loop calls instead of the model: compiled, shared among processes, or itself.
+
+    Args:
+        all_used: every parameter is part of every loss.
+    """
+    forward: Any = model
+    if runtime.world.size > 1:
+        devices = [runtime.device.index] if runtime.device.type == "cuda" else None
+        forward = DistributedDataParallel(
+            model, devices, find_unused_parameters=not all_used, gradient_as_bucket_view=True
+        )
+    return torch.compile(forward) if settings.compile else forward
 
 
 def check_vocabulary(tokenizer: WordPiece, config: BertConfig) -> None:
@@ -250,7 +283,11 @@ def run_record(
     return {
         "command": command,
         "settings": settings.to_dict(),
-        "resolved": {"device": str(runtime.device), "precision": runtime.precision},
+        "resolved": {
+            "device": str(runtime.device),
+            "precision": runtime.precision,
+            "processes": runtime.world.size,
+        },
         "versions": versions(),
         "data_fingerprint": data_fingerprint,
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from minibert.errors import InputError
+from minibert.world import ALONE, World
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc, malloc.h
 
@@ -22,10 +23,12 @@ class Runtime:
 
     Attributes:
         precision: "fp32" or "bf16", never "auto".
+        world: the processes of the run.
     """
 
     device: torch.device
     precision: str
+    world: World = ALONE
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Matrix products in bf16 where that is the precision; a stand-in otherwise."""
@@ -41,12 +44,16 @@ class Runtime:
             torch.mps.synchronize()
 
 
-def start_runtime(device: str, precision: str, deterministic: bool) -> Runtime:
+def start_runtime(
+    device: str, precision: str, deterministic: bool, world: World = ALONE
+) -> Runtime:
     """Resolves "auto", switches determinism, and keeps freed memory in the process.
 
     Raises:
         InputError: a device that is not there; the ones that are get named.
     """
+    if world.size > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{world.local_rank}"
     chosen = _find_device(device)
     if precision == "auto":
         precision = "bf16" if _has_bf16(chosen) else "fp32"
@@ -58,7 +65,7 @@ def start_runtime(device: str, precision: str, deterministic: bool) -> Runtime:
         torch.backends.cudnn.benchmark = False
     if chosen.type == "cpu":
         _keep_freed_memory()
-    return Runtime(chosen, precision)
+    return Runtime(chosen, precision, world)
 
 
 def _find_device(name: str) -> torch.device:

@@ -4,12 +4,16 @@
 
 What it needs is handed in: `StepData` batches, an objective that turns a batch into `Term`s, an
 optimiser, a budget. All state that a step depends on is in `LoopState`, the model, the optimiser
-and the data's position; dropout is reseeded at every step from (seed, step). So a run resumed from
-any checkpoint takes the same steps, bit by bit, as one that was never stopped.
+and the data's position; dropout is reseeded at every step from (seed, step, rank). So a run resumed
+from any checkpoint takes the same steps, bit by bit, as one that was never stopped.
+
+Of several processes each takes its share of every step. They add up gradients and sums, and agree
+on the clock and on signals once a step; the main one alone writes and speaks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import signal
@@ -50,15 +54,17 @@ Objective = Callable[[Callable[..., Any], Batch], dict[str, Term]]
 class StepData(NamedTuple):
     """The data of one optimiser step.
 
-    micro_batches: on the CPU. counts: labels of each loss term over the whole step, known before
-    the first forward. lengths: real tokens of each sequence. num_slots: places in the batches,
-    padding included.
+    micro_batches: this process's, on the CPU. counts: labels of each loss term over the whole
+    step, known before the first forward. lengths: real tokens of each sequence of the whole step.
+    num_slots: places in this process's batches, padding included. is_filler: there was no share
+    left for this process, so it computes a batch whose loss counts nothing.
     """
 
     micro_batches: list[dict[str, Tensor]]
     counts: dict[str, int]
     lengths: list[int]
     num_slots: int
+    is_filler: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -162,27 +168,31 @@ class Loop:
         self.evaluate, self.utilisation = evaluate, utilisation
         self.state = LoopState()
         self.stop_signal = 0
+        self.world = runtime.world
         self._session_start = time.perf_counter()
         self._seconds_before = 0.0
-        self._last_save = self._session_start
+        self._agreed_seconds = 0.0  # the main process's clock after the last step
+        self._last_save = 0.0  # by that clock
 
     # --- state -----------------------------------------------------------------------------
 
     def restore(self) -> bool:
         """Goes back to the last good checkpoint; False where there is none."""
         assert self.folder is not None
-        saved = load_last_checkpoint(self.folder.checkpoints, self.model, self.optimizer)
-        self.folder.cut_metrics(saved["metrics_bytes"] if saved else 0)
+        with self.world.main_first():  # which removes what is damaged
+            saved = load_last_checkpoint(self.folder.checkpoints, self.model, self.optimizer)
+            if self.world.is_main:
+                self.folder.cut_metrics(saved["metrics_bytes"] if saved else 0)
         if saved is None:
             return False
         self.state = LoopState(**saved["loop"])
         self.data.seek(saved["data"])
-        self._seconds_before = self.state.seconds
+        self._seconds_before = self._agreed_seconds = self._last_save = self.state.seconds
         return True
 
     def save(self) -> None:
         """Writes a checkpoint of the present step."""
-        if self.folder is None:
+        if self.folder is None or not self.world.is_main:
             return
         self.state.seconds = self._seconds()
         state = {
@@ -191,13 +201,19 @@ class Loop:
             "metrics_bytes": self.folder.metrics_bytes(),
         }
         save_checkpoint(self.folder.checkpoints, self.state.step, self.model, self.optimizer, state)
-        self._last_save = time.perf_counter()
 
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._session_start
 
     def _done(self, steps: float, epochs: float) -> float:
-        return self.settings.budget.done(steps, epochs, self._seconds())
+        return self.settings.budget.done(steps, epochs, self._agreed_seconds)
+
+    def _agree(self) -> None:
+        """Takes over the main process's clock, and a signal that any process was sent."""
+        seconds = self._seconds() if self.world.is_main else 0.0
+        own = torch.tensor([seconds, self.stop_signal], dtype=torch.float64)
+        self._agreed_seconds, signal_number = self.world.largest(own).tolist()
+        self.stop_signal = int(signal_number)
 
     @property
     def done(self) -> float:
@@ -220,7 +236,8 @@ class Loop:
         epochs_after = min(self.data.epochs_done, settings.budget.epochs or math.inf)
         middle = self._done(state.step + 0.5, (epochs_before + epochs_after) / 2)
         rate = settings.learning_rate * warmup_linear_decay(middle, settings.warmup_ratio)
-        torch.manual_seed(settings.seed * 1_000_003 + state.step)  # dropout of this step
+        # Dropout of this step; every process has its own.
+        torch.manual_seed(settings.seed * 1_000_003 + state.step + (self.world.rank << 48))
         sums = self._backward(step)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
         self._account(step, sums, float(norm), rate)
@@ -237,23 +254,33 @@ class Loop:
     def _backward(self, step: StepData) -> dict[str, float]:
         """Adds the step's gradients; returns each term's summed loss and hits."""
         sums: dict[str, Tensor] = {}
-        for batch in step.micro_batches:
+        last = len(step.micro_batches) - 1
+        for number, batch in enumerate(step.micro_batches):
             placed = {k: v.to(self.runtime.device) for k, v in batch.items()}
-            with self.runtime.autocast():
-                terms = self.objective(self.forward, placed)
-            # The mean is taken here, over the whole step: sum of this part / count of all parts.
-            total = sum(term.loss_sum / step.counts[name] for name, term in terms.items())
-            assert isinstance(total, Tensor)
-            total.backward()
+            with self._gradients_added_up(number == last):
+                with self.runtime.autocast():
+                    terms = self.objective(self.forward, placed)
+                # The mean is taken here, over the whole step: sum of this part / count of all.
+                total = sum(term.loss_sum / step.counts[name] for name, term in terms.items())
+                assert isinstance(total, Tensor)
+                # Processes' gradients are averaged, and what is asked for is their sum.
+                (total * (0 if step.is_filler else self.world.size)).backward()
             for name, term in terms.items():
                 for key, value in (
                     (f"{name}_loss", term.loss_sum),
                     (f"{name}_hits", term.num_hits),
                 ):
-                    value = value.detach()
+                    value = value.detach() * (not step.is_filler)
                     value = value if value.device.type == "mps" else value.double()
                     sums[key] = sums[key] + value if key in sums else value
-        return {key: float(value) for key, value in sums.items()}
+        sums["slots"] = torch.tensor(step.num_slots, dtype=torch.float64)
+        together = self.world.sum(torch.stack([value.cpu().double() for value in sums.values()]))
+        return dict(zip(sums, together.tolist(), strict=True))
+
+    def _gradients_added_up(self, now: bool) -> contextlib.AbstractContextManager[object]:
+        """With several processes: whether a backward pass ends in their gradients' sum."""
+        wait = not now and self.world.size > 1
+        return self.forward.no_sync() if wait else contextlib.nullcontext()  # type: ignore[attr-defined]
 
     def _account(self, step: StepData, sums: dict[str, float], norm: float, rate: float) -> None:
         """Adds a step to the open log window, refusing what is not finite."""
@@ -269,7 +296,7 @@ class Loop:
         window = self.state.window
         added = {"steps": 1, "loss": sum(losses.values()), "grad_norm": norm, **sums}
         added |= {f"{name}_count": count for name, count in step.counts.items()}
-        added |= {"tokens": step.num_tokens, "slots": step.num_slots}
+        added |= {"tokens": step.num_tokens}
         if self.utilisation:
             added["flops"] = self.utilisation.useful_flops(step)
         for key, value in added.items():
@@ -311,7 +338,8 @@ class Loop:
             text += f", {clock(budget.seconds)} about {budget.seconds / seconds:,.0f} steps"
         unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB on Linux
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-        print(f"network: {text}; memory so far {peak:,.0f} MiB", file=sys.stderr)
+        if self.world.is_main:
+            print(f"network: {text}; memory so far {peak:,.0f} MiB", file=sys.stderr)
 
     # --- what surrounds steps ----------------------------------------------------------------
 
@@ -346,12 +374,14 @@ class Loop:
         chosen = figures[self.settings.select] if self.settings.select else None
         if chosen is not None and (self.state.best is None or chosen > self.state.best):
             self.state.best, self.state.best_step = chosen, self.state.step
-            if self.folder:
+            if self.folder and self.world.is_main:
                 save_best(self.folder.checkpoints, self.state.step, self.model)
         row = {"step": self.state.step, "epoch": round(self.data.epochs_done, 6)}
         return row | {f"eval_{name}": value for name, value in figures.items()}
 
     def _emit(self, row: dict[str, Any], bar: tqdm) -> None:
+        if not self.world.is_main:
+            return
         if self.folder:
             self.folder.append_metrics(row)
         told = ("step", "epoch", "loss", "accuracy", "f1", "rate", "norm", "second")
@@ -380,16 +410,18 @@ class Loop:
         settings, state = self.settings, self.state
         self.model.train()
         profiler = None
-        if settings.profile and self.folder:
+        if settings.profile and self.folder and self.world.is_main:
             profiler = StepProfiler(self.folder.path / "profile.json", self.runtime.device)
         layout = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}  {postfix}"
-        with tqdm(total=1.0, initial=min(1.0, self.done), bar_format=layout, disable=None) as bar:
+        quiet = None if self.world.is_main else True  # None: where there is no terminal
+        with tqdm(total=1.0, initial=min(1.0, self.done), bar_format=layout, disable=quiet) as bar:
             after = self.done
             while not state.finished:
                 before = after
                 self.take_step()
                 if profiler:
                     profiler.step()
+                self._agree()
                 after = self.done
                 state.finished = after >= 1.0  # decided once: the clock goes on meanwhile
                 if state.step % settings.log_every == 0 or state.finished:
@@ -400,18 +432,20 @@ class Loop:
                 saved = self._save_is_due() or state.finished
                 if saved:
                     self.save()
+                    self._last_save = self._agreed_seconds
                 if self.stop_signal and not state.finished:
                     self._stop(saved)
         if profiler:
             profiler.close()
         if settings.select and self.folder:
+            self.world.wait()  # until it is written
             load_best(self.folder.checkpoints, state.best_step, self.model)
         return state
 
     def _save_is_due(self) -> bool:
         if self.settings.save_every is not None:
             return self.state.step % self.settings.save_every == 0
-        return time.perf_counter() - self._last_save > _SAVE_SECONDS
+        return self._agreed_seconds - self._last_save > _SAVE_SECONDS
 
     def _stop(self, saved: bool) -> None:
         if not saved:
@@ -437,7 +471,8 @@ def fit(loop: Loop, resume: bool = False) -> LoopState:
             if loop.restore()
             else "at step 0: no whole checkpoint yet"
         )
-        print(f"resuming {where}", file=sys.stderr)
+        if loop.world.is_main:
+            print(f"resuming {where}", file=sys.stderr)
     with _Signals(loop):
         return loop.run()
 
@@ -460,7 +495,8 @@ class _Signals:
         if self.loop.stop_signal:
             raise Interrupted(f"stopped at once by {signal.Signals(number).name}", 128 + number)
         self.loop.stop_signal = number
-        print("\nstopping after this step; once more ends at once", file=sys.stderr)
+        if self.loop.world.is_main:
+            print("\nstopping after this step; once more ends at once", file=sys.stderr)
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():

@@ -22,16 +22,18 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from minibert.errors import InputError, MissingExtraError
 from minibert.files import bundled_data
+from minibert.heads import BertForSequenceClassification
 from minibert.losses import classification_loss
 from minibert.metrics import classification_figures, confusion_matrix
 from minibert.runtime import Runtime
 from minibert.tokenizer import WordPiece
 from minibert.train import Batch, StepData, Term
+from minibert.world import ALONE, World
 
 _MARKUP = re.compile(r"<[a-zA-Z/][^<>]{0,40}>")  # <br />, <i>, </b>
 _SPLIT_SEED = 2019  # the dev split does not depend on the seed: seeds compare on the same examples
@@ -286,6 +288,8 @@ def pad(encoded: list[np.ndarray], pad_id: int) -> dict[str, Tensor]:
 class ClassificationData:
     """Optimiser steps over labelled texts; batches hold texts of similar length.
 
+    Of several processes each takes its share of every batch.
+
     The order of an epoch is a pure function of the seed and the epoch.
     """
 
@@ -297,9 +301,11 @@ class ClassificationData:
         batch_size: int,
         micro_batch_size: int,
         seed: int,
+        world: World = ALONE,
     ) -> None:
         self.encoded, self.labels, self.pad_id = encoded, labels, pad_id
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
+        self.world = world
         self.epoch = self.batch = 0
         self._order: list[np.ndarray] | None = None
 
@@ -337,9 +343,12 @@ class ClassificationData:
         if self._order is None:
             self._order = self.order()
         chosen = self._order[self.batch]
+        own = chosen[self.world.rank :: self.world.size]
+        is_filler = not len(own)  # more processes than texts
+        own = chosen[:1] if is_filler else own
         micro = []
-        for start in range(0, len(chosen), self.micro_batch_size):
-            part = chosen[start : start + self.micro_batch_size]
+        for start in range(0, len(own), self.micro_batch_size):
+            part = own[start : start + self.micro_batch_size]
             batch = pad([self.encoded[i] for i in part], self.pad_id)
             micro.append(batch | {"labels": torch.from_numpy(self.labels[part])})
         self.batch += 1
@@ -347,7 +356,7 @@ class ClassificationData:
             self.epoch, self.batch, self._order = self.epoch + 1, 0, None
         num_slots = sum(batch["input_ids"].numel() for batch in micro)
         lengths = [len(self.encoded[i]) for i in chosen]
-        return StepData(micro, {"task": len(chosen)}, lengths, num_slots)
+        return StepData(micro, {"task": len(chosen)}, lengths, num_slots, is_filler)
 
 
 # --- loss, prediction, figures --------------------------------------------------------------------
@@ -362,7 +371,7 @@ def classification_terms(model: Callable[..., Any], batch: Batch) -> dict[str, T
 
 @torch.no_grad()
 def predict_probabilities(
-    model: nn.Module,
+    model: BertForSequenceClassification,
     encoded: Sequence[np.ndarray],
     pad_id: int,
     batch_size: int,
@@ -370,22 +379,21 @@ def predict_probabilities(
 ) -> np.ndarray:
     """Class probabilities (examples, C) in the order given; long texts are batched with long ones.
 
-    The model should be in eval mode.
+    The model should be in eval mode. Every process scores its share and returns the whole.
     """
     order = np.argsort([len(ids) for ids in encoded], kind="stable")
-    parts = []
-    starts = range(0, len(order), batch_size)
+    found = np.zeros((len(encoded), model.config.num_labels), np.float32)
+    starts = runtime.world.share(range(0, len(order), batch_size))
+    quiet = None if runtime.world.is_main else True
     # Shown where it takes long; a short evaluation leaves the training's own bar alone.
-    for start in tqdm(starts, desc="scoring", unit="batch", disable=None, leave=False, delay=5):
+    for start in tqdm(starts, desc="scoring", unit="batch", disable=quiet, leave=False, delay=5):
         chosen = order[start : start + batch_size]
         batch = pad([encoded[i] for i in chosen], pad_id)
         with runtime.autocast():
             out = model(**{k: v.to(runtime.device) for k, v in batch.items()})
-        parts.append(out.logits.float().softmax(-1).cpu().numpy())
-    found = np.concatenate(parts)
-    probabilities = np.empty_like(found)
-    probabilities[order] = found
-    return probabilities
+        found[chosen] = out.logits.float().softmax(-1).cpu().numpy()
+    whole: np.ndarray = runtime.world.sum(torch.from_numpy(found)).numpy()
+    return whole
 
 
 def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:

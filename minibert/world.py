@@ -1,0 +1,104 @@
+"""One process or many: what a run needs of the processes that `torchrun` started beside it.
+
+Every process reads the same examples in the same order and takes its share of each step, so the
+global batch and its order do not depend on how many there are. Alone, every operation here is the
+identity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+T = TypeVar("T")
+_PATIENCE = datetime.timedelta(hours=24)  # the first process may encode a large corpus meanwhile
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among those of the run.
+
+    Attributes:
+        rank: 0 to size - 1. Rank 0 is the main one: it alone writes files and speaks.
+        local_rank: the place on this machine, which decides the GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's part: every size-th item, from its rank on."""
+        return items if self.size == 1 else items[self.rank :: self.size]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, the same to the bit in each."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The largest value of each element over all processes."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
+    def from_main(self, value: T) -> T:
+        """What the main process has; the others' own value is dropped."""
+        if self.size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0)
+        found: T = box[0]
+        return found
+
+    def wait(self) -> None:
+        """Goes on when every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process goes through the block before the others do, and speaks for them."""
+        if self.is_main:
+            yield
+            self.wait()
+            return
+        self.wait()
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
+
+
+ALONE = World()
+
+
+@contextlib.contextmanager
+def join_world() -> Iterator[World]:
+    """The processes of this run: those of `torchrun`, by its environment, or this one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield ALONE
+        return
+    local_rank = int(os.environ["LOCAL_RANK"])
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), local_rank)
+    finally:
+        dist.destroy_process_group()

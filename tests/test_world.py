@@ -1,0 +1,182 @@
+"""Several processes under torchrun do what one does: the same curve, files, resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from samples import write_corpus, write_reviews
+
+from minibert.cli import main
+from minibert.run_folder import read_metrics
+from minibert.world import ALONE, World
+
+ROOT = Path(__file__).parent.parent
+PRETRAIN = [
+    *("--preset", "tiny", "--vocab-size", "60", "--max-seq-length", "32", "--batch-size", "6"),
+    *("--max-steps", "40", "--save-every", "2", "--log-every", "1", "--eval-every", "20"),
+    *("--device", "cpu", "--precision", "fp32", "--dropout", "0"),
+]
+
+
+def torchrun(processes: int, *line: object, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """A command of minibert under torchrun, on a port of its own, in a session of its own."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += [f"--nproc-per-node={processes}", *options]
+    return subprocess.Popen(
+        [*launcher, str(ROOT / f"{line[0]}.py"), *map(str, line[1:])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus, reviews, and what one process makes of them."""
+    folder = tmp_path_factory.mktemp("world")
+    write_corpus(folder / "corpus.txt")
+    write_reviews(folder / "reviews")
+    torch.set_num_threads(1)
+    assert main(["pretrain", *pretrain_flags(folder, "alone")[1:]]) == 0
+    return folder
+
+
+def pretrain_flags(folder: Path, output: str, *more: str) -> list[str]:
+    places = ("--corpus", folder / "corpus.txt", "--cache-dir", folder / "cache")
+    return ["pretrain", *map(str, (*places, *PRETRAIN, "--output", folder / output, *more))]
+
+
+def losses(folder: Path) -> list[tuple[float, ...]]:
+    """Every figure of every row but those of time."""
+    names = ("loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy", "grad_norm")
+    names += ("learning_rate", "eval_mlm_loss", "eval_nsp_accuracy", "epoch")
+    return [tuple(row[n] for n in names if n in row) for row in read_metrics(folder)]
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    """Curves, results and weights are equal to rounding."""
+    for row, other in zip(losses(ours), losses(theirs), strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-6)
+    results: list[dict[str, Any]] = [
+        json.loads((folder / "results.json").read_text()) for folder in (ours, theirs)
+    ]
+    for name, value in results[1].items():
+        if isinstance(value, (int, float)) and name != "seconds":
+            assert results[0][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    weights = [load_file(folder / "model.safetensors") for folder in (ours, theirs)]
+    for name, value in weights[1].items():
+        torch.testing.assert_close(weights[0][name], value, atol=2e-4, rtol=0, msg=name)
+
+
+def test_alone_every_operation_is_the_identity() -> None:
+    assert ALONE.is_main
+    assert ALONE.share([1, 2, 3]) == [1, 2, 3]
+    assert ALONE.from_main("x") == "x"
+    tensor = torch.ones(2)
+    assert ALONE.sum(tensor) is tensor
+    assert ALONE.largest(tensor) is tensor
+    with ALONE.main_first():
+        ALONE.wait()
+
+
+def test_shares_are_parts_of_the_whole() -> None:
+    items = list(range(7))
+    shares = [World(rank, 3).share(items) for rank in range(3)]
+    assert sorted(item for share in shares for item in share) == items
+    assert max(map(len, shares)) - min(map(len, shares)) == 1
+
+
+@pytest.mark.parametrize(("processes", "micro"), [(2, "6"), (4, "1")])
+def test_pretraining_by_several_has_the_curve_of_one(
+    world: Path, processes: int, micro: str
+) -> None:
+    # Four processes share six sequences unevenly, in one or two micro-batches each.
+    name = f"by-{processes}"
+    out, err = finish(
+        torchrun(processes, *pretrain_flags(world, name, "--micro-batch-size", micro))
+    )
+    assert_same_run(world / name, world / "alone")
+    assert out.count("mlm_accuracy") == 1  # one process speaks
+    assert err.count("network:") == 1
+    run = json.loads((world / name / "run.json").read_text())
+    assert run["resolved"]["processes"] == processes
+
+
+def workers_at_a_checkpoint(process: subprocess.Popen[str], folder: Path) -> list[int]:
+    """The process ids of a launcher's workers, once the run has saved."""
+    deadline = time.monotonic() + 240
+    while not list((folder / "checkpoints").glob("step-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    children = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [int(pid) for path in children for pid in path.read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_a_killed_run_of_two_goes_on_alone(world: Path) -> None:
+    flags = pretrain_flags(world, "parted")
+    process = torchrun(2, *flags)
+    workers = workers_at_a_checkpoint(process, world / "parted")
+    assert len(workers) == 2
+    for pid in (process.pid, *workers):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    assert not (world / "parted" / "results.json").exists()
+    assert main([*flags, "--resume"]) == 0
+    assert_same_run(world / "parted", world / "alone")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_torchrun_starts_again_after_a_killed_worker(world: Path) -> None:
+    flags = pretrain_flags(world, "again", "--resume", "auto")
+    process = torchrun(2, *flags, options=("--max-restarts=2",))
+    os.kill(workers_at_a_checkpoint(process, world / "again")[-1], signal.SIGKILL)
+    _, err = finish(process)
+    assert "resuming from step" in err
+    assert_same_run(world / "again", world / "alone")
+
+
+def test_finetuning_by_two_has_the_results_of_one(world: Path) -> None:
+    # 7 examples a batch and an odd number of them: the last batch may leave a process without one.
+    flags = [
+        *("--task", "imdb", "--data", world / "reviews", "--model", world / "alone"),
+        *("--max-seq-length", "32", "--batch-size", "7", "--epochs", "2", "--log-every", "1"),
+        *("--device", "cpu", "--precision", "fp32", "--dropout", "0", "--seed", "3"),
+    ]
+    assert main(["finetune", *map(str, [*flags, "--output", world / "imdb-alone"])]) == 0
+    finish(torchrun(2, "finetune", *flags, "--output", world / "imdb-two"))
+    assert_same_run(world / "imdb-two", world / "imdb-alone")
+    ours, theirs = (
+        [json.loads(line) for line in (world / name / "predictions.jsonl").read_text().splitlines()]
+        for name in ("imdb-two", "imdb-alone")
+    )
+    assert [row["id"] for row in ours] == [row["id"] for row in theirs]
+    for row, other in zip(ours, theirs, strict=True):
+        assert row["score"] == pytest.approx(other["score"], abs=1e-4)
+
+
+def test_what_is_wrong_is_said_once(world: Path) -> None:
+    process = torchrun(2, "pretrain", "--corpus", world / "nothing.txt", "--output", world / "none")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode
+    assert err.count("minibert: ") == 1
+    assert not (world / "none").exists()
