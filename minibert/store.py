@@ -4,7 +4,8 @@ In: documents from `corpus.py` and a tokenizer. Out: a folder with three flat ar
 where each sentence starts among them, and where each document starts among the sentences, beside
 `counts.npy` (how often each id occurs) and `meta.json`. A store is written under a temporary name
 and renamed, so it is there whole or not at all; its name is a fingerprint of all that decides its
-content.
+content. A build that is killed or stopped goes on where it was: every so often what is written so
+far is recorded, and the next build of the same store takes it over.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -34,12 +35,14 @@ from tqdm import tqdm
 from minibert import corpus as reader
 from minibert.corpus import ReaderOptions
 from minibert.errors import InputError
-from minibert.files import write_json
+from minibert.files import write_atomically, write_json
 from minibert.tokenizer import WordPiece, train_wordpiece
 
 LONGEST_SENTENCE = 256  # tokens; a longer "sentence" is cut, so that none of its text is lost
 _BATCH_BYTES = 1 << 20  # bytes of text handed to one worker at a time
 _PARALLEL_FROM = 8 << 20  # bytes of text from which starting worker processes pays
+_RECORD_BATCHES = 64  # batches between records of how far a build is
+_KEPT_SECONDS = 7 * 24 * 3600  # how long a stopped build waits to be taken up again
 _VOCAB_SAMPLE = 256 << 20  # bytes of text that a vocabulary is trained on at most
 
 
@@ -172,19 +175,41 @@ def _encode_in_worker(pieces: list[reader.Piece]) -> _Encoded:
     return _encode(*_worker_state, pieces)
 
 
-def _batches(files: list[Path], options: ReaderOptions, bar: tqdm) -> Iterator[list[reader.Piece]]:
-    """Pieces of all files in batches of about `_BATCH_BYTES`; the bar moves with the files."""
+class _Place(NamedTuple):
+    """How far the files have been read: whole ones, and pieces of the next."""
+
+    files: int = 0
+    pieces: int = 0
+
+
+def _batches(
+    files: list[Path], options: ReaderOptions, bar: tqdm, begin: _Place, ends: deque[_Place]
+) -> Iterator[list[reader.Piece]]:
+    """Pieces of all files in batches of about `_BATCH_BYTES`; the bar moves with the files.
+
+    Args:
+        begin: where to; what lies before is passed over.
+        ends: the place after each batch is appended to it.
+    """
     batch: list[reader.Piece] = []
     size = 0
-    for path in files:
-        for piece in reader.read_pieces(path, options):
+    end = begin
+    bar.update(sum(map(reader.text_bytes, files[: begin.files])))
+    for number, path in enumerate(files[begin.files :], begin.files):
+        for index, piece in enumerate(reader.read_pieces(path, options)):
+            if (number, index) < begin:
+                bar.update(reader.piece_bytes(piece))
+                continue
             batch.append(piece)
             size += reader.piece_bytes(piece)
+            end = _Place(number, index + 1)
             if size >= _BATCH_BYTES:
+                ends.append(end)
                 yield batch
                 bar.update(size)
                 batch, size = [], 0
     if batch:
+        ends.append(end)
         yield batch
         bar.update(size)
 
@@ -292,9 +317,11 @@ def open_store(
     if num_processes is None:
         size = sum(path.stat().st_size for path in files)
         num_processes = _num_cores() if size >= _PARALLEL_FROM else 1
-    _sweep(cache_dir)
     temporary = cache_dir / f".tokens-{key}.{os.getpid()}.tmp"
+    _sweep(cache_dir)
+    _take_over(temporary)
     temporary.mkdir(parents=True, exist_ok=True)
+    keep = False
     try:
         counts, token_counts = _write(temporary, files, tokenizer, options, num_processes)
         np.save(temporary / "counts.npy", token_counts)
@@ -306,12 +333,19 @@ def open_store(
         }
         write_json(temporary / "meta.json", meta)
         shutil.rmtree(temporary / "tokenizer", ignore_errors=True)
+        (temporary / _RECORD).unlink(missing_ok=True)
         _put_in_place(temporary, folder)
     except BrokenProcessPool:
         print("tokens: the worker processes ended; encoding in this one", file=sys.stderr)
         return open_store(files, tokenizer, options, cache_dir, num_processes=1)
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C, SIGTERM: the next build goes on from here
+        keep = (temporary / _RECORD).is_file()
+        raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(temporary, ignore_errors=True)
     print(f"tokens: written to {folder}", file=sys.stderr)
     return TokenStore(folder)
 
@@ -328,11 +362,29 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
 
 
 def _sweep(cache_dir: Path) -> None:
-    """Removes the half-written stores of processes that were killed."""
+    """Removes half-written stores of dead processes that cannot be taken up, or were not."""
     for left in cache_dir.glob(".tokens-*.tmp"):
-        owner = left.name.split(".")[-2]
-        if owner.isdigit() and not _is_alive(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
+        if not _is_orphan(left):
+            continue
+        with contextlib.suppress(OSError):  # another process may sweep as well
+            if time.time() - (left / _RECORD).stat().st_mtime < _KEPT_SECONDS:
+                continue
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _take_over(folder: Path) -> None:
+    """Gives this process the half-written store of a dead one, if there is one of the same text."""
+    key = folder.name.split(".")[1]
+    for left in folder.parent.glob(f".{key}.*.tmp"):
+        if left != folder and _is_orphan(left) and (left / _RECORD).is_file():
+            with contextlib.suppress(OSError):  # a third process was faster
+                left.rename(folder)
+                return
+
+
+def _is_orphan(folder: Path) -> bool:
+    owner = folder.name.split(".")[-2]
+    return owner.isdigit() and int(owner) != os.getpid() and not _is_alive(int(owner))
 
 
 def _is_alive(process: int) -> bool:
@@ -345,6 +397,58 @@ def _is_alive(process: int) -> bool:
     return True
 
 
+_RECORD = "record.npz"
+
+
+@dataclass
+class _Written:
+    """What a build has written so far, which is all that it needs to go on.
+
+    open_document: sentences of the document that is not closed yet; a long one comes in pieces.
+    """
+
+    place: _Place
+    counts: Counts
+    open_document: int
+    token_counts: np.ndarray
+
+    @classmethod
+    def nothing(cls, num_files: int, vocab_size: int) -> _Written:
+        return cls(_Place(), Counts(files=num_files), 0, np.zeros(vocab_size, np.int64))
+
+    @classmethod
+    def load(cls, path: Path) -> _Written:
+        with np.load(path) as record:
+            state = json.loads(str(record["state"]))
+            return cls(
+                _Place(*state["place"]),
+                Counts(**state["counts"]),
+                state["open_document"],
+                record["token_counts"],
+            )
+
+    def save(self, path: Path) -> None:
+        state = {
+            "place": self.place,
+            "counts": asdict(self.counts),
+            "open_document": self.open_document,
+        }
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as handle:
+                np.savez(handle, state=json.dumps(state), token_counts=self.token_counts)
+
+        write_atomically(path, write)
+
+
+def _open_at(path: Path, length: int) -> BinaryIO:
+    """A file cut to what a record says of it, to go on with."""
+    handle = path.open("r+b" if path.exists() else "w+b")
+    handle.truncate(length)
+    handle.seek(length)
+    return handle
+
+
 def _write(
     folder: Path,
     files: list[Path],
@@ -353,50 +457,57 @@ def _write(
     num_processes: int,
 ) -> tuple[Counts, np.ndarray]:
     """Streams the encoded corpus into the three arrays; returns what was found."""
-    counts = Counts(files=len(files))
-    token_counts = np.zeros(tokenizer.vocab_size, np.int64)
-    total_tokens = total_sentences = open_document = 0
-    # Document sizes are written when the next one starts: a long document comes in pieces.
+    record = folder / _RECORD
+    if record.is_file():
+        done = _Written.load(record)
+        print(f"tokens: going on after {done.counts.tokens:,} of an earlier start", file=sys.stderr)
+    else:
+        done = _Written.nothing(len(files), tokenizer.vocab_size)
+    counts = done.counts
+    # Each index array begins with a 0. A document's end is written when the next one starts.
     with (
-        (folder / "tokens.bin").open("wb") as tokens,
-        (folder / "sentences.bin").open("wb") as sentences,
-        (folder / "documents.bin").open("wb") as documents,
+        _open_at(folder / "tokens.bin", counts.tokens * store_dtype(tokenizer).itemsize) as tokens,
+        _open_at(folder / "sentences.bin", 8 * (counts.sentences + 1)) as sentences,
+        _open_at(folder / "documents.bin", 8 * (counts.documents + 1)) as documents,
         _bar("encoding", files) as bar,
     ):
-        zero = np.zeros(1, np.int64).tobytes()
-        sentences.write(zero)
-        documents.write(zero)
 
         def close_document() -> None:
-            nonlocal open_document
-            if open_document:
-                documents.write(np.int64(total_sentences).tobytes())
+            if done.open_document:
+                documents.write(np.int64(counts.sentences).tobytes())
                 counts.documents += 1
-                counts.single_sentence_documents += open_document == 1
-            open_document = 0
+                counts.single_sentence_documents += done.open_document == 1
+            done.open_document = 0
 
-        batches = _batches(files, options, bar)
+        ends: deque[_Place] = deque()
+        batches = _batches(files, options, bar, done.place, ends)
         scratch = folder / "tokenizer"
-        for part in _encode_all(batches, tokenizer, options, num_processes, scratch):
+        encoded = _encode_all(batches, tokenizer, options, num_processes, scratch)
+        for number, part in enumerate(encoded, 1):
             tokens.write(part.tokens.tobytes())
-            ends = total_tokens + np.cumsum(part.lengths)
-            sentences.write(ends.astype(np.int64).tobytes())
-            token_counts += np.bincount(part.tokens, minlength=len(token_counts))
-            total_tokens += len(part.tokens)
-            for number, starts in zip(part.sentences, part.starts_document, strict=True):
+            positions = counts.tokens + np.cumsum(part.lengths)
+            sentences.write(positions.astype(np.int64).tobytes())
+            done.token_counts += np.bincount(part.tokens, minlength=len(done.token_counts))
+            counts.tokens += len(part.tokens)
+            for found, starts in zip(part.sentences, part.starts_document, strict=True):
                 if starts:
                     close_document()
-                    counts.empty_documents += number == 0
-                open_document += number
-                total_sentences += number
+                    counts.empty_documents += found == 0
+                done.open_document += found
+                counts.sentences += found
             counts.cut_sentences += part.cut
             counts.nul_characters += part.nul
+            done.place = ends.popleft()
+            if number % _RECORD_BATCHES == 0:
+                for handle in (tokens, sentences, documents):
+                    handle.flush()
+                    os.fsync(handle.fileno())
+                done.save(record)
         close_document()
-    if not total_tokens:
+    if not counts.tokens:
         raise InputError(f"{files[0]} and {len(files) - 1} more file(s) hold no text")
-    counts.sentences, counts.tokens = total_sentences, total_tokens
-    counts.unknown_tokens = int(token_counts[tokenizer.unk_id])
-    return counts, token_counts
+    counts.unknown_tokens = int(done.token_counts[tokenizer.unk_id])
+    return counts, done.token_counts
 
 
 def corpus_vocabulary(

@@ -23,9 +23,9 @@ def first_attention(model: BertForPreTraining) -> torch.Tensor:
     """Attention of the first layer on random words, (H, T, T)."""
     config = model.config
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(5, config.vocab_size, (1, LENGTH), generator=generator)
-    x = model.bert.embeddings(ids, torch.zeros_like(ids))
-    query, key, _ = model.bert.layers[0].attention.qkv(x)[0].chunk(3, dim=-1)
+    ids = torch.randint(5, config.vocab_size, (1, LENGTH), generator=generator)[0]
+    x = model.bert.embeddings(ids, torch.zeros_like(ids), torch.arange(LENGTH))
+    query, key, _ = model.bert.layers[0].attention.qkv(x).chunk(3, dim=-1)
     heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     query, key = (t.view(LENGTH, heads, size).transpose(0, 1) for t in (query, key))
     return (query @ key.transpose(1, 2) / size**0.5).softmax(-1)

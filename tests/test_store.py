@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -397,6 +400,111 @@ def test_what_a_killed_encoding_left_is_removed_and_that_of_a_living_one_stays(
     open_store([write(tmp_path / "a.txt", "w1 w2.\nw3.\n")], words, PLAIN, cache)
     assert not dead.exists()
     assert living.exists()
+
+
+class Stopped(BaseException):
+    """What ends a build, as Ctrl-C does."""
+
+
+def many_documents(folder: Path) -> list[Path]:
+    """Three files, the last compressed; documents of one to six sentences."""
+    texts = [
+        "\n\n".join("w1 w2.\n" * (1 + (k + i) % 6) + f"w{i % 9} w7." for i in range(80))
+        for k in range(3)
+    ]
+    files = [write(folder / f"{k}.txt", text) for k, text in enumerate(texts[:2])]
+    with gzip.open(folder / "2.txt.gz", "wt", encoding="utf-8") as handle:
+        handle.write(texts[2])
+    return [*files, folder / "2.txt.gz"]
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2, 5, 11, 30, 60])
+@pytest.mark.parametrize("recorded_every", [1, 3])
+def test_a_stopped_build_goes_on_and_ends_alike(
+    words: WordPiece,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stopped_after: int,
+    recorded_every: int,
+) -> None:
+    files = many_documents(tmp_path)
+    monkeypatch.setattr(store, "_BATCH_BYTES", 60)
+    monkeypatch.setattr(store, "_RECORD_BATCHES", recorded_every)
+    whole = open_store(files, words, PLAIN, tmp_path / "whole", num_processes=1)
+    encode, calls = store._encode, 0
+
+    def stopping(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == stopped_after + 1:
+            raise Stopped
+        return encode(*arguments)
+
+    monkeypatch.setattr(store, "_encode", stopping)
+    with pytest.raises(Stopped):
+        open_store(files, words, PLAIN, tmp_path / "parted", num_processes=1)
+    calls = -(10**6)  # does not stop again
+    (left,) = [*(tmp_path / "parted").iterdir()] or [None]
+    if left is not None:  # as if that process were gone
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        left.rename(left.with_name(left.name.replace(f".{os.getpid()}.", f".{gone.pid}.")))
+    capsys.readouterr()
+    parted = open_store(files, words, PLAIN, tmp_path / "parted", num_processes=1)
+    went_on = "going on after" in capsys.readouterr().err
+    assert went_on == (stopped_after >= recorded_every)
+    for name in ("tokens.bin", "sentences.bin", "documents.bin", "counts.npy", "meta.json"):
+        assert (parted.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
+    assert {p.name for p in parted.folder.iterdir()} == {p.name for p in whole.folder.iterdir()}
+    assert [p.name for p in (tmp_path / "parted").iterdir()] == [parted.folder.name]
+
+
+def test_a_build_that_goes_on_encodes_only_the_rest(
+    words: WordPiece, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = many_documents(tmp_path)
+    monkeypatch.setattr(store, "_BATCH_BYTES", 60)
+    monkeypatch.setattr(store, "_RECORD_BATCHES", 1)
+    encode, calls, stop = store._encode, 0, 20
+
+    def counting(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise Stopped
+        return encode(*arguments)
+
+    monkeypatch.setattr(store, "_encode", counting)
+    with pytest.raises(Stopped):
+        open_store(files, words, PLAIN, tmp_path / "parted", num_processes=1)
+    stop = -1
+    open_store(files, words, PLAIN, tmp_path / "parted", num_processes=1)
+    in_parts, calls = calls, 0
+    open_store(files, words, PLAIN, tmp_path / "whole", num_processes=1)
+    assert in_parts == calls + 1  # the one that was stopped
+
+
+def test_a_stopped_build_waits_a_week_and_an_error_leaves_nothing(
+    words: WordPiece, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    cache = tmp_path / "cache"
+    fresh, old = (cache / f".tokens-{name}.{gone.pid}.tmp" for name in ("fresh", "old"))
+    for folder in (fresh, old):
+        folder.mkdir(parents=True)
+        (folder / "record.npz").write_bytes(b"")
+    week_ago = time.time() - 8 * 24 * 3600
+    os.utime(old / "record.npz", (week_ago, week_ago))
+    monkeypatch.setattr(store, "_BATCH_BYTES", 60)
+    monkeypatch.setattr(store, "_RECORD_BATCHES", 1)
+    bad = write(tmp_path / "a.txt", "w1 w2.\n\n" * 40)
+    with bad.open("ab") as handle:
+        handle.write(b"\xff")
+    with pytest.raises(InputError):
+        open_store([bad], words, PLAIN, cache)
+    assert [p.name for p in cache.iterdir()] == [fresh.name]
 
 
 def test_progress_is_counted_in_bytes_up_to_the_size_of_the_text(
