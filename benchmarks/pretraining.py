@@ -1,0 +1,224 @@
+"""The pretraining step: ours against Hugging Face's model on the same batches.
+
+    python -m benchmarks.pretraining --work mini-128
+    python -m benchmarks.pretraining            # all of them, half an hour
+
+HF plain is transformers' BertForPreTraining as it comes: fp32, padded to the batch's longest. HF
+best is the same with bf16 autocast, torch.compile and an allocator that keeps its memory, which a
+knowing user can have. Ours is `Loop.take_step`, the very code that `pretrain.py` runs, with its
+defaults. Forward, backward, clipping (ours alone) and AdamW are timed; batches are made beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.turns import KEEP_MEMORY, Variant, markdown, take_turns
+from minibert.config import BertConfig, preset
+from minibert.examples import Example, collate
+from minibert.flops import measure_peak_flops, training_flops
+from minibert.heads import BertForPreTraining
+from minibert.losses import IGNORE_INDEX
+from minibert.optim import Budget, build_optimizer
+from minibert.pretraining import pretraining_terms
+from minibert.runtime import start_runtime
+from minibert.train import Loop, LoopSettings, StepData
+
+_VOCABULARY = 30_522
+_CLS, _SEP, _MASK, _FIRST = 101, 102, 103, 999  # of the published vocabulary
+_BATCHES = 12
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is computed: a model's size, batches of so many sequences, how long they are."""
+
+    size: str
+    max_seq_length: int
+    batch_size: int
+    lengths: str  # "mixed": lognormal, 60 % of the maximum in the mean; "full"
+
+    @property
+    def config(self) -> BertConfig:
+        return preset(self.size, vocab_size=_VOCABULARY)
+
+
+WORKS = {
+    "mini-128": Work("mini", 128, 32, "mixed"),
+    "mini-128-full": Work("mini", 128, 32, "full"),
+    "mini-512": Work("mini", 512, 8, "mixed"),
+    "small-128": Work("small", 128, 32, "mixed"),
+    "base-128": Work("base", 128, 8, "mixed"),
+}
+
+
+def make_batches(work: Work) -> list[list[Example]]:
+    """The same masked pairs for everybody: made-up ids, 15 % of them to be predicted."""
+    rng = np.random.default_rng(0)
+    batches = []
+    for _ in range(_BATCHES):
+        longest = work.max_seq_length
+        lengths = np.full(work.batch_size, longest)
+        if work.lengths == "mixed":
+            drawn = np.exp(rng.normal(np.log(0.56 * longest), 0.5, work.batch_size))
+            lengths = drawn.clip(8, longest).astype(int)
+        batch = []
+        for n in lengths.tolist():
+            ids = _FIRST + rng.zipf(1.2, n) % (_VOCABULARY - 1000)
+            first = n // 2
+            ids[0], ids[first - 1], ids[-1] = _CLS, _SEP, _SEP
+            ordinary = np.flatnonzero(ids >= _FIRST)
+            chosen = np.sort(rng.permutation(ordinary)[: max(1, round(0.15 * n))])
+            labels = ids[chosen]
+            ids[chosen] = _MASK
+            batch.append(Example(ids, first, chosen, labels, int(rng.integers(2))))
+        batches.append(batch)
+    return batches
+
+
+def useful(work: Work, batch: list[Example]) -> dict[str, float]:
+    """Tokens and operations that the work needs, whoever does it."""
+    lengths = [len(e.input_ids) for e in batch]
+    predictions = sum(len(e.mlm_positions) for e in batch)
+    return {"tokens": sum(lengths), "flops": training_flops(work.config, lengths, predictions)}
+
+
+class Ours:
+    """`Loop.take_step` with the defaults of `pretrain.py`."""
+
+    def __init__(self, **work: Any) -> None:
+        self.work = Work(**work)
+        self.batches = make_batches(self.work)
+        self.slots = max(1, round(0.15 * self.work.max_seq_length))
+        self.at = 0
+        runtime = start_runtime("cpu", "auto", deterministic=True)
+        torch.manual_seed(0)
+        model = BertForPreTraining(self.work.config).train()
+        self.loop = Loop(
+            model,
+            self,
+            pretraining_terms,
+            build_optimizer(model, 1e-4, 0.01),
+            LoopSettings(1e-4, Budget(max_steps=10_000)),
+            runtime,
+            None,
+            evaluate=dict,
+        )
+
+    epochs_done = 0.0
+
+    def state(self) -> dict[str, int]:
+        return {}
+
+    def seek(self, state: dict[str, int]) -> None:
+        """There is one position."""
+
+    def take(self) -> StepData:
+        examples = self.batches[self.at % _BATCHES]
+        self.at += 1
+        batch = collate(examples, self.slots)
+        counts = {"mlm": sum(len(e.mlm_positions) for e in examples), "nsp": len(examples)}
+        lengths = [len(e.input_ids) for e in examples]
+        return StepData([batch], counts, lengths, batch["input_ids"].numel())
+
+    def step(self) -> dict[str, float]:
+        self.loop.take_step()
+        return useful(self.work, self.batches[(self.at - 1) % _BATCHES])
+
+
+class HuggingFace:
+    """transformers' BertForPreTraining, plain or as fast as settings make it."""
+
+    def __init__(self, best: bool, **work: Any) -> None:
+        import transformers
+
+        self.work, self.best = Work(**work), best
+        self.batches = make_batches(self.work)
+        self.at = 0
+        config = self.work.config
+        torch.manual_seed(0)
+        self.model = transformers.BertForPreTraining(
+            transformers.BertConfig(
+                vocab_size=_VOCABULARY,
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.num_hidden_layers,
+                num_attention_heads=config.num_attention_heads,
+                intermediate_size=config.intermediate_size,
+                attn_implementation="sdpa",
+            )
+        ).train()
+        self.forward = torch.compile(self.model) if best else self.model
+        parameters = self.model.parameters()
+        self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
+
+    def step(self) -> dict[str, float]:
+        examples = self.batches[self.at % _BATCHES]
+        self.at += 1
+        longest = max(len(e.input_ids) for e in examples)
+        ids, types, mask = torch.zeros(3, len(examples), longest, dtype=torch.long)
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        for row, example in enumerate(examples):
+            n = len(example.input_ids)
+            ids[row, :n] = torch.from_numpy(example.input_ids)
+            types[row, example.first_length : n] = 1
+            mask[row, :n] = 1
+            labels[row, torch.from_numpy(example.mlm_positions)] = torch.from_numpy(
+                example.mlm_labels
+            )
+        pairs = torch.tensor([e.next_sentence_label for e in examples])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.best):
+            out = self.forward(
+                input_ids=ids,
+                token_type_ids=types,
+                attention_mask=mask,
+                labels=labels,
+                next_sentence_label=pairs,
+            )
+        out.loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return useful(self.work, examples)
+
+
+def variants(work: Work) -> list[Variant]:
+    """The rows of the table."""
+    arguments = asdict(work)
+    return [
+        Variant("HF plain", f"{__spec__.name}:HuggingFace", {"best": False, **arguments}),
+        Variant(
+            "HF best", f"{__spec__.name}:HuggingFace", {"best": True, **arguments}, KEEP_MEMORY
+        ),
+        Variant("minibert", f"{__spec__.name}:Ours", arguments),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", nargs="+", choices=list(WORKS), default=list(WORKS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="file for every single time")
+    args = parser.parse_args()
+    runtime = start_runtime("cpu", "auto", deterministic=True)
+    found = {}
+    for name in args.work:
+        work = WORKS[name]
+        tokens = min(4096, work.batch_size * work.max_seq_length)
+        before = measure_peak_flops(work.config, tokens, runtime)
+        timings = take_turns(variants(work), args.rounds)
+        peak = max(before, measure_peak_flops(work.config, tokens, runtime))
+        found[name] = {"peak_flops": peak, "timings": [asdict(timing) for timing in timings]}
+        print(f"\n{name}, {args.rounds} rounds, peak {peak / 1e9:,.0f} GFLOP/s\n")
+        print(markdown(timings, peak), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
