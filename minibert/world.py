@@ -97,8 +97,29 @@ def join_world() -> Iterator[World]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    dist.init_process_group(
+        backend,
+        store=_store_of_this_attempt(),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=_PATIENCE,
+    )
     try:
         yield World(dist.get_rank(), dist.get_world_size(), local_rank)
     finally:
         dist.destroy_process_group()
+
+
+def _store_of_this_attempt() -> dist.Store | None:
+    """Where processes find each other; None for PyTorch's own choice.
+
+    torchrun keeps one store through its restarts, and with gloo the processes of an attempt would
+    look for the dead ones of the attempt before. On one machine all know which attempt it is; on
+    several TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has torchrun make a new store each time.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shared or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False)
+    return dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
