@@ -41,16 +41,26 @@ def test_attention_by_products_drops_weights() -> None:
     assert abs(out.mean() - 1) < 0.01  # those kept are scaled up
 
 
-def test_bf16_on_a_cpu_goes_by_products_and_fp32_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "prob", "expected"),
+    [
+        (torch.bfloat16, 0.0, "products"),
+        (torch.bfloat16, 0.1, "products"),
+        (torch.float32, 0.1, "products"),
+        (torch.float32, 0.0, "fused"),
+    ],
+)
+def test_products_are_taken_where_they_are_faster(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, prob: float, expected: str
+) -> None:
     taken: list[str] = []
     monkeypatch.setattr(
         "minibert.kernels.attention_by_products", lambda *_: taken.append("products")
     )
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_: taken.append("fused"))
-    for dtype in (torch.bfloat16, torch.float32):
-        x = torch.zeros(1, 1, 2, 4, dtype=dtype)
-        attention(x, x, x, None, 0.0)
-    assert taken == ["products", "fused"]
+    x = torch.zeros(1, 1, 2, 4, dtype=dtype)
+    attention(x, x, x, None, prob)
+    assert taken == [expected]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
