@@ -265,7 +265,13 @@ def main(argv: list[str] | None = None) -> int:
 
     before_interrupt = signal.signal(signal.SIGINT, interrupt)
     try:
-        return _run(argv)
+        status = _run(argv)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            # Threads of gloo may outlive the interpreter and abort it; all is written by now.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        return status
     except Exception as error:
         if interrupted:  # a library made another error of it
             print("minibert: stopped by Ctrl-C", file=sys.stderr)

@@ -106,6 +106,7 @@ def join_world() -> Iterator[World]:
     )
     try:
         yield World(dist.get_rank(), dist.get_world_size(), local_rank)
+        dist.barrier()  # nobody leaves while the main process still writes
     finally:
         dist.destroy_process_group()
 
