@@ -1,6 +1,7 @@
 """Task heads on the backbone: masked words, next sentence, sequence classification.
 
-Shapes: B batch, T tokens, M predictions per sequence, D hidden_size, V vocabulary, C classes.
+Shapes: B batch, T tokens, M predictions per sequence, R rows, D hidden_size, V vocabulary,
+C classes.
 """
 
 from __future__ import annotations
@@ -13,22 +14,35 @@ from torch.nn import functional as F
 
 from minibert.config import BertConfig
 from minibert.convert import PretrainedMixin
-from minibert.kernels import Dropout
+from minibert.kernels import Dropout, linear_cross_entropy
+from minibert.losses import IGNORE_INDEX
 from minibert.model import ACTIVATIONS, BertModel, init_weights
+
+
+class MaskedLMScore(NamedTuple):
+    """How well masked words were foretold: summed loss in nats, labelled slots, and hits.
+
+    All scalars. The loss is that of `losses.masked_lm_loss`.
+    """
+
+    loss_sum: Tensor
+    num_labels: Tensor
+    num_hits: Tensor
 
 
 class PretrainingOutput(NamedTuple):
     """What `BertForPreTraining` returns.
 
-    mlm_logits: (B, M, V) at `mlm_positions`, or (B, T, V) when none are given.
-    nsp_logits: (B, 2), 0 = follows, 1 = random. last_hidden_state: (B, T, D).
-    pooler_output: (B, D).
+    mlm_logits: (B, M, V) at `mlm_positions`, or (B, T, V) when none are given; None with
+    `mlm_labels`. nsp_logits: (B, 2), 0 = follows, 1 = random. last_hidden_state: (B, T, D).
+    pooler_output: (B, D). mlm_score: with `mlm_labels`.
     """
 
-    mlm_logits: Tensor
+    mlm_logits: Tensor | None
     nsp_logits: Tensor
     last_hidden_state: Tensor
     pooler_output: Tensor
+    mlm_score: MaskedLMScore | None = None
 
 
 class ClassificationOutput(NamedTuple):
@@ -55,21 +69,40 @@ class MaskedLMHead(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
+    def transform(self, hidden: Tensor) -> Tensor:
+        """What the decoder is given: (..., D) -> (..., D)."""
+        transformed: Tensor = self.norm(self.activation(self.dense(hidden)))
+        return transformed
+
     def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
-        hidden = self.norm(self.activation(self.dense(hidden)))
-        return F.linear(hidden, word_embeddings, self.bias)  # (..., D) -> (..., V)
+        return F.linear(self.transform(hidden), word_embeddings, self.bias)  # (..., D) -> (..., V)
+
+    def score(self, hidden: Tensor, word_embeddings: Tensor, labels: Tensor) -> MaskedLMScore:
+        """The loss of (R, D) against (R,) labels, the scores of the vocabulary never whole."""
+        x = self.transform(hidden)
+        loss, hits = linear_cross_entropy(x, word_embeddings, self.bias, labels)
+        return MaskedLMScore(loss, (labels != IGNORE_INDEX).sum(), hits)
 
 
 def gather_positions(hidden: Tensor, positions: Tensor) -> Tensor:
-    """Rows of (B, T, D) at (B, M) -> (B, M, D).
+    """Rows of (B, T, D) at (B, M) -> (B, M, D)."""
+    rows = _rows_at(hidden, _flat_positions(hidden, positions))
+    return rows.view(*positions.shape, -1)
+
+
+def _flat_positions(hidden: Tensor, positions: Tensor) -> Tensor:
+    """(B, M) in T -> (B*M,) in B*T."""
+    batch, length, _ = hidden.shape
+    return (positions + torch.arange(batch, device=hidden.device)[:, None] * length).reshape(-1)
+
+
+def _rows_at(hidden: Tensor, places: Tensor) -> Tensor:
+    """Rows of (B, T, D) at (R,) in B*T -> (R, D).
 
     Through index_select on flattened rows: its backward adds in a fixed order on a CPU, which
     that of torch.gather does not, and exact resume needs.
     """
-    batch, length, width = hidden.shape
-    offsets = torch.arange(batch, device=hidden.device)[:, None] * length
-    flat = (positions + offsets).reshape(-1)  # (B*M,)
-    return hidden.reshape(-1, width).index_select(0, flat).view(batch, -1, width)
+    return hidden.flatten(0, 1).index_select(0, places)
 
 
 class BertForPreTraining(PretrainedMixin, nn.Module):
@@ -90,6 +123,7 @@ class BertForPreTraining(PretrainedMixin, nn.Module):
         token_type_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         mlm_positions: Tensor | None = None,
+        mlm_labels: Tensor | None = None,
     ) -> PretrainingOutput:
         """Scores masked words and sentence pairs.
 
@@ -97,13 +131,36 @@ class BertForPreTraining(PretrainedMixin, nn.Module):
             input_ids, token_type_ids, attention_mask: (B, T), as in `BertModel`.
             mlm_positions: (B, M) indices into T; the vocabulary is scored there only. Without
                 them every position is scored, which costs a (B, T, V) tensor.
+            mlm_labels: (B, M) original ids, IGNORE_INDEX in unused slots, for their loss instead
+                of scores; (B, T) without positions.
         """
         out = self.bert(input_ids, token_type_ids, attention_mask)
         hidden = out.last_hidden_state
-        if mlm_positions is not None:
-            hidden = gather_positions(hidden, mlm_positions)  # (B, M, D)
-        mlm_logits = self.mlm(hidden, self.bert.embeddings.word.weight)
-        return PretrainingOutput(mlm_logits, self.nsp(out.pooler_output), *out[:2])
+        words = self.bert.embeddings.word.weight
+        logits, score = None, None
+        if mlm_labels is not None:
+            score = self._score(hidden, words, mlm_positions, mlm_labels)
+        elif mlm_positions is not None:
+            logits = self.mlm(gather_positions(hidden, mlm_positions), words)  # (B, M, V)
+        else:
+            logits = self.mlm(hidden, words)  # (B, T, V)
+        nsp_logits = self.nsp(out.pooler_output)
+        return PretrainingOutput(
+            logits, nsp_logits, out.last_hidden_state, out.pooler_output, score
+        )
+
+    def _score(
+        self, hidden: Tensor, words: Tensor, positions: Tensor | None, labels: Tensor
+    ) -> MaskedLMScore:
+        flat = labels.reshape(-1)
+        if positions is None:
+            places = torch.arange(flat.numel(), device=flat.device)
+        else:
+            places = _flat_positions(hidden, positions)
+        if flat.is_cpu and not torch.compiler.is_compiling():
+            used = (flat != IGNORE_INDEX).nonzero()[:, 0]  # elsewhere shapes had better stay
+            places, flat = places.index_select(0, used), flat.index_select(0, used)
+        return self.mlm.score(_rows_at(hidden, places), words, flat)
 
 
 class BertForSequenceClassification(PretrainedMixin, nn.Module):

@@ -1,16 +1,25 @@
-"""Attention and dropout, with faster forms where PyTorch's own are slow: on a CPU.
+"""Attention, dropout and the decoder's cross-entropy, in faster forms than PyTorch's own.
 
-Each equals PyTorch's function of the same name, to rounding or in distribution; figures stand in
-`benchmarks/kernels.py`. On other devices, and in compiled code, PyTorch's own are called.
+Each equals PyTorch's functions to rounding or in distribution; figures stand in
+`benchmarks/kernels.py`. The first two are for a CPU: on other devices, and in compiled code,
+PyTorch's own are called.
 
-Shapes: B batch, T tokens, H heads, K head size.
+Shapes: B batch, T tokens, H heads, K head size, R rows, D hidden_size, V vocabulary.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from minibert.losses import IGNORE_INDEX
+
+# Of R x V scores, on a CPU: held in memory; brought to float32 (the nearer cache holds them).
+# Elsewhere eight times as many are held and all of these are float32.
+_SCORES_HELD, _SCORES_FLOAT = 1 << 24, 1 << 20
 
 
 def _is_eager_cpu(x: Tensor) -> bool:
@@ -78,3 +87,110 @@ class Dropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"prob={self.prob}"
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of a linear map's scores, without ever holding the scores of all rows.
+
+    Equals `F.cross_entropy(F.linear(x, weight, bias).float(), labels, reduction="sum")`. Scores are
+    computed for some rows at a time, and their gradient at once from their softmax, so that they
+    are written once (as in Liger Kernel, Hsu et al. 2024, section 3.2). Products are in autocast's
+    dtype, the softmax in float32.
+
+    Args:
+        x: (R, D). weight: (V, D). bias: (V,). labels: (R,), IGNORE_INDEX where there is none.
+
+    Returns:
+        The summed loss in nats, float32 scalar, and the number of rows whose highest score is the
+        label's (the first of equal ones counts).
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    needs_grad = torch.is_grad_enabled()  # which is off inside a function's forward
+    loss, hits = _LinearCrossEntropy.apply(x, weight, bias, labels, dtype, needs_grad)
+    return loss, hits
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Tensor,
+        dtype: torch.dtype,
+        needs_grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        rows = max(1, _SCORES_HELD * (1 if x.is_cpu else 8) // len(weight))
+        with torch.autocast(x.device.type, enabled=False):
+            low_weight, low_bias = weight.to(dtype), bias.to(dtype)
+            loss = torch.zeros((), dtype=torch.float32, device=x.device)
+            hits = torch.zeros((), dtype=torch.int64, device=x.device)
+            grads: list[Tensor] = []
+            weight_grad = bias_grad = None
+            for part, wanted in zip(x.to(dtype).split(rows), labels.split(rows), strict=True):
+                scores = torch.addmm(low_bias, part, low_weight.t())  # (r, V)
+                part_loss, part_hits = _cross_entropy_of_scores(scores, wanted)
+                loss, hits = loss + part_loss, hits + part_hits
+                if not needs_grad:
+                    continue
+                grads.append(scores @ low_weight)
+                of_weight, of_bias = scores.t() @ part, scores.sum(0, dtype=torch.float32)
+                # Several parts add up in float32.
+                weight_grad = of_weight if weight_grad is None else weight_grad.float() + of_weight
+                bias_grad = of_bias if bias_grad is None else bias_grad + of_bias
+        if needs_grad:
+            x_grad = torch.cat(grads) if grads else torch.zeros_like(x)
+            weight_grad = torch.zeros_like(weight) if weight_grad is None else weight_grad
+            bias_grad = torch.zeros_like(bias) if bias_grad is None else bias_grad
+            ctx.save_for_backward(x_grad, weight_grad, bias_grad)
+            ctx.dtypes = x.dtype, weight.dtype, bias.dtype
+        ctx.mark_non_differentiable(hits)
+        return loss, hits
+
+    @staticmethod
+    def backward(ctx: Any, of_loss: Tensor, of_hits: None) -> tuple[Tensor | None, ...]:
+        # One element and not a scalar: multiplied and brought to float32 in the same pass.
+        scale = of_loss.view(1, 1)
+        x_grad, weight_grad, bias_grad = (
+            (grad * (scale if grad.ndim == 2 else scale[0])).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return x_grad, weight_grad, bias_grad, None, None, None
+
+
+def _cross_entropy_of_scores(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(r, V) and (r,) -> summed loss and hits; the scores become the loss's gradient."""
+    rows = max(1, _SCORES_FLOAT // scores.shape[1]) if scores.is_cpu else len(scores)
+    parts = zip(scores.split(rows), labels.split(rows), strict=True)
+    sums = [_replace_by_gradient(*part) for part in parts]
+    losses, hits = zip(*sums, strict=True)
+    return torch.stack(losses).sum(), torch.stack(hits).sum()
+
+
+def _replace_by_gradient(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    is_labelled = labels != IGNORE_INDEX
+    places = labels.clamp(min=0)[:, None]  # (r, 1)
+    highest = scores.amax(1)
+    own = scores.gather(1, places)[:, 0]
+    shares = scores.softmax(1, dtype=torch.float32)
+    # The highest share is at least 1 / V, so its logarithm is safe.
+    log_sum = highest.float() - shares.amax(1).log()
+    loss = ((log_sum - own.float()) * is_labelled).sum()
+    # Only a row whose label scores highest can be a hit, and looking for the first of equal scores
+    # is the slowest of all passes.
+    is_hit = (own == highest) & is_labelled
+    if scores.is_cpu:
+        candidates = is_hit.nonzero()[:, 0]
+        hits = (scores[candidates].argmax(1) == labels[candidates]).sum()
+    else:
+        hits = (is_hit & (scores.argmax(1) == labels)).sum()
+    shares.scatter_add_(1, places, -torch.ones_like(places, dtype=shares.dtype))
+    if not scores.is_cpu or not bool(is_labelled.all()):
+        shares.mul_(is_labelled[:, None])
+    scores.copy_(shares)
+    return loss, hits

@@ -33,7 +33,7 @@ from minibert.examples import (
 from minibert.files import bundled_data, write_json
 from minibert.heads import BertForPreTraining
 from minibert.initialisation import neighbour_attention, unigram_bias
-from minibert.losses import masked_lm_loss, next_sentence_loss
+from minibert.losses import next_sentence_loss
 from minibert.optim import Budget, build_optimizer
 from minibert.run_folder import RunFolder
 from minibert.runs import (
@@ -75,11 +75,9 @@ def pretraining_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term
     Returns:
         "mlm" and, with next_sentence_label, "nsp".
     """
-    inputs = ("input_ids", "token_type_ids", "attention_mask", "mlm_positions")
+    inputs = ("input_ids", "token_type_ids", "attention_mask", "mlm_positions", "mlm_labels")
     out = model(**{name: batch[name] for name in inputs})
-    labels = batch["mlm_labels"]
-    hits = (out.mlm_logits.argmax(-1) == labels).sum()  # IGNORE_INDEX is never predicted
-    terms = {"mlm": Term(*masked_lm_loss(out.mlm_logits, labels), hits)}
+    terms = {"mlm": Term(*out.mlm_score)}
     if "next_sentence_label" in batch:
         pairs = batch["next_sentence_label"]
         hits = (out.nsp_logits.argmax(-1) == pairs).sum()

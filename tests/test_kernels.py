@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minibert.kernels import Dropout, attention, attention_by_products, dropout
+from minibert import kernels
+from minibert.kernels import (
+    Dropout,
+    attention,
+    attention_by_products,
+    dropout,
+    linear_cross_entropy,
+)
+from minibert.losses import IGNORE_INDEX
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -101,3 +109,83 @@ def test_no_dropout_and_all_dropout_are_exact() -> None:
     assert torch.equal(dropout(x, 0.0), x)
     assert torch.equal(dropout(x, 1.0), torch.zeros(50))
     assert torch.equal(Dropout(0.4).eval()(x), x)
+
+
+def scored_rows(rows: int = 13) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """x (R, 8), weight (50, 8), bias (50,), with every third label left out."""
+    leaves = [torch.randn(rows, 8), torch.randn(50, 8), torch.randn(50)]
+    labels = torch.randint(50, (rows,))
+    labels[::3] = IGNORE_INDEX
+    return [leaf.requires_grad_() for leaf in leaves], labels
+
+
+def by_cross_entropy(
+    leaves: list[torch.Tensor], labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    scores = F.linear(*leaves).float()
+    loss = F.cross_entropy(scores, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return loss, (scores.argmax(1) == labels).sum()
+
+
+@pytest.mark.parametrize("held", [50, 4 * 50, 1 << 24])  # one row at a time, four, all
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_linear_cross_entropy_equals_the_two_steps(
+    monkeypatch: pytest.MonkeyPatch, held: int, dtype: str, tolerance: float
+) -> None:
+    monkeypatch.setattr(kernels, "_SCORES_HELD", held)
+    monkeypatch.setattr(kernels, "_SCORES_FLOAT", 3 * 50)
+    leaves, labels = scored_rows()
+    labels[1] = F.linear(*leaves).argmax(1)[1]  # a hit
+    found = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+        loss, hits = linear_cross_entropy(*leaves, labels)
+    expected, expected_hits = by_cross_entropy(leaves, labels)
+    for one in (loss, expected):
+        found.append(torch.autograd.grad(3 * one, leaves))  # the loop divides it, too
+    assert hits == expected_hits >= 1
+    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0)
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * float(theirs.abs().max()))
+
+
+def test_linear_cross_entropy_never_holds_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    real = kernels._cross_entropy_of_scores
+    monkeypatch.setattr(kernels, "_SCORES_HELD", 200)
+    monkeypatch.setattr(
+        kernels, "_cross_entropy_of_scores", lambda s, y: sizes.append(s.numel()) or real(s, y)
+    )
+    leaves, labels = scored_rows()
+    linear_cross_entropy(*leaves, labels)
+    assert sizes == [200, 200, 200, 50]
+
+
+def test_linear_cross_entropy_of_equal_scores_hits_with_the_first() -> None:
+    flat = [torch.zeros(3, 8), torch.zeros(50, 8), torch.zeros(50)]
+    assert linear_cross_entropy(*flat, torch.tensor([0, 1, 0]))[1] == 2
+
+
+def test_linear_cross_entropy_stays_finite() -> None:
+    leaves = [torch.full((2, 1), 1e4), torch.tensor([[1.0], [0.0], [-1.0]]), torch.zeros(3)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    loss, _ = linear_cross_entropy(*leaves, torch.tensor([0, 2]))
+    assert loss == 2e4
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, leaves))
+
+
+@pytest.mark.parametrize("rows", [0, 4])
+def test_linear_cross_entropy_without_labels_is_nothing(rows: int) -> None:
+    leaves, _ = scored_rows(rows)
+    labels = torch.full((rows,), IGNORE_INDEX)
+    loss, hits = linear_cross_entropy(*leaves, labels)
+    assert (loss, hits) == (0, 0)
+    assert not any(grad.any() for grad in torch.autograd.grad(loss, leaves))
+
+
+def test_linear_cross_entropy_without_gradients_is_the_same() -> None:
+    leaves, labels = scored_rows()
+    with torch.no_grad():
+        plain = linear_cross_entropy(*leaves, labels)
+    assert not plain[0].requires_grad
+    assert plain == linear_cross_entropy(*leaves, labels)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from minibert.config import BertConfig, preset
 from minibert.heads import BertForPreTraining, BertForSequenceClassification, gather_positions
-from minibert.losses import masked_lm_loss, next_sentence_loss
+from minibert.losses import IGNORE_INDEX, masked_lm_loss, next_sentence_loss
 from minibert.model import BertModel, Layer
 from minibert.unpadding import full_layout, unpadded_layout
 
@@ -263,6 +263,30 @@ def test_gathering_sends_each_gradient_to_its_own_position() -> None:
     gather_positions(hidden, positions).sum().backward()
     expected = torch.tensor([[1.0, 0, 0, 1], [0, 2, 0, 0]])
     torch.testing.assert_close(hidden.grad, expected[:, :, None].expand(2, 4, 3))
+
+
+@pytest.mark.parametrize("at", ["some positions", "every position"])
+def test_labels_give_the_loss_of_the_scores(
+    tiny_config: BertConfig, padded_batch: Batch, at: str
+) -> None:
+    model = BertForPreTraining(tiny_config).eval()
+    places = {"mlm_positions": torch.tensor([[11, 0, 3], [6, 6, 1], [0, 2, 2]])}
+    if at == "every position":
+        places = {}
+    scores = model(**padded_batch, **places).mlm_logits
+    labels = torch.randint(80, scores.shape[:2])
+    labels[0, 1] = labels[2, 0] = IGNORE_INDEX
+    labels[1, 1] = scores[1, 1].argmax()
+    out = model(**padded_batch, **places, mlm_labels=labels)
+    assert out.mlm_logits is None
+    loss, count = masked_lm_loss(scores, labels)
+    torch.testing.assert_close(out.mlm_score.loss_sum, loss)
+    assert out.mlm_score.num_labels == count
+    assert out.mlm_score.num_hits == (scores.argmax(-1) == labels).sum() >= 1
+    parameters = [p for name, p in model.named_parameters() if not name.startswith("nsp")]
+    parameters = [p for p in parameters if not any(p is q for q in model.bert.pooler.parameters())]
+    ours, expected = (torch.autograd.grad(x, parameters) for x in (out.mlm_score.loss_sum, loss))
+    torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize("pad", [0, 5])
