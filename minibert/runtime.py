@@ -6,10 +6,12 @@ import contextlib
 import ctypes
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from minibert.errors import InputError
 from minibert.world import ALONE, World
@@ -35,6 +37,20 @@ class Runtime:
         if self.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the device computes while the host goes on, so that reading a value waits."""
+        return self.device.type == "cuda"
+
+    def place(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch on the device; to a GPU it is copied while the host goes on."""
+        if not self.runs_ahead:
+            return {name: part.to(self.device) for name, part in batch.items()}
+        return {
+            name: part.pin_memory().to(self.device, non_blocking=True)
+            for name, part in batch.items()
+        }
 
     def synchronize(self) -> None:
         """Waits until the device has done what it was given, so that a clock can be read."""

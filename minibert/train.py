@@ -167,6 +167,8 @@ class Loop:
         self.settings, self.runtime, self.folder = settings, runtime, folder
         self.evaluate, self.utilisation = evaluate, utilisation
         self.state = LoopState()
+        self._sums: dict[str, Tensor] = {}  # of the log window, on the device
+        self._first_bad: Tensor | None = None  # step whose loss or gradient was not finite; 0: none
         self.stop_signal = 0
         self.world = runtime.world
         self._session_start = time.perf_counter()
@@ -185,7 +187,7 @@ class Loop:
                 self.folder.cut_metrics(saved["metrics_bytes"] if saved else 0)
         if saved is None:
             return False
-        self.state = LoopState(**saved["loop"])
+        self.state, self._sums = LoopState(**saved["loop"]), {}
         self.data.seek(saved["data"])
         self._seconds_before = self._agreed_seconds = self._last_save = self.state.seconds
         return True
@@ -194,6 +196,7 @@ class Loop:
         """Writes a checkpoint of the present step."""
         if self.folder is None or not self.world.is_main:
             return
+        self._read_sums()
         self.state.seconds = self._seconds()
         state = {
             "loop": asdict(self.state),
@@ -226,7 +229,8 @@ class Loop:
         """Forward and backward over the step's micro-batches, then one update.
 
         Raises:
-            NonFiniteError: before the weights are touched.
+            NonFiniteError: before the weights are touched; a GPU, which would have to be waited
+                for, is asked when a row is logged or a checkpoint saved.
         """
         state, settings = self.state, self.settings
         started = time.perf_counter()
@@ -240,7 +244,9 @@ class Loop:
         torch.manual_seed(settings.seed * 1_000_003 + state.step + (self.world.rank << 48))
         sums = self._backward(step)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
-        self._account(step, sums, float(norm), rate)
+        self._account(step, sums, norm, rate)
+        if not self.runtime.runs_ahead:
+            self._read_sums()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -251,12 +257,12 @@ class Loop:
         seconds = time.perf_counter() - started
         state.window["seconds"] = state.window.get("seconds", 0.0) + seconds
 
-    def _backward(self, step: StepData) -> dict[str, float]:
-        """Adds the step's gradients; returns each term's summed loss and hits."""
+    def _backward(self, step: StepData) -> dict[str, Tensor]:
+        """Adds the step's gradients; returns each term's summed loss and hits, and the slots."""
         sums: dict[str, Tensor] = {}
         last = len(step.micro_batches) - 1
         for number, batch in enumerate(step.micro_batches):
-            placed = {k: v.to(self.runtime.device) for k, v in batch.items()}
+            placed = self.runtime.place(batch)
             with self._gradients_added_up(number == last):
                 with self.runtime.autocast():
                     terms = self.objective(self.forward, placed)
@@ -270,38 +276,74 @@ class Loop:
                     (f"{name}_loss", term.loss_sum),
                     (f"{name}_hits", term.num_hits),
                 ):
-                    value = value.detach() * (not step.is_filler)
-                    value = value if value.device.type == "mps" else value.double()
+                    value = self._exact(value.detach() * (not step.is_filler))
                     sums[key] = sums[key] + value if key in sums else value
-        sums["slots"] = torch.tensor(step.num_slots, dtype=torch.float64)
-        together = self.world.sum(torch.stack([value.cpu().double() for value in sums.values()]))
-        return dict(zip(sums, together.tolist(), strict=True))
+        sums["slots"] = torch.full_like(value, step.num_slots)
+        together = self.world.sum(torch.stack(list(sums.values())))
+        return dict(zip(sums, together.unbind(), strict=True))
+
+    def _exact(self, value: Tensor) -> Tensor:
+        """In float64, where the device has it or else on the CPU."""
+        return (value if self.runtime.runs_ahead else value.cpu()).double()
 
     def _gradients_added_up(self, now: bool) -> contextlib.AbstractContextManager[object]:
         """With several processes: whether a backward pass ends in their gradients' sum."""
         wait = not now and self.world.size > 1
         return self.forward.no_sync() if wait else contextlib.nullcontext()  # type: ignore[attr-defined]
 
-    def _account(self, step: StepData, sums: dict[str, float], norm: float, rate: float) -> None:
-        """Adds a step to the open log window, refusing what is not finite."""
-        losses = {name: sums[f"{name}_loss"] / count for name, count in step.counts.items()}
-        bad = [f"{name} loss is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
-        if not bad and not math.isfinite(norm):
-            bad = [f"the gradient norm is {norm}"]
-        if bad:
-            raise NonFiniteError(
-                f"step {self.state.step + 1}: {', '.join(bad)}; the weights of the step before are "
-                f"untouched; try a lower --learning-rate or --precision fp32"
-            )
-        window = self.state.window
-        added = {"steps": 1, "loss": sum(losses.values()), "grad_norm": norm, **sums}
-        added |= {f"{name}_count": count for name, count in step.counts.items()}
-        added |= {"tokens": step.num_tokens}
+    def _account(self, step: StepData, sums: dict[str, Tensor], norm: Tensor, rate: float) -> None:
+        """Adds a step to the open log window; what was computed stays on the device."""
+        window, counts = self.state.window, step.counts
+        loss = torch.stack([sums[f"{name}_loss"] / count for name, count in counts.items()]).sum()
+        computed = {"loss": loss, "grad_norm": self._exact(norm), **sums}
+        for key, value in computed.items():
+            before = self._sums.get(key)
+            if before is None:
+                before = torch.full_like(value, window.get(key, 0.0))
+            self._sums[key] = before + value
+        if self._first_bad is None:
+            self._first_bad = torch.zeros_like(loss)
+        is_new = ~(computed["loss"] + computed["grad_norm"]).isfinite() & (self._first_bad == 0)
+        self._first_bad = torch.where(is_new, self.state.step + 1, self._first_bad)
+        added = {"steps": 1.0, "tokens": step.num_tokens}
+        added |= {f"{name}_count": count for name, count in counts.items()}
         if self.utilisation:
             added["flops"] = self.utilisation.useful_flops(step)
-        for key, value in added.items():
-            window[key] = window.get(key, 0) + value
+        for key, number in added.items():
+            window[key] = window.get(key, 0) + number
         window["learning_rate"] = rate
+
+    def _read_sums(self) -> None:
+        """Brings the window's sums to the host, which waits for them.
+
+        Raises:
+            NonFiniteError: one of the steps since the last reading was not finite.
+        """
+        if not self._sums or self._first_bad is None:
+            return
+        started = time.perf_counter()
+        read = torch.stack([self._first_bad, *self._sums.values()]).tolist()
+        window = self.state.window | dict(zip(self._sums, read[1:], strict=True))
+        if self.runtime.runs_ahead:  # else the step's own time holds it
+            window["seconds"] = window.get("seconds", 0.0) + time.perf_counter() - started
+        self.state.window = window
+        if read[0]:
+            raise NonFiniteError(self._fault(int(read[0])))
+
+    def _fault(self, step: int) -> str:
+        """What was not finite at a step, which weights are whole, and what may help."""
+        window = self.state.window
+        names = [key.removesuffix("_count") for key in window if key.endswith("_count")]
+        found = {f"{name} loss": window[f"{name}_loss"] for name in names}
+        bad = [f"{k} is {v}" for k, v in found.items() if not math.isfinite(v)]
+        bad = bad or [f"the gradient norm is {window['grad_norm']}"]
+        whole = "the weights of the step before are untouched"
+        if self.runtime.runs_ahead:
+            whole = "the last checkpoint is from before"
+        return (
+            f"step {step}: {', '.join(bad)}; {whole}; try a lower --learning-rate or "
+            f"--precision fp32"
+        )
 
     def time_step(self) -> tuple[float, float]:
         """Times a forward and backward pass over the next step's data; nothing is changed.
@@ -345,7 +387,8 @@ class Loop:
 
     def log_row(self) -> dict[str, Any]:
         """The window's means as a row of metrics.jsonl; the window is emptied."""
-        window, self.state.window = self.state.window, {}
+        self._read_sums()
+        window, self.state.window, self._sums = self.state.window, {}, {}
         row: dict[str, Any] = {
             "step": self.state.step,
             "epoch": round(self.data.epochs_done, 6),

@@ -23,6 +23,7 @@ from samples import (
     weights_of,
 )
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minibert import train
 from minibert.config import BertConfig
@@ -32,7 +33,8 @@ from minibert.losses import IGNORE_INDEX
 from minibert.optim import Budget, build_optimizer, warmup_linear_decay
 from minibert.pretraining import pretraining_terms
 from minibert.run_folder import RunFolder, read_metrics
-from minibert.train import NonFiniteError, StepData, Term, clock, fit
+from minibert.runtime import Runtime
+from minibert.train import Loop, NonFiniteError, StepData, Term, clock, fit
 
 VOCAB, LENGTH, SLOTS = 40, 12, 6
 
@@ -191,6 +193,86 @@ def test_nan_gradient_of_a_finite_loss_stops_as_well(tmp_path: Path) -> None:
     assert "step 3" in message
     assert "gradient norm" in message
     assert same_tensors(weights_of(model), before)
+
+
+# --- a device that computes while the host goes on -----------------------------------------------
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a value is brought to the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Runtime, "runs_ahead", True)
+    monkeypatch.setattr(Runtime, "place", lambda self, batch: batch)
+
+
+def line_loop(folder: RunFolder, **options: Any) -> Loop:
+    model = make_line()
+    optimizer = build_optimizer(model, 0.01, 0.0)
+    data = Repeated(line_steps([2, 3, 5, 8]))
+    return make_loop(model, data, optimizer=optimizer, folder=folder, **options)
+
+
+def test_no_step_waits_for_the_device(
+    tmp_path: Path, ahead: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunFolder(tmp_path / "run") as run, Reads() as reads:
+        for name in ("tolist", "cpu", "numpy"):  # which are seen here only
+            real = getattr(Tensor, name)
+
+            def counted(tensor: Tensor, real: Any = real) -> Any:
+                reads.count += 1
+                return real(tensor)
+
+            monkeypatch.setattr(Tensor, name, counted)
+        loop = line_loop(run, max_steps=9)
+        for _ in range(4):
+            loop.take_step()
+        assert reads.count == 0
+        loop.log_row()
+        assert reads.count == 1
+
+
+def test_rows_are_the_same_when_steps_are_not_waited_for(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    rows = []
+    for name in ("waiting", "ahead"):
+        if name == "ahead":
+            request.getfixturevalue("ahead")
+        with RunFolder(tmp_path / name) as run:
+            # Checkpoints fall into open windows.
+            fit(line_loop(run, max_steps=12, log_every=4, save_every=3))
+        timed = ("seconds", "tokens_per_second")
+        rows.append([{k: row[k] for k in row if k not in timed} for row in read_metrics(run.path)])
+    assert len(rows[0]) >= 3
+    assert rows[0] == rows[1]
+
+
+def test_what_is_not_finite_is_found_when_a_row_is_due(tmp_path: Path, ahead: None) -> None:
+    calls = 0
+
+    def objective(forward: Any, batch: Any) -> dict[str, Term]:
+        nonlocal calls
+        calls += 1
+        term = squares(forward, batch)["fit"]
+        return {"fit": term._replace(loss_sum=term.loss_sum * (math.nan if calls == 6 else 1))}
+
+    with RunFolder(tmp_path / "run") as run:
+        loop = line_loop(run, objective=objective, max_steps=20, log_every=4, save_every=5)
+        with pytest.raises(NonFiniteError, match="step 6: fit loss is nan; the last checkpoint is"):
+            fit(loop)
+    assert loop.state.step == 8
+    saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert saved == ["step-000000005"]
 
 
 # --- what is logged ------------------------------------------------------------------------------
