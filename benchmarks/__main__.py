@@ -113,6 +113,13 @@ def run(works: list[str], rounds: int, texts: list[Path], folder: Path) -> repor
     return results
 
 
+def _find_texts(given: list[str] | None) -> list[Path]:
+    try:
+        return find_files(given or [str(bundled_data() / "wiki.txt")])
+    except InputError as error:
+        raise InputError(str(error).replace("--corpus", "--text")) from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="benchmarks, or benchmark/work")
@@ -126,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.rounds < 1:
             raise InputError(f"--rounds {args.rounds}; at least 1")
         works = find_works(args.only)
-        texts = find_files(args.text or [str(bundled_data() / "wiki.txt")])
+        texts = _find_texts(args.text)
         run(works, args.rounds, texts, args.output)
     except InputError as error:
         _say(f"benchmarks: {error}")
