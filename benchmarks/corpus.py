@@ -146,7 +146,7 @@ def tables(found: dict[str, dict[str, Any]]) -> str:
         f = medians(row)
         lines.append(
             f"| {f['megabytes']:,.0f} | {f['tokens']:,.0f} | {f['vocabulary']:.1f} | "
-            f"{f['encode']:.1f} | {f['megabytes'] / f['encode']:.2f} | {f['again']:.1f} | "
+            f"{f['encode']:.1f} | {f['megabytes'] / f['encode']:.2f} | {f['again']:.2f} | "
             f"{f['vocabulary_mib']:,.0f} | {f['main_mib']:,.0f} | {f['worker_mib']:,.0f} | "
             f"{len(row['stages']['encode'])} |"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import corpus
-from benchmarks.report import Results, timings_of
+from benchmarks.report import Results, in_order, timings_of
 from benchmarks.turns import Timing, ratios
 
 _OURS, _THEIRS = "minibert", ("#4c72b0", "#dd8452", "#8c8c8c", "#937860")
@@ -16,7 +16,7 @@ _GREEN = "#2a7f4f"
 def _measured_in_turns(results: Results) -> dict[str, tuple[list[Timing], float]]:
     """Works in which ours stands beside others: their timings and peak."""
     found = {}
-    for name, entry in results.items():
+    for name, entry in in_order(results).items():
         timings = [timing for timing in timings_of(entry) if not timing.error]
         if any(t.name.startswith(_OURS) for t in timings) and len(timings) > 1:
             found[name] = (timings, entry.get("peak_flops", 0.0))

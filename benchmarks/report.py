@@ -68,6 +68,13 @@ def load(folder: Path) -> Results:
     return results
 
 
+def in_order(results: Results) -> Results:
+    """The same in the order of `BENCHMARKS`, and of its works as they were first measured."""
+    place = {benchmark: number for number, benchmark in enumerate(BENCHMARKS)}
+    last = len(place)
+    return dict(sorted(results.items(), key=lambda x: place.get(x[0].split("/")[0], last)))
+
+
 def add(results: Results, name: str, entry: dict[str, Any]) -> None:
     """Takes in a new entry; one that only says why nothing was measured replaces no figures."""
     if "error" not in entry or "error" in results.get(name, {"error": ""}):
@@ -76,7 +83,7 @@ def add(results: Results, name: str, entry: dict[str, Any]) -> None:
 
 def save(folder: Path, results: Results) -> None:
     """Writes the JSON file and the page made from it, into a folder that is there."""
-    write_json(folder / "benchmarks.json", results)
+    write_json(folder / "benchmarks.json", in_order(results))
     page = markdown(results, (folder / "benchmarks.svg").is_file())
     write_atomically(folder / "benchmarks.md", lambda p: p.write_text(page, encoding="utf-8"))
 
