@@ -31,7 +31,7 @@ def _say(text: str) -> None:
 def find_works(wanted: Sequence[str] | None) -> list[str]:
     """The works "benchmark/work" of all benchmarks, or of those named, wholly or by work.
 
-    Of a benchmark that cannot be imported the name alone is given, so that running it says why.
+    A benchmark whose works cannot be told is listed as one, so that running it says why.
 
     Raises:
         InputError: a name that is none; those that are get named.
@@ -40,7 +40,7 @@ def find_works(wanted: Sequence[str] | None) -> list[str]:
     for benchmark in report.BENCHMARKS:
         try:
             works = report.load_module(benchmark).WORKS
-        except ImportError:
+        except (ImportError, AttributeError):
             found.append(f"{benchmark}/all")
             continue
         found += [f"{benchmark}/{work}" for work in works]
