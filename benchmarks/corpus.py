@@ -1,97 +1,157 @@
-"""Encoding a corpus into the token store: time and memory against the size of the text.
+"""From text to the token store: time and memory against the size of the text.
 
-    python -m benchmarks.corpus enwiki-00.txt.xz --megabytes 10 100 1000
+    python -m benchmarks --only corpus --text enwiki-0?.txt.xz
 
-The text is repeated until it has each size, with a counter in every document, so that no two are
-alike; vocabulary (of the first size) and cache lie in a temporary folder. Memory is the greatest of
-the main process and of any worker; opening the finished store again is timed as well.
+The text is repeated until it has each size. A vocabulary of 8,192 is made from it, it is encoded
+into a store, and the store is opened again, each in a process of its own, as `pretrain.py` does it.
+Memory is the most that the main process and any one worker have held. Small sizes are
+measured several times, and medians shown; 1,000 MB once.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import resource
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from minibert import corpus
+from benchmarks.text import OPTIONS, write_text
+from benchmarks.turns import peak_mib
 from minibert.store import corpus_vocabulary, open_store
 from minibert.tokenizer import WordPiece
 
-_OPTIONS = corpus.ReaderOptions()
+_VOCABULARY = 8192
+_MEASURED_MEGABYTES = 300  # over all rounds of a size, about
+_WATCH_SECONDS = 0.1
 
 
-def write_text(source: Path, megabytes: int, path: Path) -> None:
-    """Repeats the documents of a text file up to a size."""
-    wanted, written, copy = megabytes * 10**6, 0, 0
-    with path.open("w", encoding="utf-8") as out:
-        while written < wanted:
-            for piece in corpus.read_pieces(source, _OPTIONS):
-                start = f"\n\nCopy {copy}.\n" if piece.starts_document else "\n"
-                written += out.write(start + "\n".join(piece.lines))
-                if written >= wanted:
-                    break
-            copy += 1
+@dataclass(frozen=True)
+class Work:
+    """How much text."""
+
+    megabytes: float
 
 
-def measure(text: Path, vocabulary: Path, cache: Path) -> dict[str, float]:
-    """Seconds and MiB of one build, in this process and its workers."""
-    tokenizer = WordPiece.from_pretrained(vocabulary)
+READS_TEXT = True
+WORKS = {"10-MB": Work(10), "100-MB": Work(100), "1000-MB": Work(1000)}
+
+
+class _Watch(threading.Thread):
+    """Notes the greatest memory of any child process while it lives."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.mib = 0.0
+        self.start()
+
+    def run(self) -> None:
+        me = os.getpid()
+        while True:
+            for listed in Path(f"/proc/{me}/task").glob("*/children"):
+                try:
+                    children = listed.read_text().split()
+                except OSError:  # the thread has ended
+                    continue
+                for child in children:
+                    if Path(f"/proc/{child}").exists():
+                        self.mib = max(self.mib, peak_mib(child))
+            time.sleep(_WATCH_SECONDS)
+
+
+def _vocabulary(text: Path, folder: Path) -> dict[str, float]:
+    found = corpus_vocabulary([text], _VOCABULARY, OPTIONS, True, True, folder, exact=False)
+    found.save(folder / "vocabulary")
+    return {}
+
+
+def _open(text: Path, folder: Path) -> dict[str, float]:
+    tokenizer = WordPiece.from_pretrained(folder / "vocabulary")
+    store = open_store([text], tokenizer, OPTIONS, folder)
+    return {"tokens": store.counts.tokens}
+
+
+def serve(what: str, text: Path, folder: Path) -> dict[str, float]:
+    """One stage in this process: what it took."""
+    watch = _Watch()
     start = time.perf_counter()
-    store = open_store([text], tokenizer, _OPTIONS, cache)
+    found = {"vocabulary": _vocabulary, "open": _open}[what](text, folder)
     seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    open_store([text], tokenizer, _OPTIONS, cache)
-    kibibytes = [
-        resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    ]
-    return {
-        "bytes": text.stat().st_size,
-        "tokens": store.counts.tokens,
-        "seconds": seconds,
-        "again": time.perf_counter() - start,
-        "main_mib": kibibytes[0] / 1024,
-        "worker_mib": kibibytes[1] / 1024,
-    }
+    return found | {"seconds": seconds, "main_mib": peak_mib(), "worker_mib": watch.mib}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("text", type=Path, help="a text file to repeat")
-    parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 100, 1000])
-    parser.add_argument("--one", nargs=2, metavar=("VOCABULARY", "CACHE"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.one:
-        print(json.dumps(measure(args.text, Path(args.one[0]), Path(args.one[1]))))
-        return
-    print("| text, MB | tokens | seconds | MB/s | opened again, s | main, MiB | a worker, MiB |")
-    print("|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        vocabulary = folder / "vocabulary"
-        for megabytes in args.megabytes:
-            text = folder / f"{megabytes}.txt"
-            write_text(args.text, megabytes, text)
-            if not vocabulary.exists():
-                found = corpus_vocabulary([text], 8192, _OPTIONS, True, True, folder / "cache")
-                found.save(vocabulary)
-            line = [sys.executable, "-m", "benchmarks.corpus", str(text), "--one", str(vocabulary)]
-            line.append(str(folder / f"cache-{megabytes}"))
-            done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
-            row = json.loads(done.stdout)
-            print(
-                f"| {row['bytes'] / 1e6:,.0f} | {row['tokens']:,} | {row['seconds']:.1f} | "
-                f"{row['bytes'] / 1e6 / row['seconds']:.2f} | {row['again']:.1f} | "
-                f"{row['main_mib']:,.0f} | {row['worker_mib']:,.0f} |",
-                flush=True,
-            )
-            text.unlink()
+def _stage(what: str, text: Path, folder: Path) -> dict[str, float]:
+    """The same in a new process, so that its memory is its own."""
+    line = [sys.executable, "-m", __spec__.name, what, str(text), str(folder)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def measure(name: str, rounds: int, texts: list[Path]) -> dict[str, Any]:
+    """Every stage at one size, as often as rounds and size allow; ready for JSON."""
+    megabytes = WORKS[name].megabytes
+    stages: dict[str, list[dict[str, float]]] = {"vocabulary": [], "encode": [], "again": []}
+    with tempfile.TemporaryDirectory() as where:
+        text = Path(where) / "text.txt"
+        write_text(texts, megabytes, text)
+        for number in range(max(1, min(rounds, int(_MEASURED_MEGABYTES / megabytes)))):
+            folder = Path(where) / str(number)
+            folder.mkdir()
+            for stage, found in stages.items():
+                what = "vocabulary" if stage == "vocabulary" else "open"
+                found.append(_stage(what, text, folder))
+        return {"bytes": text.stat().st_size, "stages": stages}
+
+
+def medians(found: dict[str, Any]) -> dict[str, float]:
+    """The figures of a size: megabytes, tokens, seconds by stage, MiB of main process and worker.
+
+    Memory is that of the hungriest stage.
+    """
+    stages = found["stages"]
+    figures = {"megabytes": found["bytes"] / 1e6, "tokens": stages["encode"][0]["tokens"]}
+    for stage, rows in stages.items():
+        figures[stage] = statistics.median(row["seconds"] for row in rows)
+    for key in ("main_mib", "worker_mib"):
+        figures[key] = max(row[key] for row in stages["encode"])
+    figures["vocabulary_mib"] = max(row["main_mib"] for row in stages["vocabulary"])
+    return figures
+
+
+def tables(found: dict[str, dict[str, Any]]) -> str:
+    """One table with a row for each size."""
+    head = (
+        "text, MB",
+        "tokens",
+        "vocabulary, s",
+        "encoding, s",
+        "encoding, MB/s",
+        "opened again, s",
+        "vocabulary, MiB",
+        "encoding: main, MiB",
+        "a worker, MiB",
+        "times",
+    )
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in found.values():
+        f = medians(row)
+        lines.append(
+            f"| {f['megabytes']:,.0f} | {f['tokens']:,.0f} | {f['vocabulary']:.1f} | "
+            f"{f['encode']:.1f} | {f['megabytes'] / f['encode']:.2f} | {f['again']:.2f} | "
+            f"{f['vocabulary_mib']:,.0f} | {f['main_mib']:,.0f} | {f['worker_mib']:,.0f} | "
+            f"{len(row['stages']['encode'])} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(serve(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))))

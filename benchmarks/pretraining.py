@@ -1,7 +1,6 @@
 """The pretraining step: ours against Hugging Face's model on the same batches.
 
-    python -m benchmarks.pretraining --work mini-128
-    python -m benchmarks.pretraining            # all of them, half an hour
+    python -m benchmarks --only pretraining/mini-128
 
 HF plain is transformers' BertForPreTraining as it comes: fp32, padded to the batch's longest. HF
 best is the same with bf16 autocast, torch.compile and an allocator that keeps its memory, which a
@@ -11,19 +10,17 @@ defaults. Forward, backward, clipping (ours alone) and AdamW are timed; batches 
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.turns import KEEP_MEMORY, Variant, markdown, take_turns
+from benchmarks.lengths import draw_lengths
+from benchmarks.turns import KEEP_MEMORY, Variant
 from minibert.config import BertConfig, preset
 from minibert.examples import Example, collate
-from minibert.flops import measure_peak_flops, training_flops
+from minibert.flops import training_flops
 from minibert.heads import BertForPreTraining
 from minibert.losses import IGNORE_INDEX
 from minibert.optim import Budget, build_optimizer
@@ -43,7 +40,7 @@ class Work:
     size: str
     max_seq_length: int
     batch_size: int
-    lengths: str  # "mixed": lognormal, 60 % of the maximum in the mean; "full"
+    lengths: str  # a kind of `draw_lengths`
 
     @property
     def config(self) -> BertConfig:
@@ -52,10 +49,12 @@ class Work:
 
 WORKS = {
     "mini-128": Work("mini", 128, 32, "mixed"),
-    "mini-128-full": Work("mini", 128, 32, "full"),
-    "mini-512": Work("mini", 512, 8, "mixed"),
     "small-128": Work("small", 128, 32, "mixed"),
     "base-128": Work("base", 128, 8, "mixed"),
+    "mini-512": Work("mini", 512, 8, "mixed"),
+    "mini-128-paired": Work("mini", 128, 32, "paired"),
+    "mini-512-paired": Work("mini", 512, 8, "paired"),
+    "mini-128-full": Work("mini", 128, 32, "full"),
 }
 
 
@@ -64,11 +63,7 @@ def make_batches(work: Work) -> list[list[Example]]:
     rng = np.random.default_rng(0)
     batches = []
     for _ in range(_BATCHES):
-        longest = work.max_seq_length
-        lengths = np.full(work.batch_size, longest)
-        if work.lengths == "mixed":
-            drawn = np.exp(rng.normal(np.log(0.56 * longest), 0.5, work.batch_size))
-            lengths = drawn.clip(8, longest).astype(int)
+        lengths = draw_lengths(work.lengths, work.max_seq_length, work.batch_size, rng)
         batch = []
         for n in lengths.tolist():
             ids = _FIRST + rng.zipf(1.2, n) % (_VOCABULARY - 1000)
@@ -157,6 +152,16 @@ class HuggingFace:
         self.forward = torch.compile(self.model) if best else self.model
         parameters = self.model.parameters()
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
+        if best:
+            self._compile()
+
+    def _compile(self) -> None:
+        """Compiles before anything is timed: for one length, and for any once it has seen two."""
+        longest = [max(len(e.input_ids) for e in batch) for batch in self.batches]
+        for length in sorted(set(longest))[:2]:
+            self.at = longest.index(length)
+            self.step()
+        self.at = 0
 
     def step(self) -> dict[str, float]:
         examples = self.batches[self.at % _BATCHES]
@@ -197,28 +202,3 @@ def variants(work: Work) -> list[Variant]:
         ),
         Variant("minibert", f"{__spec__.name}:Ours", arguments),
     ]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", nargs="+", choices=list(WORKS), default=list(WORKS))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="file for every single time")
-    args = parser.parse_args()
-    runtime = start_runtime("cpu", "auto", deterministic=True)
-    found = {}
-    for name in args.work:
-        work = WORKS[name]
-        tokens = min(4096, work.batch_size * work.max_seq_length)
-        before = measure_peak_flops(work.config, tokens, runtime)
-        timings = take_turns(variants(work), args.rounds)
-        peak = max(before, measure_peak_flops(work.config, tokens, runtime))
-        found[name] = {"peak_flops": peak, "timings": [asdict(timing) for timing in timings]}
-        print(f"\n{name}, {args.rounds} rounds, peak {peak / 1e9:,.0f} GFLOP/s\n")
-        print(markdown(timings, peak), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
-
-
-if __name__ == "__main__":
-    main()

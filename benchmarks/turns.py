@@ -6,7 +6,8 @@ the other. Each variant lives in a process of its own, with its own allocator an
 
 A worker is started as `python -m benchmarks.turns MODULE:FUNCTION '{"argument": 1}'`. The function
 returns an object whose `step()` does one step and returns {"tokens": useful ones, "flops": useful
-ones, ...}. It answers every line on its standard input with a line of JSON.
+ones, ...}; "units" are what speeds are counted in where that is not tokens. It answers every line
+on its standard input with a line of JSON; what a library prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -30,6 +32,7 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(256 << 20),
 }
+_PEAK_TOKENS = 4096  # rows of the products that the peak is measured with, at most
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class Variant:
     build: str
     arguments: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+
+
+class VariantError(RuntimeError):
+    """A variant cannot do its work; the message says why in one line."""
 
 
 class Worker:
@@ -59,100 +66,191 @@ class Worker:
         )
 
     def step(self) -> dict[str, float]:
+        """One step in the worker.
+
+        Raises:
+            VariantError: it could not be done, or the process has ended.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
+        try:
+            self.process.stdin.write("step\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
         if not line:
-            raise RuntimeError(f"{self.variant.name} ended with status {self.process.wait()}")
-        answer: dict[str, float] = json.loads(line)
+            raise VariantError(f"its process ended with status {self.process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise VariantError(answer["error"])
         return answer
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
 
 
 @dataclass
 class Timing:
-    """What one variant did in every round."""
+    """What one variant did in every round; nothing, and why, where it could not run."""
 
     name: str
-    seconds: list[float]
-    tokens: list[float]
-    flops: list[float]
-    peak_mib: float
+    seconds: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
+    flops: list[float] = field(default_factory=list)
+    units: list[float] = field(default_factory=list)
+    peak_mib: float = 0.0
+    error: str = ""
 
     @property
     def rates(self) -> list[float]:
-        """Useful tokens a second."""
-        return [t / s for t, s in zip(self.tokens, self.seconds, strict=True)]
+        """Units, which are useful tokens if not said otherwise, a second."""
+        return [u / s for u, s in zip(self.units, self.seconds, strict=True)]
+
+    def share_of(self, peak_flops: float) -> float:
+        """Median of the useful operations a second, as a share of the machine's peak."""
+        rates = [f / s for f, s in zip(self.flops, self.seconds, strict=True)]
+        return statistics.median(rates) / peak_flops
+
+    def add(self, answer: dict[str, float]) -> None:
+        """Takes in a worker's answer to one step."""
+        self.seconds.append(answer["seconds"])
+        self.tokens.append(answer["tokens"])
+        self.flops.append(answer["flops"])
+        self.units.append(answer.get("units", answer["tokens"]))
+        self.peak_mib = answer["peak_mib"]
 
 
 def take_turns(variants: list[Variant], rounds: int, warmup: int = 2) -> list[Timing]:
-    """Times one step of every variant in every round, after steps that are not counted."""
-    workers = []
+    """Times one step of every variant in every round, after steps that are not counted.
+
+    A variant that cannot run is left out of the rounds, and its timing says why.
+    """
+    timings = [Timing(variant.name) for variant in variants]
+    workers: list[Worker] = []
+
+    def step(worker: Worker, timing: Timing, counts: bool) -> None:
+        if timing.error:
+            return
+        try:
+            answer = worker.step()
+        except VariantError as error:
+            timings[timings.index(timing)] = Timing(timing.name, error=str(error))
+            worker.close()
+            return
+        if counts:
+            timing.add(answer)
+
     try:
-        for variant in tqdm(variants, desc="starting", leave=False):
-            worker = Worker(variant)
-            workers.append(worker)
+        for place, variant in enumerate(tqdm(variants, desc="starting", leave=False)):
+            workers.append(Worker(variant))
             for _ in range(warmup):
-                worker.step()
-        timings = [Timing(variant.name, [], [], [], 0.0) for variant in variants]
+                step(workers[-1], timings[place], counts=False)
         for _ in tqdm(range(rounds), desc="rounds", leave=False):
-            for worker, timing in zip(workers, timings, strict=True):
-                answer = worker.step()
-                timing.seconds.append(answer["seconds"])
-                timing.tokens.append(answer["tokens"])
-                timing.flops.append(answer["flops"])
-                timing.peak_mib = answer["peak_mib"]
+            for place, worker in enumerate(workers):
+                step(worker, timings[place], counts=True)
         return timings
     finally:
         for worker in workers:
             worker.close()
 
 
+def measure_turns(module: Any, name: str, rounds: int) -> dict[str, Any]:
+    """One work of a benchmark module in turns, with the machine's peak before and after.
+
+    Args:
+        module: has WORKS (by name; `config`, `batch_size` and `max_seq_length` size the peak's
+            products) and `variants(work)`; UNIT where speeds are not in tokens.
+
+    Returns:
+        unit, peak_flops (operations a second) and timings, ready for JSON.
+    """
+    from minibert.flops import measure_peak_flops
+    from minibert.runtime import start_runtime
+
+    work = module.WORKS[name]
+    runtime = start_runtime("cpu", "auto", deterministic=True)
+    tokens = min(_PEAK_TOKENS, work.batch_size * work.max_seq_length)
+    before = measure_peak_flops(work.config, tokens, runtime)
+    timings = take_turns(module.variants(work), rounds)
+    peak = max(before, measure_peak_flops(work.config, tokens, runtime))
+    unit = getattr(module, "UNIT", "tokens")
+    return {"unit": unit, "peak_flops": peak, "timings": [asdict(timing) for timing in timings]}
+
+
 def ratios(ours: Timing, base: Timing) -> tuple[float, float, float]:
-    """Median, least and greatest of the rounds' ratios of useful tokens a second."""
+    """Median, least and greatest of the rounds' ratios of rates."""
     found = [a / b for a, b in zip(ours.rates, base.rates, strict=True)]
     return statistics.median(found), min(found), max(found)
 
 
-def markdown(timings: list[Timing], peak_flops: float) -> str:
-    """A table: each variant's speed, and its ratio to every variant before it."""
-    head = ["", "tokens/s", "% of peak", "peak memory, MiB"]
-    head += [f"x {timing.name}" for timing in timings[:-1]]
+def markdown(timings: list[Timing], peak_flops: float = 0.0, unit: str = "tokens") -> str:
+    """A table: each variant's speed, and its ratio to every variant before it.
+
+    Args:
+        peak_flops: operations a second; without it the table has no share of the peak.
+    """
+    ran = [timing for timing in timings if not timing.error]
+    head = ["", f"{unit}/s", *["% of peak"][: bool(peak_flops)], "peak memory, MiB"]
+    head += [f"x {timing.name}" for timing in ran[:-1]]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for place, timing in enumerate(timings):
-        share = statistics.median(
-            f / s / peak_flops for f, s in zip(timing.flops, timing.seconds, strict=True)
-        )
-        cells = [
-            timing.name,
-            f"{statistics.median(timing.rates):,.0f}",
-            f"{share:.1%}",
-            f"{timing.peak_mib:,.0f}",
-        ]
-        for base in timings[: len(timings) - 1]:
-            if timings.index(base) >= place:
-                cells.append("")
-                continue
+    for place, timing in enumerate(ran):
+        cells = [timing.name, _number(statistics.median(timing.rates))]
+        if peak_flops:
+            cells.append(f"{timing.share_of(peak_flops):.1%}")
+        cells.append(f"{timing.peak_mib:,.0f}")
+        for base in ran[:place]:
             middle, low, high = ratios(timing, base)
             cells.append(f"{middle:.2f} [{low:.2f}-{high:.2f}]")
-        lines.append("| " + " | ".join(cells) + " |")
+        cells += [""] * (len(head) - len(cells))
+        lines.append("| " + " | ".join(cells[: len(head)]) + " |")
+    lines += [f"\n{timing.name}: not run, {timing.error}" for timing in timings if timing.error]
     return "\n".join(lines)
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def peak_mib(process: int | str = "self") -> float:
+    """The most memory that a process has held at once.
+
+    Linux's ru_maxrss begins at what the parent held when it started the process, so VmHWM is read
+    where there is one.
+    """
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _one_line(error: Exception) -> str:
+    """Why a variant cannot run."""
+    if isinstance(error, ImportError):
+        return f"{error}; pip install 'minibert[benchmarks]'"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"
+
+
 def _serve(build: str, arguments: str) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     module, function = build.split(":")
-    work = getattr(importlib.import_module(module), function)(**json.loads(arguments))
+    work: Any = None
     for _ in sys.stdin:
-        start = time.perf_counter()
-        answer = work.step()
-        answer["seconds"] = time.perf_counter() - start
-        answer["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps(answer), flush=True)
+        try:
+            if work is None:
+                work = getattr(importlib.import_module(module), function)(**json.loads(arguments))
+            start = time.perf_counter()
+            answer = work.step()
+            answer["seconds"] = time.perf_counter() - start
+            answer["peak_mib"] = peak_mib()
+        except Exception as error:  # the other variants go on without this one
+            answer = {"error": _one_line(error)}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

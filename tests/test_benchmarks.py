@@ -1,0 +1,242 @@
+"""The one command for all benchmarks, on works small enough for a test."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from samples import one_thread, write_corpus  # noqa: F401
+
+from benchmarks import corpus, finetuning, pretraining, report, tokenising, turns
+from benchmarks.__main__ import main
+from benchmarks.lengths import draw_lengths
+from benchmarks.text import OPTIONS, read_documents, write_text
+from minibert.store import corpus_vocabulary
+
+WORKER = """
+class Counter:
+    def __init__(self, fails_at=0):
+        self.steps, self.fails_at = 0, fails_at
+
+    def step(self):
+        self.steps += 1
+        print("what a library says")
+        if self.steps == self.fails_at:
+            raise MemoryError("no room")
+        return {"tokens": 10, "flops": 20, "units": 5}
+"""
+
+
+@pytest.fixture
+def counter(tmp_path: Path) -> Any:
+    """Makes variants whose steps do nothing but count."""
+    (tmp_path / "counting.py").write_text(WORKER)
+    place = {"PYTHONPATH": f"{tmp_path}:{Path(turns.__file__).parent.parent}"}
+    return lambda name, **more: turns.Variant(name, "counting:Counter", more, place)
+
+
+def fake_benchmark(figure: float) -> Any:
+    """A benchmark of two works, one of which cannot run."""
+
+    def measure(name: str, rounds: int, texts: list[Path]) -> dict[str, Any]:
+        if name == "broken":
+            raise RuntimeError("out of\nluck")
+        return {"figure": figure, "times": [1.0] * rounds}
+
+    works = {"good": None, "broken": None}
+    return SimpleNamespace(
+        __doc__="A fake.", WORKS=works, measure=measure, table=lambda e: f"figure {e['figure']}"
+    )
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Two fake benchmarks in place of the real ones."""
+    found = {"one": fake_benchmark(1), "two": fake_benchmark(2)}
+    monkeypatch.setattr(report, "BENCHMARKS", {"one": "fake_one", "two": "fake_two"})
+    for name, module in found.items():
+        monkeypatch.setitem(sys.modules, f"fake_{name}", module)
+    return found
+
+
+def results_in(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "benchmarks.json").read_text())
+    return found
+
+
+def test_a_tiny_run_writes_page_times_and_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers", reason="the reference is transformers' model")
+    pytest.importorskip("matplotlib", reason="draws the plot")
+    monkeypatch.setattr(pretraining, "WORKS", {"tiny": pretraining.Work("tiny", 32, 2, "mixed")})
+    monkeypatch.setattr(corpus, "WORKS", {"tiny": corpus.Work(0.05)})
+    all_variants = pretraining.variants
+
+    def quick(work: pretraining.Work) -> list[turns.Variant]:
+        return [v for v in all_variants(work) if v.name != "HF best"]  # which compiles
+
+    monkeypatch.setattr(pretraining, "variants", quick)
+    line = ["--only", "pretraining", "corpus/tiny", "--rounds", "1", "--output", str(tmp_path)]
+    assert main(line) == 0
+    results = results_in(tmp_path)
+    assert set(results) == {"pretraining/tiny", "corpus/tiny"}
+    plain, ours = results["pretraining/tiny"]["timings"]
+    assert plain["tokens"] == ours["tokens"]
+    assert plain["flops"] == ours["flops"] > [0]
+    assert len(ours["seconds"]) == 1 and not ours["error"]
+    assert results["pretraining/tiny"]["environment"]["torch"]
+    stages = results["corpus/tiny"]["stages"]
+    assert all(row[0]["main_mib"] > 10 for row in stages.values())
+    page = (tmp_path / "benchmarks.md").read_text()
+    for text in ("% of peak", "x HF plain", "opened again, s", "benchmarks.svg", "cores"):
+        assert text in page
+    assert "<svg" in (tmp_path / "benchmarks.svg").read_text()
+
+
+def test_only_measures_a_part_anew_and_keeps_the_rest(
+    tmp_path: Path, fakes: dict[str, Any]
+) -> None:
+    assert main(["--rounds", "2", "--output", str(tmp_path)]) == 0
+    before = results_in(tmp_path)
+    assert before["one/good"]["times"] == [1.0, 1.0]
+    assert before["one/broken"]["error"] == "RuntimeError: out of luck"
+    fakes["two"].measure = fake_benchmark(3).measure
+    fakes["one"].measure = None  # is not called
+    assert main(["--only", "two/good", "--rounds", "1", "--output", str(tmp_path)]) == 0
+    after = results_in(tmp_path)
+    assert after["one/good"] == before["one/good"]
+    assert after["two/good"]["figure"] == 3
+    page = (tmp_path / "benchmarks.md").read_text()
+    for text in ("figure 1", "figure 3", "broken: not run, RuntimeError: out of luck"):
+        assert text in page
+
+
+def test_what_cannot_run_again_keeps_its_figures(tmp_path: Path, fakes: dict[str, Any]) -> None:
+    line = ["--only", "one/good", "--output", str(tmp_path)]
+    assert main(line) == 0
+    fakes["one"].measure = None
+    assert main(line) == 0
+    assert results_in(tmp_path)["one/good"]["figure"] == 1
+
+
+def test_results_are_written_after_every_benchmark(tmp_path: Path, fakes: dict[str, Any]) -> None:
+    def stopped(*_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    fakes["two"].measure = stopped
+    assert main(["--output", str(tmp_path)]) == 130
+    assert set(results_in(tmp_path)) == {"one/good", "one/broken"}
+
+
+def test_a_benchmark_that_cannot_be_imported_is_named(
+    tmp_path: Path, fakes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fake_two", None)
+    assert main(["--output", str(tmp_path)]) == 0
+    assert "fake_two" in results_in(tmp_path)["two/all"]["error"]
+    assert results_in(tmp_path)["one/good"]["figure"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--only", "three"], "--only three is no benchmark; there are one, one/broken"),
+        (["--rounds", "0"], "--rounds 0; at least 1"),
+        (["--text", "no-such-file.txt"], "--text no-such-file.txt"),
+    ],
+)
+def test_a_wrong_flag_ends_with_status_2(
+    tmp_path: Path,
+    fakes: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    says: str,
+) -> None:
+    assert main([*arguments, "--output", str(tmp_path / "new")]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_variants_take_turns_and_one_that_fails_is_named(counter: Any) -> None:
+    found = turns.take_turns(
+        [counter("whole"), counter("late", fails_at=3), counter("never", wrong=1)], 3, warmup=1
+    )
+    whole, late, never = found
+    assert whole.tokens == [10, 10, 10] and whole.units == [5, 5, 5] and not whole.error
+    assert late.error == "MemoryError: no room" and not late.seconds
+    assert never.error.startswith("TypeError")
+    table = turns.markdown(found, unit="MB")
+    assert "MB/s" in table and "late: not run, MemoryError: no room" in table
+
+
+def test_a_table_has_medians_of_the_rounds_ratios() -> None:
+    slow = turns.Timing("slow", [1.0, 2.0, 4.0], [8.0] * 3, [2.0] * 3, [8.0] * 3)
+    fast = turns.Timing("fast", [0.5, 0.5, 0.5], [8.0] * 3, [2.0] * 3, [8.0] * 3)
+    assert turns.ratios(fast, slow) == (4.0, 2.0, 8.0)
+    table = turns.markdown([slow, fast], peak_flops=10.0)
+    assert "4.00 [2.00-8.00]" in table and "| 40.0% |" in table
+
+
+@pytest.mark.parametrize(
+    ("kind", "longest", "full"),
+    [
+        ("full", 128, 1.0),
+        ("mixed", 128, 0.60),
+        ("paired", 128, 0.90),
+        ("paired", 512, 0.61),
+        ("imdb", 256, 0.80),
+    ],
+)
+def test_lengths_fill_what_they_say(kind: str, longest: int, full: float) -> None:
+    lengths = draw_lengths(kind, longest, 20_000, np.random.default_rng(0))
+    assert lengths.min() >= 8 and lengths.max() == longest
+    assert lengths.mean() / longest == pytest.approx(full, abs=0.015)
+
+
+@pytest.mark.parametrize("padding", ["max_length", "dynamic", "buckets"])
+def test_every_way_of_padding_trains_on_the_same_examples(padding: str) -> None:
+    pytest.importorskip("transformers", reason="the reference is transformers' model")
+    work = dataclasses.asdict(finetuning.Work(1, 16, 2, 300, 24, 2, "mixed"))
+    theirs = finetuning.HuggingFace(padding=padding, bf16=False, **work)
+    ours = finetuning.Ours(**work)
+    steps = 4  # an epoch
+    tokens = [sum(side.step()["tokens"] for _ in range(steps)) for side in (theirs, ours)]
+    assert tokens[0] == tokens[1] > 0
+
+
+def test_tokenisers_do_the_same_work(tmp_path: Path) -> None:
+    text, vocabulary = tmp_path / "text.txt", tmp_path / "vocabulary"
+    write_text([write_corpus(tmp_path / "source.txt")], 0.02, text)
+    corpus_vocabulary([text], 200, OPTIONS, True, True, tmp_path, exact=False).save(vocabulary)
+    arguments = {"text": str(text), "vocabulary": str(vocabulary), "folder": str(tmp_path)}
+    ours = tokenising.Ours(**arguments)
+    assert ours.step() == ours.step() == tokenising.Limit(**arguments).step()
+
+
+def test_datasets_map_does_the_same_work(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="the reference is datasets.map")
+    text, vocabulary = tmp_path / "text.txt", tmp_path / "vocabulary"
+    write_text([write_corpus(tmp_path / "source.txt")], 0.02, text)
+    corpus_vocabulary([text], 200, OPTIONS, True, True, tmp_path, exact=False).save(vocabulary)
+    arguments = {"text": str(text), "vocabulary": str(vocabulary), "folder": str(tmp_path)}
+    specials = 2 * len(read_documents(text))
+    ours = tokenising.Ours(**arguments).step()
+    for ids_alone in (False, True):
+        theirs = tokenising.DatasetsMap(ids_alone=ids_alone, **arguments).step()
+        assert theirs["tokens"] - specials == ours["tokens"]
+
+
+def test_text_is_repeated_up_to_the_size_and_no_two_documents_are_alike(tmp_path: Path) -> None:
+    source = write_corpus(tmp_path / "source.txt")
+    write_text([source], 0.02, tmp_path / "text.txt")
+    size = (tmp_path / "text.txt").stat().st_size
+    assert 20_000 <= size < 22_000 < 10 * source.stat().st_size
+    documents = read_documents(tmp_path / "text.txt")
+    assert len(set(documents)) == len(documents) > 24
