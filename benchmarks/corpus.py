@@ -4,7 +4,8 @@
 
 The text is repeated until it has each size, with a counter in every document, so that no two are
 alike; vocabulary (of the first size) and cache lie in a temporary folder. Memory is the greatest of
-the main process and of any worker; opening the finished store again is timed as well.
+the main process, which reads and writes, and of any worker. "Start of a run" is what a second run
+does with the finished store before its first batch, and what that adds to the memory.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import time
 from pathlib import Path
 
 from minibert import corpus
-from minibert.store import corpus_vocabulary, open_store
+from minibert.cache import data_fingerprint
+from minibert.store import open_store
 from minibert.tokenizer import WordPiece
+from minibert.vocabulary import corpus_vocabulary
 
 _OPTIONS = corpus.ReaderOptions()
 
@@ -38,39 +41,84 @@ def write_text(source: Path, megabytes: int, path: Path) -> None:
             copy += 1
 
 
-def measure(text: Path, vocabulary: Path, cache: Path) -> dict[str, float]:
+def _peak_mib(who: int) -> float:
+    return resource.getrusage(who).ru_maxrss / 1024
+
+
+def build(text: Path, vocabulary: Path, cache: Path) -> dict[str, float]:
     """Seconds and MiB of one build, in this process and its workers."""
     tokenizer = WordPiece.from_pretrained(vocabulary)
     start = time.perf_counter()
     store = open_store([text], tokenizer, _OPTIONS, cache)
     seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    open_store([text], tokenizer, _OPTIONS, cache)
-    kibibytes = [
-        resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    ]
     return {
-        "bytes": text.stat().st_size,
         "tokens": store.counts.tokens,
         "seconds": seconds,
-        "again": time.perf_counter() - start,
-        "main_mib": kibibytes[0] / 1024,
-        "worker_mib": kibibytes[1] / 1024,
+        "main_seconds": time.process_time(),
+        "main_mib": _peak_mib(resource.RUSAGE_SELF),
+        "worker_mib": _peak_mib(resource.RUSAGE_CHILDREN),
+        "store_bytes": sum(path.stat().st_size for path in store.folder.iterdir()),
     }
+
+
+def begin(text: Path, vocabulary: Path, cache: Path) -> dict[str, float]:
+    """Seconds from a built store to the first batch, as a run begins, and MiB; torch is there."""
+    from minibert.examples import (
+        ExampleBuilder,
+        ExampleOptions,
+        ExampleStream,
+        collate,
+        held_out_examples,
+        split_documents,
+        unigram_log_prob,
+    )
+
+    before = _peak_mib(resource.RUSAGE_SELF)
+    start = time.perf_counter()
+    tokenizer = WordPiece.from_pretrained(vocabulary)
+    data_fingerprint([text], _OPTIONS, cache)
+    store = open_store([text], tokenizer, _OPTIONS, cache)
+    options = ExampleOptions()
+    training, held_out = (
+        ExampleBuilder(store, tokenizer, documents, options)
+        for documents in split_documents(store, options.nsp)
+    )
+    held_out_examples(held_out, 2048)
+    unigram_log_prob(held_out)
+    collate(ExampleStream(training, 0).take(32), options.max_predictions)
+    return {
+        "start_seconds": time.perf_counter() - start,
+        "start_mib": _peak_mib(resource.RUSAGE_SELF) - before,
+    }
+
+
+def measure(text: Path, vocabulary: Path, cache: Path) -> dict[str, float]:
+    """`build` and then `begin`, each in a process of its own."""
+    row: dict[str, float] = {"bytes": text.stat().st_size}
+    for part in ("build", "begin"):
+        line = [sys.executable, "-m", "benchmarks.corpus", str(text)]
+        line += ["--part", part, str(vocabulary), str(cache)]
+        done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
+        row |= json.loads(done.stdout)
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path, help="a text file to repeat")
     parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 100, 1000])
-    parser.add_argument("--one", nargs=2, metavar=("VOCABULARY", "CACHE"), help=argparse.SUPPRESS)
+    parser.add_argument("--vocab-size", type=int, default=8192)
+    parser.add_argument("--part", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        print(json.dumps(measure(args.text, Path(args.one[0]), Path(args.one[1]))))
+    if args.part:
+        part = {"build": build, "begin": begin}[args.part[0]]
+        print(json.dumps(part(args.text, Path(args.part[1]), Path(args.part[2]))))
         return
-    print("| text, MB | tokens | seconds | MB/s | opened again, s | main, MiB | a worker, MiB |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| text, MB | tokens | seconds | MB/s | reader's CPU, s | main, MiB | a worker, MiB | "
+        "store, bytes a token | start of a run, s | it adds, MiB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         vocabulary = folder / "vocabulary"
@@ -78,16 +126,17 @@ def main() -> None:
             text = folder / f"{megabytes}.txt"
             write_text(args.text, megabytes, text)
             if not vocabulary.exists():
-                found = corpus_vocabulary([text], 8192, _OPTIONS, True, True, folder / "cache")
+                found = corpus_vocabulary(
+                    [text], args.vocab_size, _OPTIONS, True, True, folder / "cache"
+                )
                 found.save(vocabulary)
-            line = [sys.executable, "-m", "benchmarks.corpus", str(text), "--one", str(vocabulary)]
-            line.append(str(folder / f"cache-{megabytes}"))
-            done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
-            row = json.loads(done.stdout)
+            row = measure(text, vocabulary, folder / f"cache-{megabytes}")
             print(
                 f"| {row['bytes'] / 1e6:,.0f} | {row['tokens']:,} | {row['seconds']:.1f} | "
-                f"{row['bytes'] / 1e6 / row['seconds']:.2f} | {row['again']:.1f} | "
-                f"{row['main_mib']:,.0f} | {row['worker_mib']:,.0f} |",
+                f"{row['bytes'] / 1e6 / row['seconds']:.2f} | {row['main_seconds']:.1f} | "
+                f"{row['main_mib']:,.0f} | {row['worker_mib']:,.0f} | "
+                f"{row['store_bytes'] / row['tokens']:.2f} | {row['start_seconds']:.2f} | "
+                f"{row['start_mib']:.0f} |",
                 flush=True,
             )
             text.unlink()

@@ -29,6 +29,7 @@ SHORT_PROB = 0.1  # share of pairs built to a random shorter length
 _BLOCK_DOCUMENTS = 512  # documents whose examples are shuffled together, at most ...
 _BLOCK_TOKENS = 4 << 20  # ... and about how many tokens, so that long documents fit into memory
 _PART_TOKENS = 1 << 16  # a longer document is built in parts of about this size
+_MOST_STRETCHES = 1 << 20  # that a text of fewer than four documents is cut into
 _HELD_OUT_KEY = 2019  # the split does not depend on the seed: seeds compare on the same text
 _EVAL_SEED = 2019  # evaluation masks are fixed
 _LONGEST_SPAN, _SPAN_STOP = 10, 0.2  # span masking after Joshi et al. 2020, section 3.1
@@ -98,9 +99,10 @@ class ExampleBuilder:
     ) -> None:
         self.store, self.tokenizer = store, tokenizer
         self.documents, self.options = documents, options
-        self.is_special = np.zeros(tokenizer.vocab_size, bool)
-        self.is_special[tokenizer.special_ids] = True
-        self.ordinary_ids = np.flatnonzero(~self.is_special)
+        self.is_ordinary = np.ones(tokenizer.vocab_size, bool)
+        self.is_ordinary[tokenizer.special_ids] = False
+        self.ordinary_ids = np.flatnonzero(self.is_ordinary)
+        self._cls, self._sep = np.array([[tokenizer.cls_id], [tokenizer.sep_id]])
         self.continues_word = np.array([t.startswith("##") for t in tokenizer.tokens])
 
     def build(self, seed: int, epoch: int, position: int, part: int = 0) -> list[Example]:
@@ -178,9 +180,8 @@ class ExampleBuilder:
         label: int | None,
     ) -> Example:
         """Adds [CLS] and [SEP], chooses tokens, and puts in 80 % [MASK], 10 % random, 10 % same."""
-        cls, sep = np.array([[self.tokenizer.cls_id], [self.tokenizer.sep_id]])
-        parts = [cls, first, sep] if second is None else [cls, first, sep, second, sep]
-        ids = np.concatenate(parts).astype(np.int64)
+        parts = [self._cls, first, self._sep]
+        ids = np.concatenate(parts if second is None else [*parts, second, self._sep])
         wanted = max(1, round(len(ids) * self.options.mask_prob))
         chosen = self._choose(rng, ids, min(wanted, self.options.max_predictions))
         labels = ids[chosen]
@@ -193,27 +194,44 @@ class ExampleBuilder:
 
     def _choose(self, rng: np.random.Generator, ids: np.ndarray, count: int) -> np.ndarray:
         """Sorted positions to predict; special tokens are never among them."""
-        candidates = np.flatnonzero(~self.is_special[ids])
+        candidates = self.is_ordinary[ids].nonzero()[0]
         if self.options.masking == "token":
-            return np.sort(rng.permutation(candidates)[:count])
-        # Words: a candidate and the ## pieces right after it. A span is several words in a row.
+            chosen = rng.permutation(candidates)[:count]
+            chosen.sort()
+            return chosen
+        # Words: a candidate and the ## pieces right after it, so a word's places are a range.
         new_word = ~self.continues_word[ids[candidates]] | (np.diff(candidates, prepend=-9) > 1)
-        words = np.split(candidates, np.flatnonzero(new_word)[1:]) if len(candidates) else []
-        chosen: set[int] = set()
-        for start in rng.permutation(len(words)):
-            if len(chosen) >= count:
+        new_word[:1] = True
+        begins = new_word.nonzero()[0]
+        firsts = candidates[begins].tolist()
+        sizes = np.diff(begins, append=len(candidates)).tolist()
+        return self._choose_words(rng, firsts, sizes, count)
+
+    def _choose_words(
+        self, rng: np.random.Generator, firsts: list[int], sizes: list[int], count: int
+    ) -> np.ndarray:
+        """Words in random order, or spans of them (several in a row), until there are enough.
+
+        Args:
+            firsts, sizes: each word's first place in the sequence, and how many it has.
+        """
+        taken: set[int] = set()
+        total = 0
+        for start in rng.permutation(len(firsts)).tolist():
+            if total >= count:
                 break
             length = 1
             if self.options.masking == "span":
                 length = min(int(rng.geometric(_SPAN_STOP)), _LONGEST_SPAN)
-            span = words[start : start + length]
-            for i, word in enumerate(span):
-                if i and word[0] != span[i - 1][-1] + 1:
+            for word in range(start, min(start + length, len(firsts))):
+                if word > start and firsts[word] != firsts[word - 1] + sizes[word - 1]:
                     break  # a special token stands between: the segment ends here
                 # A word that would overshoot is left to a shorter one; one always fits in.
-                if not chosen or len(chosen.union(word)) <= count:
-                    chosen.update(word[:count].tolist())
-        return np.array(sorted(chosen), np.int64)
+                if word not in taken and (not taken or total + sizes[word] <= count):
+                    taken.add(word)
+                    total += min(sizes[word], count)
+        places = [p for w in sorted(taken) for p in range(firsts[w], firsts[w] + sizes[w])]
+        return np.array(places[:count], np.int64)
 
 
 def _truncate(
@@ -291,7 +309,7 @@ def split_documents(store: TokenStore, nsp: str) -> tuple[Documents, Documents]:
                 f"the corpus has {sentences} sentence(s); at least 4 are needed to train and to "
                 f"hold some out"
             )
-        count = min(sentences, max(20, sentences // 64))
+        count = min(sentences, max(20, sentences // 64), _MOST_STRETCHES)
         starts = np.linspace(0, sentences, count + 1).astype(np.int64)
     elif count < 4:
         raise InputError(

@@ -20,11 +20,12 @@ from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.flops import measure_peak_flops, training_flops
 from minibert.optim import Budget
+from minibert.progress import clock
 from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime, start_runtime, versions
 from minibert.settings import RunSettings
 from minibert.tokenizer import WordPiece
-from minibert.train import Loop, LoopSettings, LoopState, StepData, Utilisation, clock, fit
+from minibert.train import Loop, LoopSettings, LoopState, StepData, Utilisation, fit
 from minibert.world import ALONE, World
 
 _MEASURED_ROWS = 8192  # of the matrix products that tell the machine's peak, at most

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import signal
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -250,6 +251,39 @@ def test_one_document_is_cut_at_sentences_without_pairs(sentences: int) -> None:
     assert all(len(p) > 1 for p in parts)
     covered = sorted(at for p in parts for at in p[:-1])
     assert covered == list(range(0, 3 * sentences, 3))
+
+
+def test_a_huge_document_is_cut_into_a_bounded_number_of_stretches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_MOST_STRETCHES", 30)
+    training, held_out = split_documents(store_of([[[FIRST]] * 64 * 40], 10), "none")
+    assert len(training) + len(held_out) == 30
+
+
+def test_memory_to_start_with_does_not_grow_with_the_corpus(words: WordPiece) -> None:
+    """From the open store to the first batch: 250 times the documents, the same peak."""
+    peaks = []
+    for count in (2_000, 500_000):
+        starts = np.arange(3 * count + 1) * 9
+        store: Any = SimpleNamespace(
+            tokens=np.resize(np.arange(FIRST, 20_000, dtype=np.uint16), starts[-1]),
+            sentence_starts=starts,
+            document_starts=np.arange(count + 1) * 3,
+            token_counts=np.full(words.vocab_size, count),
+            counts=SimpleNamespace(
+                sentences=3 * count, tokens=starts[-1], single_sentence_documents=0
+            ),
+        )
+        tracemalloc.start()
+        training, held_out = split_documents(store, "nsp")
+        builders = [ExampleBuilder(store, words, d, ExampleOptions()) for d in (training, held_out)]
+        ExampleStream(builders[0], 0).take(32)
+        examples = held_out_examples(builders[1], 64)
+        unigram_entropy(builders[1], examples)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_fewer_than_four_sentences_are_refused() -> None:
