@@ -12,9 +12,9 @@ Shapes: B batch, T tokens, M predictions per sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ _PART_TOKENS = 1 << 16  # a longer document is built in parts of about this size
 _MOST_STRETCHES = 1 << 20  # that a text of fewer than four documents is cut into
 _HELD_OUT_KEY = 2019  # the split does not depend on the seed: seeds compare on the same text
 _EVAL_SEED = 2019  # evaluation masks are fixed
+Spread = Callable[[Callable[[int], Any], int], list[Any]]  # a function and how often to call it
 _LONGEST_SPAN, _SPAN_STOP = 10, 0.2  # span masking after Joshi et al. 2020, section 3.1
 
 
@@ -74,6 +75,47 @@ class Example(NamedTuple):
     mlm_positions: np.ndarray
     mlm_labels: np.ndarray
     next_sentence_label: int | None
+
+
+class _Packed(NamedTuple):
+    """The examples of a document in few arrays, to be sent from one process to another.
+
+    ids: all tokens. places: all mlm_positions, then all mlm_labels. sizes: (5, examples), of each
+    its tokens, first_length, predictions, label, and whether it has a label.
+    """
+
+    ids: np.ndarray
+    places: np.ndarray
+    sizes: np.ndarray
+
+
+def _pack(examples: list[Example]) -> _Packed:
+    columns = [
+        (len(e.input_ids), e.first_length, len(e.mlm_positions), e.next_sentence_label or 0)
+        for e in examples
+    ]
+    paired = [e.next_sentence_label is not None for e in examples]
+    none = [np.zeros(0, np.int64)]
+    places = [*(e.mlm_positions for e in examples), *(e.mlm_labels for e in examples)]
+    return _Packed(
+        np.concatenate([e.input_ids for e in examples] or none).astype(np.int32),
+        np.concatenate(places or none).astype(np.int32),
+        np.array([(*c, p) for c, p in zip(columns, paired, strict=True)], np.int32).reshape(-1, 5),
+    )
+
+
+def _unpack(packed: _Packed) -> list[Example]:
+    ids = packed.ids.astype(np.int64)
+    positions, labels = packed.places.astype(np.int64).reshape(2, -1)
+    examples, at, slot = [], 0, 0
+    for length, first, count, label, is_pair in packed.sizes.tolist():
+        own = slice(slot, slot + count)
+        example = Example(
+            ids[at : at + length], first, positions[own], labels[own], label if is_pair else None
+        )
+        examples.append(example)
+        at, slot = at + length, slot + count
+    return examples
 
 
 @dataclass(frozen=True)
@@ -333,8 +375,14 @@ def split_documents(store: TokenStore, nsp: str) -> tuple[Documents, Documents]:
 class ExampleStream:
     """The endless, repeatable sequence of training examples, with a position that can be saved."""
 
-    def __init__(self, builder: ExampleBuilder, seed: int) -> None:
-        self.builder, self.seed = builder, seed
+    def __init__(self, builder: ExampleBuilder, seed: int, spread: Spread | None = None) -> None:
+        """Begins at the first epoch.
+
+        Args:
+            spread: as `World.map`, where several processes build the documents of a block
+                together; then all of them must move through the stream alike.
+        """
+        self.builder, self.seed, self.spread = builder, seed, spread
         mean = max(1, builder.store.counts.tokens // (len(builder.documents.starts) - 1))
         self.block_documents = max(1, min(_BLOCK_DOCUMENTS, _BLOCK_TOKENS // mean))
         self.epoch = self.block = self.part = self.offset = 0
@@ -381,16 +429,23 @@ class ExampleStream:
             order = Permutation(len(self.builder.documents), self.seed, self.epoch)
             positions = [order[i] for i in range(*self._span())]
             parts = [self.builder.documents.num_parts(position) for position in positions]
-            examples = [
-                example
-                for position, count in zip(positions, parts, strict=True)
-                if self.part < count
-                for example in self.builder.build(self.seed, self.epoch, position, self.part)
-            ]
+            wanted = [p for p, count in zip(positions, parts, strict=True) if self.part < count]
+            examples = [example for built in self._build(wanted) for example in built]
             self._parts = max(parts)
             rng = np.random.default_rng([self.seed, self.epoch, self.block, 1 + self.part])
             self._examples = [examples[i] for i in rng.permutation(len(examples))]
         return self._examples
+
+    def _build(self, positions: list[int]) -> Iterable[list[Example]]:
+        """The examples of each document, or of its part."""
+
+        def build(number: int) -> list[Example]:
+            return self.builder.build(self.seed, self.epoch, positions[number], self.part)
+
+        if self.spread is None:
+            return map(build, range(len(positions)))
+        packed = self.spread(lambda number: _pack(build(number)), len(positions))
+        return map(_unpack, packed)
 
     def take(self, count: int) -> list[Example]:
         """The next `count` examples."""

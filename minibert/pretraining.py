@@ -340,7 +340,8 @@ def _pretrain_in(
     if begun is not None and begun["resolved"]["tokenizer"] != tokenizer.fingerprint:
         raise InputError("--resume: the tokenizer has changed since; --overwrite starts anew")
     model = _build_model(settings, source, start).to(runtime.device)
-    stream = ExampleStream(source.training, settings.seed)
+    spread = world.map if world.size > 1 else None
+    stream = ExampleStream(source.training, settings.seed, spread)
     micro = settings.micro_batch_size or settings.batch_size
     data = PretrainingData(stream, settings.batch_size, micro, world)
     held_out = held_out_examples(source.held_out, settings.eval_examples)

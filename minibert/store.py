@@ -153,7 +153,8 @@ def open_store(
     finally:
         if not keep:
             shutil.rmtree(temporary, ignore_errors=True)
-    print(f"tokens: written to {folder}", file=sys.stderr)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"tokens: written to {folder}, {size / 1e6:,.0f} MB", file=sys.stderr)
     return TokenStore(folder)
 
 

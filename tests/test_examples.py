@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import pickle
 import signal
 import tracemalloc
 from collections import Counter
@@ -869,6 +870,30 @@ def test_a_long_document_is_held_a_part_at_a_time_and_seen_whole(
         resumed.seek(states[number][0])
         assert resumed.epochs_done == states[number][1]
         assert same(resumed.take(len(taken) - number), taken[number:])
+
+
+@pytest.mark.parametrize("nsp", ["nsp", "none"])
+def test_documents_built_by_several_processes_give_the_same_examples(
+    words: WordPiece, nsp: str
+) -> None:
+    corpus = own_tokens(random_lengths(40, (1, 9), (1, 30)), 300)
+
+    def spread(function: Any, count: int) -> list[Any]:
+        """Two processes, one after the other; what they send each other is bytes."""
+        odd, even = ([function(i) for i in range(k, count, 2)] for k in (1, 0))
+        sent = pickle.loads(pickle.dumps([even, odd]))
+        return [sent[i % 2][i // 2] for i in range(count)]
+
+    builder = builder_of(corpus, words, max_seq_length=64, nsp=nsp)
+    alone, together = ExampleStream(builder, 3), ExampleStream(builder, 3, spread)
+    for one, other in zip(alone.take(500), together.take(500), strict=True):
+        assert one.first_length == other.first_length
+        assert one.next_sentence_label == other.next_sentence_label
+        for a, b in zip(one, other, strict=True):
+            if isinstance(a, np.ndarray):
+                assert a.dtype == b.dtype
+                np.testing.assert_array_equal(a, b)
+    assert alone.state() == together.state()
 
 
 def test_stream_without_any_example_does_not_hang(words: WordPiece) -> None:

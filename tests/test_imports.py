@@ -22,6 +22,7 @@ LAYERS = [
     {
         "world",
         "flops",
+        "estimate",
         "profiling",
         "optim",
         "runtime",
