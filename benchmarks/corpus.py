@@ -5,7 +5,8 @@
 The text is repeated until it has each size, with a counter in every document, so that no two are
 alike; vocabulary (of the first size) and cache lie in a temporary folder. Memory is the greatest of
 the main process, which reads and writes, and of any worker. "Start of a run" is what a second run
-does with the finished store before its first batch, and what that adds to the memory.
+does with the finished store before its first batch, and what memory that adds; mapped pages of the
+store, which the system takes back when it needs them, are not counted.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ def write_text(source: Path, megabytes: int, path: Path) -> None:
             copy += 1
 
 
-def _peak_mib(who: int) -> float:
-    return resource.getrusage(who).ru_maxrss / 1024
+def _status_mib(name: str) -> float:
+    """A figure of this process's /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 def build(text: Path, vocabulary: Path, cache: Path) -> dict[str, float]:
@@ -55,8 +58,8 @@ def build(text: Path, vocabulary: Path, cache: Path) -> dict[str, float]:
         "tokens": store.counts.tokens,
         "seconds": seconds,
         "main_seconds": time.process_time(),
-        "main_mib": _peak_mib(resource.RUSAGE_SELF),
-        "worker_mib": _peak_mib(resource.RUSAGE_CHILDREN),
+        "main_mib": _status_mib("VmHWM"),  # its own peak; ru_maxrss begins at its parent's
+        "worker_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         "store_bytes": sum(path.stat().st_size for path in store.folder.iterdir()),
     }
 
@@ -73,7 +76,7 @@ def begin(text: Path, vocabulary: Path, cache: Path) -> dict[str, float]:
         unigram_log_prob,
     )
 
-    before = _peak_mib(resource.RUSAGE_SELF)
+    before = _status_mib("RssAnon")  # mapped files are the system's
     start = time.perf_counter()
     tokenizer = WordPiece.from_pretrained(vocabulary)
     data_fingerprint([text], _OPTIONS, cache)
@@ -83,13 +86,15 @@ def begin(text: Path, vocabulary: Path, cache: Path) -> dict[str, float]:
         ExampleBuilder(store, tokenizer, documents, options)
         for documents in split_documents(store, options.nsp)
     )
-    held_out_examples(held_out, 2048)
-    unigram_log_prob(held_out)
-    collate(ExampleStream(training, 0).take(32), options.max_predictions)
-    return {
-        "start_seconds": time.perf_counter() - start,
-        "start_mib": _peak_mib(resource.RUSAGE_SELF) - before,
-    }
+    scored = held_out_examples(held_out, 2048)
+    unigram = unigram_log_prob(held_out)
+    stream = ExampleStream(training, 0)
+    batch = collate(stream.take(32), options.max_predictions)
+    seconds = time.perf_counter() - start
+    alive = (scored, unigram, stream, batch)  # as in a run
+    grown = _status_mib("RssAnon") - before
+    del alive
+    return {"start_seconds": seconds, "start_mib": grown}
 
 
 def measure(text: Path, vocabulary: Path, cache: Path) -> dict[str, float]:

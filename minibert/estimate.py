@@ -10,9 +10,9 @@ M scored positions and V token ids:
            + 2 P where products are in bf16: autocast's copies of the weights
 
 What is held is what autograd keeps for the backward pass; its factors were counted on a CPU
-(`python -m benchmarks.scaling --count`). 1.4 is what the process was measured to take of that, with
-the backward pass's own tensors and the gaps between freed ones. Padding is not computed, so n counts
-real tokens.
+(`python -m benchmarks.scaling --count`). 1.4 is what the process was measured to take of that: the
+backward pass has tensors of its own, and there are gaps between freed ones. Padding is not
+computed, so n counts real tokens.
 """
 
 from __future__ import annotations

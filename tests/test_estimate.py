@@ -61,16 +61,16 @@ def test_activations_are_what_autograd_keeps(scaling: Any, precision: str, dropo
 
 
 STEPS = """
-import resource, sys, torch
+import torch
 from minibert.config import BertConfig
 from minibert.heads import BertForPreTraining
 from minibert.optim import build_optimizer
 from minibert.pretraining import pretraining_terms
 from minibert.runtime import start_runtime
 
-def peak():
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # ru_maxrss would begin at that of the process that started this one
+    lines = open("/proc/self/status").read().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 def two_steps(batch, length, **sizes):
     model = BertForPreTraining(BertConfig(vocab_size=1000, **sizes))
@@ -111,7 +111,8 @@ def test_more_of_anything_takes_more_memory() -> None:
         return step_memory(preset("mini", **sizes), lengths, slots, "bf16").total
 
     base = total([100, 50])
-    assert base < total([100, 51]) < total([101, 51]) < total([100, 51, 1])
+    assert base < total([100, 51]) < total([101, 51])
+    assert base < total([100, 50, 1])
     assert base < total([100, 50], slots=21)
     assert base < total([100, 50], vocab_size=31_000)
     assert base < total([100, 50], num_hidden_layers=5)
