@@ -20,8 +20,9 @@ from benchmarks import pretraining, turns
 from benchmarks.text import OPTIONS, write_text
 from minibert.examples import ExampleBuilder, ExampleOptions, ExampleStream, collate
 from minibert.examples import split_documents as split
-from minibert.store import corpus_vocabulary, open_store
+from minibert.store import open_store
 from minibert.tokenizer import WordPiece
+from minibert.vocabulary import corpus_vocabulary
 
 _BATCHES = 512  # in a timed step: examples are built some thousands at once, so over several times
 _MASKED_BATCHES = 64

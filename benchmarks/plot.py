@@ -73,7 +73,7 @@ def _draw_shares(axes: Any, found: dict[str, tuple[list[Timing], float]]) -> Non
 def _draw_corpus(time_axes: Any, memory_axes: Any, rows: list[dict[str, float]]) -> None:
     """Time and memory against the size of the text, both axes logarithmic."""
     sizes = [row["megabytes"] for row in rows]
-    lines = {"vocabulary": "vocabulary", "encode": "encoding", "again": "opening again"}
+    lines = {"vocabulary": "vocabulary", "encode": "encoding", "start": "start of a run"}
     for key, label in lines.items():
         time_axes.plot(sizes, [row[key] for row in rows], marker="o", label=label)
     largest = rows[-1]

@@ -23,8 +23,9 @@ from typing import Any
 
 from benchmarks.text import OPTIONS, read_documents, write_text
 from benchmarks.turns import Variant, take_turns
-from minibert.store import corpus_vocabulary, open_store
+from minibert.store import open_store
 from minibert.tokenizer import WordPiece
+from minibert.vocabulary import corpus_vocabulary
 
 UNIT = "MB"
 _BATCH = 1000  # documents

@@ -120,12 +120,43 @@ def content_digest(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def is_json_lines(path: Path) -> bool:
+    """Whether every line of a file is a document."""
+    return _kind(path) == "jsonl"
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether a file is read through a decompressor, which knows no way into its middle."""
+    return path.suffix.lower() in _OPENERS
+
+
+def lines_from(path: Path, begin: int) -> Iterator[bytes]:
+    """The whole lines after a place in a file, as they stand; one of `.txt` over 1 MiB in parts.
+
+    Args:
+        begin: bytes, 0 for a compressed file.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    longest = -1 if is_json_lines(path) else _BLOCK
+    try:
+        with _open(path) as handle:
+            if begin:
+                handle.seek(begin - 1)
+                handle.readline(longest)  # the rest of a line
+            while line := handle.readline(longest):
+                yield line
+    except _DAMAGE as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+
+
 def text_bytes(path: Path) -> int:
     """Size of a file's text in bytes; of a compressed file it is estimated as four times its own.
 
     English text shrinks to a quarter to a third; an estimate needs no pass over the file.
     """
-    return path.stat().st_size * (4 if path.suffix.lower() in _OPENERS else 1)
+    return path.stat().st_size * (4 if is_compressed(path) else 1)
 
 
 def piece_bytes(piece: Piece) -> int:
@@ -229,7 +260,7 @@ def read_pieces(path: Path, options: ReaderOptions) -> Iterator[Piece]:
     Raises:
         InputError: bytes that are not UTF-8 (file and position), or JSON lines without the field.
     """
-    if _kind(path) == "jsonl":
+    if is_json_lines(path):
         yield from _json_documents(path, options)
         return
     lines: list[str] = []

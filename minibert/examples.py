@@ -12,9 +12,9 @@ Shapes: B batch, T tokens, M predictions per sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +29,10 @@ SHORT_PROB = 0.1  # share of pairs built to a random shorter length
 _BLOCK_DOCUMENTS = 512  # documents whose examples are shuffled together, at most ...
 _BLOCK_TOKENS = 4 << 20  # ... and about how many tokens, so that long documents fit into memory
 _PART_TOKENS = 1 << 16  # a longer document is built in parts of about this size
+_MOST_STRETCHES = 1 << 20  # that a text of fewer than four documents is cut into
 _HELD_OUT_KEY = 2019  # the split does not depend on the seed: seeds compare on the same text
 _EVAL_SEED = 2019  # evaluation masks are fixed
+Spread = Callable[[Callable[[int], Any], int], list[Any]]  # a function and how often to call it
 _LONGEST_SPAN, _SPAN_STOP = 10, 0.2  # span masking after Joshi et al. 2020, section 3.1
 
 
@@ -75,6 +77,47 @@ class Example(NamedTuple):
     next_sentence_label: int | None
 
 
+class _Packed(NamedTuple):
+    """The examples of a document in few arrays, to be sent from one process to another.
+
+    ids: all tokens. places: all mlm_positions, then all mlm_labels. sizes: (5, examples), of each
+    its tokens, first_length, predictions, label, and whether it has a label.
+    """
+
+    ids: np.ndarray
+    places: np.ndarray
+    sizes: np.ndarray
+
+
+def _pack(examples: list[Example]) -> _Packed:
+    columns = [
+        (len(e.input_ids), e.first_length, len(e.mlm_positions), e.next_sentence_label or 0)
+        for e in examples
+    ]
+    paired = [e.next_sentence_label is not None for e in examples]
+    none = [np.zeros(0, np.int64)]
+    places = [*(e.mlm_positions for e in examples), *(e.mlm_labels for e in examples)]
+    return _Packed(
+        np.concatenate([e.input_ids for e in examples] or none).astype(np.int32),
+        np.concatenate(places or none).astype(np.int32),
+        np.array([(*c, p) for c, p in zip(columns, paired, strict=True)], np.int32).reshape(-1, 5),
+    )
+
+
+def _unpack(packed: _Packed) -> list[Example]:
+    ids = packed.ids.astype(np.int64)
+    positions, labels = packed.places.astype(np.int64).reshape(2, -1)
+    examples, at, slot = [], 0, 0
+    for length, first, count, label, is_pair in packed.sizes.tolist():
+        own = slice(slot, slot + count)
+        example = Example(
+            ids[at : at + length], first, positions[own], labels[own], label if is_pair else None
+        )
+        examples.append(example)
+        at, slot = at + length, slot + count
+    return examples
+
+
 @dataclass(frozen=True)
 class ExampleOptions:
     """What a pretraining example is; see the flags of the same names."""
@@ -98,9 +141,10 @@ class ExampleBuilder:
     ) -> None:
         self.store, self.tokenizer = store, tokenizer
         self.documents, self.options = documents, options
-        self.is_special = np.zeros(tokenizer.vocab_size, bool)
-        self.is_special[tokenizer.special_ids] = True
-        self.ordinary_ids = np.flatnonzero(~self.is_special)
+        self.is_ordinary = np.ones(tokenizer.vocab_size, bool)
+        self.is_ordinary[tokenizer.special_ids] = False
+        self.ordinary_ids = np.flatnonzero(self.is_ordinary)
+        self._cls, self._sep = np.array([[tokenizer.cls_id], [tokenizer.sep_id]])
         self.continues_word = np.array([t.startswith("##") for t in tokenizer.tokens])
 
     def build(self, seed: int, epoch: int, position: int, part: int = 0) -> list[Example]:
@@ -178,9 +222,8 @@ class ExampleBuilder:
         label: int | None,
     ) -> Example:
         """Adds [CLS] and [SEP], chooses tokens, and puts in 80 % [MASK], 10 % random, 10 % same."""
-        cls, sep = np.array([[self.tokenizer.cls_id], [self.tokenizer.sep_id]])
-        parts = [cls, first, sep] if second is None else [cls, first, sep, second, sep]
-        ids = np.concatenate(parts).astype(np.int64)
+        parts = [self._cls, first, self._sep]
+        ids = np.concatenate(parts if second is None else [*parts, second, self._sep])
         wanted = max(1, round(len(ids) * self.options.mask_prob))
         chosen = self._choose(rng, ids, min(wanted, self.options.max_predictions))
         labels = ids[chosen]
@@ -193,27 +236,44 @@ class ExampleBuilder:
 
     def _choose(self, rng: np.random.Generator, ids: np.ndarray, count: int) -> np.ndarray:
         """Sorted positions to predict; special tokens are never among them."""
-        candidates = np.flatnonzero(~self.is_special[ids])
+        candidates = self.is_ordinary[ids].nonzero()[0]
         if self.options.masking == "token":
-            return np.sort(rng.permutation(candidates)[:count])
-        # Words: a candidate and the ## pieces right after it. A span is several words in a row.
+            chosen = rng.permutation(candidates)[:count]
+            chosen.sort()
+            return chosen
+        # Words: a candidate and the ## pieces right after it, so a word's places are a range.
         new_word = ~self.continues_word[ids[candidates]] | (np.diff(candidates, prepend=-9) > 1)
-        words = np.split(candidates, np.flatnonzero(new_word)[1:]) if len(candidates) else []
-        chosen: set[int] = set()
-        for start in rng.permutation(len(words)):
-            if len(chosen) >= count:
+        new_word[:1] = True
+        begins = new_word.nonzero()[0]
+        firsts = candidates[begins].tolist()
+        sizes = np.diff(begins, append=len(candidates)).tolist()
+        return self._choose_words(rng, firsts, sizes, count)
+
+    def _choose_words(
+        self, rng: np.random.Generator, firsts: list[int], sizes: list[int], count: int
+    ) -> np.ndarray:
+        """Words in random order, or spans of them (several in a row), until there are enough.
+
+        Args:
+            firsts, sizes: each word's first place in the sequence, and how many it has.
+        """
+        taken: set[int] = set()
+        total = 0
+        for start in rng.permutation(len(firsts)).tolist():
+            if total >= count:
                 break
             length = 1
             if self.options.masking == "span":
                 length = min(int(rng.geometric(_SPAN_STOP)), _LONGEST_SPAN)
-            span = words[start : start + length]
-            for i, word in enumerate(span):
-                if i and word[0] != span[i - 1][-1] + 1:
+            for word in range(start, min(start + length, len(firsts))):
+                if word > start and firsts[word] != firsts[word - 1] + sizes[word - 1]:
                     break  # a special token stands between: the segment ends here
                 # A word that would overshoot is left to a shorter one; one always fits in.
-                if not chosen or len(chosen.union(word)) <= count:
-                    chosen.update(word[:count].tolist())
-        return np.array(sorted(chosen), np.int64)
+                if word not in taken and (not taken or total + sizes[word] <= count):
+                    taken.add(word)
+                    total += min(sizes[word], count)
+        places = [p for w in sorted(taken) for p in range(firsts[w], firsts[w] + sizes[w])]
+        return np.array(places[:count], np.int64)
 
 
 def _truncate(
@@ -291,7 +351,7 @@ def split_documents(store: TokenStore, nsp: str) -> tuple[Documents, Documents]:
                 f"the corpus has {sentences} sentence(s); at least 4 are needed to train and to "
                 f"hold some out"
             )
-        count = min(sentences, max(20, sentences // 64))
+        count = min(sentences, max(20, sentences // 64), _MOST_STRETCHES)
         starts = np.linspace(0, sentences, count + 1).astype(np.int64)
     elif count < 4:
         raise InputError(
@@ -315,8 +375,14 @@ def split_documents(store: TokenStore, nsp: str) -> tuple[Documents, Documents]:
 class ExampleStream:
     """The endless, repeatable sequence of training examples, with a position that can be saved."""
 
-    def __init__(self, builder: ExampleBuilder, seed: int) -> None:
-        self.builder, self.seed = builder, seed
+    def __init__(self, builder: ExampleBuilder, seed: int, spread: Spread | None = None) -> None:
+        """Begins at the first epoch.
+
+        Args:
+            spread: as `World.map`, where several processes build the documents of a block
+                together; then all of them must move through the stream alike.
+        """
+        self.builder, self.seed, self.spread = builder, seed, spread
         mean = max(1, builder.store.counts.tokens // (len(builder.documents.starts) - 1))
         self.block_documents = max(1, min(_BLOCK_DOCUMENTS, _BLOCK_TOKENS // mean))
         self.epoch = self.block = self.part = self.offset = 0
@@ -363,16 +429,23 @@ class ExampleStream:
             order = Permutation(len(self.builder.documents), self.seed, self.epoch)
             positions = [order[i] for i in range(*self._span())]
             parts = [self.builder.documents.num_parts(position) for position in positions]
-            examples = [
-                example
-                for position, count in zip(positions, parts, strict=True)
-                if self.part < count
-                for example in self.builder.build(self.seed, self.epoch, position, self.part)
-            ]
+            wanted = [p for p, count in zip(positions, parts, strict=True) if self.part < count]
+            examples = [example for built in self._build(wanted) for example in built]
             self._parts = max(parts)
             rng = np.random.default_rng([self.seed, self.epoch, self.block, 1 + self.part])
             self._examples = [examples[i] for i in rng.permutation(len(examples))]
         return self._examples
+
+    def _build(self, positions: list[int]) -> Iterable[list[Example]]:
+        """The examples of each document, or of its part."""
+
+        def build(number: int) -> list[Example]:
+            return self.builder.build(self.seed, self.epoch, positions[number], self.part)
+
+        if self.spread is None:
+            return map(build, range(len(positions)))
+        packed = self.spread(lambda number: _pack(build(number)), len(positions))
+        return map(_unpack, packed)
 
     def take(self, count: int) -> list[Example]:
         """The next `count` examples."""

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from minibert import corpus
+from minibert.cache import data_fingerprint
 from minibert.config import PRESETS, BertConfig, preset
 from minibert.errors import InputError
 from minibert.examples import (
@@ -56,9 +57,10 @@ from minibert.runs import (
 )
 from minibert.runtime import Runtime
 from minibert.settings import DEFAULT_PRESET, PretrainSettings
-from minibert.store import TokenStore, corpus_vocabulary, data_fingerprint, open_store
+from minibert.store import TokenStore, open_store
 from minibert.tokenizer import VOCAB_RULE, WordPiece, default_vocab_size
 from minibert.train import Batch, Loop, StepData, Term
+from minibert.vocabulary import corpus_vocabulary
 from minibert.world import ALONE, World, join_world
 
 _EVAL_DURING = 256  # held-out sequences scored while training
@@ -317,7 +319,9 @@ def _pretrain_in(
     started: float,
 ) -> RunResult:
     begun = begun_run(folder, "pretrain", settings, world)
-    fingerprint = data_fingerprint(files, _reader_options(settings))
+    cache = Path(settings.cache_dir) if settings.cache_dir else None
+    with world.main_first():  # the others find the digests of a large text ready
+        fingerprint = data_fingerprint(files, _reader_options(settings), cache)
     if folder is not None and begun is not None:
         folder.check_same_data(fingerprint)
         if folder.results is not None:
@@ -334,7 +338,8 @@ def _pretrain_in(
     if begun is not None and begun["resolved"]["tokenizer"] != tokenizer.fingerprint:
         raise InputError("--resume: the tokenizer has changed since; --overwrite starts anew")
     model = _build_model(settings, source, start).to(runtime.device)
-    stream = ExampleStream(source.training, settings.seed)
+    spread = world.map if world.size > 1 else None
+    stream = ExampleStream(source.training, settings.seed, spread)
     micro = settings.micro_batch_size or settings.batch_size
     data = PretrainingData(stream, settings.batch_size, micro, world)
     held_out = held_out_examples(source.held_out, settings.eval_examples)

@@ -18,13 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minibert.config import BertConfig
 from minibert.errors import InputError
+from minibert.estimate import run_folder_bytes, step_memory, told_bytes
 from minibert.flops import measure_peak_flops, training_flops
 from minibert.optim import Budget
+from minibert.progress import clock
 from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime, start_runtime, versions
 from minibert.settings import RunSettings
 from minibert.tokenizer import WordPiece
-from minibert.train import Loop, LoopSettings, LoopState, StepData, Utilisation, clock, fit
+from minibert.train import Loop, LoopSettings, LoopState, StepData, Utilisation, fit
 from minibert.world import ALONE, World
 
 _MEASURED_ROWS = 8192  # of the matrix products that tell the machine's peak, at most
@@ -168,12 +170,40 @@ def carry_out(
             loop.take_step()
     loop.announce(model)
     if folder is None:
+        print_estimate(loop, model)
         return None
     if record is not None and folder.is_main:
         folder.clear()
         folder.write_run(record)  # before anything else: it makes the folder a run's
         begin(folder.path)
     return fit(loop, resume=resume)
+
+
+def print_estimate(loop: Loop, model: nn.Module) -> None:
+    """What a step and the run need, by the formulas of `estimate.py` and `flops.py`."""
+    config: BertConfig = model.config  # type: ignore[assignment]
+    position = loop.data.state()
+    step = loop.data.take()
+    loop.data.seek(position)
+    largest = max(step.micro_batches, key=lambda batch: int(batch["attention_mask"].sum()))
+    slots = largest["mlm_labels"].numel() if "mlm_labels" in largest else 0
+    parameters = sum(p.numel() for p in model.parameters())
+    memory = step_memory(
+        config,
+        largest["attention_mask"].sum(1).tolist(),
+        slots,
+        loop.runtime.precision,
+        parameters,
+        fused_attention=loop.runtime.device.type != "cpu",
+    )
+    log_line("memory", f"{memory} for a step, libraries not counted")
+    if loop.utilisation:
+        flops = loop.utilisation.useful_flops(step)
+        steps = loop.settings.budget.max_steps
+        whole = f", {steps * flops:.2e} FLOP for the budget" if steps else ""
+        log_line("arithmetic", f"{flops:.2e} FLOP a step{whole}")
+    disk = run_folder_bytes(parameters, loop.settings.select is not None)
+    log_line("disk", f"{told_bytes(disk)} for checkpoints and weights")
 
 
 def wrapped(

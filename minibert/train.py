@@ -32,6 +32,7 @@ from minibert.checkpoint import load_best, load_last_checkpoint, save_best, save
 from minibert.errors import Interrupted
 from minibert.optim import Budget, warmup_linear_decay
 from minibert.profiling import StepProfiler
+from minibert.progress import clock
 from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime
 
@@ -544,14 +545,6 @@ class _Signals:
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-
-
-def clock(seconds: float) -> str:
-    """Seconds for people: 45 s, 12 min, 2 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _short(value: Any) -> str:

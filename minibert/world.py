@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -65,6 +65,18 @@ class World:
         dist.broadcast_object_list(box, src=0)
         found: T = box[0]
         return found
+
+    def map(self, function: Callable[[int], T], count: int) -> list[T]:
+        """function(0) to function(count - 1), each computed by one process and had by all.
+
+        All processes must come here with the same function and count.
+        """
+        own = [function(i) for i in range(self.rank, count, self.size)]
+        if self.size == 1:
+            return own
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, own)
+        return [found[i % self.size][i // self.size] for i in range(count)]
 
     def wait(self) -> None:
         """Goes on when every process is here."""

@@ -17,7 +17,7 @@ from benchmarks import corpus, finetuning, pretraining, report, tokenising, turn
 from benchmarks.__main__ import main
 from benchmarks.lengths import draw_lengths
 from benchmarks.text import OPTIONS, read_documents, write_text
-from minibert.store import corpus_vocabulary
+from minibert.vocabulary import corpus_vocabulary
 
 WORKER = """
 class Counter:
@@ -95,7 +95,7 @@ def test_a_tiny_run_writes_page_times_and_plot(
     stages = results["corpus/tiny"]["stages"]
     assert all(row[0]["main_mib"] > 10 for row in stages.values())
     page = (tmp_path / "benchmarks.md").read_text()
-    for text in ("% of peak", "x HF plain", "opened again, s", "benchmarks.svg", "cores"):
+    for text in ("% of peak", "x HF plain", "start of a run, s", "benchmarks.svg", "cores"):
         assert text in page
     assert "<svg" in (tmp_path / "benchmarks.svg").read_text()
 

@@ -32,8 +32,9 @@ from minibert.heads import BertForPreTraining
 from minibert.optim import Budget, build_optimizer
 from minibert.pretraining import PretrainingData, pretraining_terms
 from minibert.run_folder import RunFolder, read_metrics
-from minibert.store import corpus_vocabulary, open_store
+from minibert.store import open_store
 from minibert.train import Loop, LoopSettings, fit
+from minibert.vocabulary import corpus_vocabulary
 
 # --- 10 steps = 5 + save + load + 5 ---------------------------------------------------------------
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import pickle
 import signal
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -250,6 +252,39 @@ def test_one_document_is_cut_at_sentences_without_pairs(sentences: int) -> None:
     assert all(len(p) > 1 for p in parts)
     covered = sorted(at for p in parts for at in p[:-1])
     assert covered == list(range(0, 3 * sentences, 3))
+
+
+def test_a_huge_document_is_cut_into_a_bounded_number_of_stretches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_MOST_STRETCHES", 30)
+    training, held_out = split_documents(store_of([[[FIRST]] * 64 * 40], 10), "none")
+    assert len(training) + len(held_out) == 30
+
+
+def test_memory_to_start_with_does_not_grow_with_the_corpus(words: WordPiece) -> None:
+    """From the open store to the first batch: 250 times the documents, the same peak."""
+    peaks = []
+    for count in (2_000, 500_000):
+        starts = np.arange(3 * count + 1) * 9
+        store: Any = SimpleNamespace(
+            tokens=np.resize(np.arange(FIRST, 20_000, dtype=np.uint16), starts[-1]),
+            sentence_starts=starts,
+            document_starts=np.arange(count + 1) * 3,
+            token_counts=np.full(words.vocab_size, count),
+            counts=SimpleNamespace(
+                sentences=3 * count, tokens=starts[-1], single_sentence_documents=0
+            ),
+        )
+        tracemalloc.start()
+        training, held_out = split_documents(store, "nsp")
+        builders = [ExampleBuilder(store, words, d, ExampleOptions()) for d in (training, held_out)]
+        ExampleStream(builders[0], 0).take(32)
+        examples = held_out_examples(builders[1], 64)
+        unigram_entropy(builders[1], examples)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_fewer_than_four_sentences_are_refused() -> None:
@@ -835,6 +870,30 @@ def test_a_long_document_is_held_a_part_at_a_time_and_seen_whole(
         resumed.seek(states[number][0])
         assert resumed.epochs_done == states[number][1]
         assert same(resumed.take(len(taken) - number), taken[number:])
+
+
+@pytest.mark.parametrize("nsp", ["nsp", "none"])
+def test_documents_built_by_several_processes_give_the_same_examples(
+    words: WordPiece, nsp: str
+) -> None:
+    corpus = own_tokens(random_lengths(40, (1, 9), (1, 30)), 300)
+
+    def spread(function: Any, count: int) -> list[Any]:
+        """Two processes, one after the other; what they send each other is bytes."""
+        odd, even = ([function(i) for i in range(k, count, 2)] for k in (1, 0))
+        sent = pickle.loads(pickle.dumps([even, odd]))
+        return [sent[i % 2][i // 2] for i in range(count)]
+
+    builder = builder_of(corpus, words, max_seq_length=64, nsp=nsp)
+    alone, together = ExampleStream(builder, 3), ExampleStream(builder, 3, spread)
+    for one, other in zip(alone.take(500), together.take(500), strict=True):
+        assert one.first_length == other.first_length
+        assert one.next_sentence_label == other.next_sentence_label
+        for a, b in zip(one, other, strict=True):
+            if isinstance(a, np.ndarray):
+                assert a.dtype == b.dtype
+                np.testing.assert_array_equal(a, b)
+    assert alone.state() == together.state()
 
 
 def test_stream_without_any_example_does_not_hang(words: WordPiece) -> None:

@@ -16,12 +16,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minibert"
 # From the ground up; a module may import from lower rows, and within its row without a circle.
 LAYERS = [
-    {"errors", "files", "version", "config", "settings"},
+    {"errors", "files", "version", "config", "settings", "progress"},
     {"kernels", "unpadding", "model", "heads", "losses", "convert", "initialisation"},
-    {"tokenizer", "corpus", "store", "examples", "download"},
+    {"tokenizer", "corpus", "cache", "encoding", "vocabulary", "store", "examples", "download"},
     {
         "world",
         "flops",
+        "estimate",
         "profiling",
         "optim",
         "runtime",

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minibert import corpus, store
+from minibert import cache as cache_module
+from minibert import corpus, encoding, store
+from minibert.cache import data_fingerprint
 from minibert.corpus import Piece, ReaderOptions, split_sentences
+from minibert.encoding import LONGEST_SENTENCE
 from minibert.errors import InputError
-from minibert.store import (
-    LONGEST_SENTENCE,
-    TokenStore,
-    corpus_vocabulary,
-    data_fingerprint,
-    open_store,
-)
+from minibert.store import TokenStore, open_store
 from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
+from minibert.vocabulary import corpus_vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 WIKI = ROOT / "data" / "wiki.txt"
@@ -103,7 +102,7 @@ def test_store_equals_direct_encoding(letters: WordPiece, cache: Path) -> None:
 def test_one_process_and_two_write_the_same(
     letters: WordPiece, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_BATCH_BYTES", 10_000)  # about thirty batches in flight and out
+    monkeypatch.setattr(encoding, "_BATCH_BYTES", 10_000)  # about thirty batches in flight and out
     one = open_store([WIKI], letters, PLAIN, tmp_path / "one", num_processes=1)
     two = open_store([WIKI], letters, PLAIN, tmp_path / "two", num_processes=2)
     assert content(one) == content(two)
@@ -119,7 +118,7 @@ def test_batches_and_pieces_leave_no_trace(
 ) -> None:
     path = write(tmp_path / "a.txt", "w1 w2.\nw3 w4? W5\n\nw6\n\nw7\nw8\nw9.\n")
     monkeypatch.setattr(corpus, "_BLOCK", 16)  # characters of a document handed on at a time
-    monkeypatch.setattr(store, "_BATCH_BYTES", size)
+    monkeypatch.setattr(encoding, "_BATCH_BYTES", size)
     assert content(open_store([path], words, PLAIN, tmp_path / "cache"))[:3] == direct(
         path.read_text(), words
     )
@@ -291,6 +290,23 @@ def test_data_fingerprint_does_not_depend_on_where_files_lie(tmp_path: Path) -> 
     )
 
 
+def test_digests_of_a_large_corpus_are_kept_and_those_of_a_small_one_are_not(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [write(tmp_path / f"{i}.txt", f"w{i}\n") for i in range(4)]
+    small = data_fingerprint(files, PLAIN, cache)
+    assert not cache.exists()
+    monkeypatch.setattr(cache_module, "_KEPT_FROM", 12)
+    assert data_fingerprint(files, PLAIN, cache) == small
+    assert [p.name.split("-")[0] for p in cache.iterdir()] == ["digests"]
+    cache_module._digest.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "content_digest", None)  # nobody may read the text again
+        assert data_fingerprint(files, PLAIN, cache) == small
+    write(files[2], "w9\n")
+    assert data_fingerprint(files, PLAIN, cache) != small
+
+
 @pytest.mark.parametrize("error", [InputError, OSError, KeyboardInterrupt])
 def test_build_that_fails_midway_leaves_nothing(
     words: WordPiece,
@@ -304,7 +320,7 @@ def test_build_that_fails_midway_leaves_nothing(
         raise error("midway")
 
     path = write(tmp_path / "a.txt", "w1\nw2\n")
-    monkeypatch.setattr(store, "_BATCH_BYTES", 1)  # the first piece is written before the error
+    monkeypatch.setattr(encoding, "_BATCH_BYTES", 1)  # the first piece is written before the error
     with monkeypatch.context() as patch:
         patch.setattr(corpus, "read_pieces", broken)
         with pytest.raises(error, match="midway"):
@@ -326,10 +342,10 @@ def test_folder_without_its_last_file_is_built_anew(
 
 def test_default_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert store.default_cache_dir() == Path("/somewhere/minibert")
+    assert cache_module.default_cache_dir() == Path("/somewhere/minibert")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/people/me")
-    assert store.default_cache_dir() == Path("/people/me/.cache/minibert")
+    assert cache_module.default_cache_dir() == Path("/people/me/.cache/minibert")
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -357,34 +373,7 @@ def test_half_a_surrogate_in_json_stops_no_build(
     assert vocabulary.vocab_size == 15
 
 
-# --- vocabulary --------------------------------------------------------------------------------
-
-
-def test_vocabulary_is_trained_once_and_then_read(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = corpus_vocabulary([WIKI], 1000, PLAIN, True, True, cache)
-    assert "1,000 pieces, written to" in capsys.readouterr().err
-    monkeypatch.setattr(corpus, "read_pieces", None)
-    second = corpus_vocabulary([WIKI], 1000, PLAIN, True, True, cache)
-    assert "read from" in capsys.readouterr().err
-    assert (second.tokens, second.fingerprint) == (first.tokens, first.fingerprint)
-
-
-def test_vocabulary_depends_on_every_setting(cache: Path, tmp_path: Path) -> None:
-    path = write(tmp_path / "a.txt", "abc Abd 中文 中文 abc\n" * 9)
-    settings = [(16, True, True), (17, True, True), (17, False, True), (17, True, False)]
-    found = [corpus_vocabulary([path], v, PLAIN, *how, cache) for v, *how in settings]
-    assert len({t.fingerprint for t in found}) == 4
-
-
-def test_vocabulary_of_a_large_corpus_uses_every_kth_document(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(tmp_path / "a.txt", "aa bb\n\ncc dd\n\n" * 40)
-    monkeypatch.setattr(store, "_VOCAB_SAMPLE", path.stat().st_size - 1)  # k = 2
-    tokenizer = corpus_vocabulary([path], 9, PLAIN, True, True, cache)
-    assert tokenizer.tokens[5:] == ["a", "b", "##a", "##b"]
+# --- interrupted builds ------------------------------------------------------------------------
 
 
 def test_what_a_killed_encoding_left_is_removed_and_that_of_a_living_one_stays(
@@ -429,10 +418,10 @@ def test_a_stopped_build_goes_on_and_ends_alike(
     recorded_every: int,
 ) -> None:
     files = many_documents(tmp_path)
-    monkeypatch.setattr(store, "_BATCH_BYTES", 60)
+    monkeypatch.setattr(encoding, "_BATCH_BYTES", 60)
     monkeypatch.setattr(store, "_RECORD_BATCHES", recorded_every)
     whole = open_store(files, words, PLAIN, tmp_path / "whole", num_processes=1)
-    encode, calls = store._encode, 0
+    encode, calls = encoding._encode, 0
 
     def stopping(*arguments: Any) -> Any:
         nonlocal calls
@@ -441,7 +430,7 @@ def test_a_stopped_build_goes_on_and_ends_alike(
             raise Stopped
         return encode(*arguments)
 
-    monkeypatch.setattr(store, "_encode", stopping)
+    monkeypatch.setattr(encoding, "_encode", stopping)
     with pytest.raises(Stopped):
         open_store(files, words, PLAIN, tmp_path / "parted", num_processes=1)
     calls = -(10**6)  # does not stop again
@@ -464,9 +453,9 @@ def test_a_build_that_goes_on_encodes_only_the_rest(
     words: WordPiece, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = many_documents(tmp_path)
-    monkeypatch.setattr(store, "_BATCH_BYTES", 60)
+    monkeypatch.setattr(encoding, "_BATCH_BYTES", 60)
     monkeypatch.setattr(store, "_RECORD_BATCHES", 1)
-    encode, calls, stop = store._encode, 0, 20
+    encode, calls, stop = encoding._encode, 0, 20
 
     def counting(*arguments: Any) -> Any:
         nonlocal calls
@@ -475,7 +464,7 @@ def test_a_build_that_goes_on_encodes_only_the_rest(
             raise Stopped
         return encode(*arguments)
 
-    monkeypatch.setattr(store, "_encode", counting)
+    monkeypatch.setattr(encoding, "_encode", counting)
     with pytest.raises(Stopped):
         open_store(files, words, PLAIN, tmp_path / "parted", num_processes=1)
     stop = -1
@@ -497,7 +486,7 @@ def test_a_stopped_build_waits_a_week_and_an_error_leaves_nothing(
         (folder / "record.npz").write_bytes(b"")
     week_ago = time.time() - 8 * 24 * 3600
     os.utime(old / "record.npz", (week_ago, week_ago))
-    monkeypatch.setattr(store, "_BATCH_BYTES", 60)
+    monkeypatch.setattr(encoding, "_BATCH_BYTES", 60)
     monkeypatch.setattr(store, "_RECORD_BATCHES", 1)
     bad = write(tmp_path / "a.txt", "w1 w2.\n\n" * 40)
     with bad.open("ab") as handle:
@@ -515,6 +504,23 @@ def test_progress_is_counted_in_bytes_up_to_the_size_of_the_text(
     assert bytes_read == corpus.text_bytes(path) - 1  # but for the blank line
 
 
+def test_memory_of_a_build_does_not_grow_with_the_text(
+    letters: WordPiece, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this process; workers get a batch at a time. Four times the text, the same peak."""
+    monkeypatch.setattr(encoding, "_BATCH_BYTES", 1 << 15)
+    monkeypatch.setattr(corpus, "_BLOCK", 1 << 15)
+    text = WIKI.read_text(encoding="utf-8").strip() + "\n\n"
+    peaks = []
+    for times in (1, 4):  # 0.3 and 1.2 MB
+        path = write(tmp_path / f"{times}.txt", text * times)
+        tracemalloc.start()
+        open_store([path], letters, PLAIN, tmp_path / f"cache-{times}", num_processes=1)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
+
+
 def test_when_the_workers_die_the_text_is_encoded_in_this_process(
     letters: WordPiece,
     tmp_path: Path,
@@ -523,7 +529,7 @@ def test_when_the_workers_die_the_text_is_encoded_in_this_process(
 ) -> None:
     one = open_store([WIKI], letters, PLAIN, tmp_path / "one", num_processes=1)
     # What happens below a script without a __main__ guard: every worker ends as it starts.
-    monkeypatch.setattr(store, "_start_worker", die_at_once)
+    monkeypatch.setattr(encoding, "_start_worker", die_at_once)
     two = open_store([WIKI], letters, PLAIN, tmp_path / "two", num_processes=2)
     assert "encoding in this one" in capsys.readouterr().err
     assert content(two) == content(one)
@@ -535,6 +541,6 @@ def die_at_once(*_: object) -> None:
 
 
 def test_workers_end_with_their_parent() -> None:
-    code = "import os, sys; from minibert.store import _end_with; _end_with(int(sys.argv[1]))"
+    code = "import os, sys; from minibert.encoding import _end_with; _end_with(int(sys.argv[1]))"
     child = subprocess.Popen([sys.executable, "-c", code, str(os.getpid() + 1)])  # not its parent
     assert child.wait(timeout=60) == 1

@@ -90,6 +90,7 @@ def test_alone_every_operation_is_the_identity() -> None:
     assert ALONE.is_main
     assert ALONE.share([1, 2, 3]) == [1, 2, 3]
     assert ALONE.from_main("x") == "x"
+    assert ALONE.map(lambda i: i * i, 4) == [0, 1, 4, 9]
     tensor = torch.ones(2)
     assert ALONE.sum(tensor) is tensor
     assert ALONE.largest(tensor) is tensor

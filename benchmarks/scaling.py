@@ -1,0 +1,178 @@
+"""Growth on paper: memory, time and cost of base and large from measured constants.
+
+    python -m benchmarks.scaling             prints the tables of docs/scaling.md
+    python -m benchmarks.scaling --count     counts what a step keeps for its backward pass
+
+Figures in capitals are measured by us, with the command beside them, or assumed, with the source.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from minibert.config import BertConfig, preset
+from minibert.estimate import Memory, num_parameters, run_folder_bytes, step_memory
+from minibert.flops import training_flops
+from minibert.heads import BertForPreTraining
+from minibert.pretraining import pretraining_terms
+from minibert.runtime import start_runtime
+
+# Measured: python -m benchmarks --only corpus --text enwiki-00.txt.xz
+TOKENS_PER_BYTE = 0.215
+STORED_BYTES_PER_TOKEN = 2.37
+ENCODED_MB_PER_CORE_SECOND = 2.3
+READER_MB_PER_SECOND = 90.0  # one process reads and writes for all
+MEAN_LENGTH = 117  # tokens of a pair at --max-seq-length 128
+MASKED = 0.15
+
+# Assumed; none of it measured by us.
+PEAK_FLOPS = 312e12  # bf16, dense: NVIDIA's data sheet of the A100
+UTILISATIONS = (0.45, 0.24)  # NVIDIA's BERT-large, Hugging Face's BERT-base; see docs/scaling.md
+EFFICIENCY = 0.93  # of many GPUs: NVIDIA's BERT-large on 256 against one
+DOLLARS_PER_GPU_HOUR = 2.2  # MosaicBERT: $20 for 1.13 hours of 8 A100
+
+_SEQUENCES = 64  # of a forward pass on a GPU
+
+
+def corpus_table() -> str:
+    """Tokens, disk and encoding time of a corpus."""
+    cores = (2, 16, 64)
+    rows = [["text, GB", "tokens, G", "store, GB", *(f"hours on {n} cores" for n in cores)]]
+    for gigabytes in (10, 100, 1000):
+        tokens = gigabytes * 1e9 * TOKENS_PER_BYTE
+        speeds = [min(n * ENCODED_MB_PER_CORE_SECOND, READER_MB_PER_SECOND) for n in cores]
+        hours = [gigabytes * 1e3 / speed / 3600 for speed in speeds]
+        store = tokens * STORED_BYTES_PER_TOKEN / 1e9
+        rows.append(
+            [str(gigabytes), f"{tokens / 1e9:.1f}", f"{store:.1f}", *(f"{h:.1f}" for h in hours)]
+        )
+    return _markdown(rows)
+
+
+def memory_of(name: str, shards: int) -> Memory:
+    """A step of 64 sequences on each GPU, in bf16 with dropout and fused attention."""
+    slots = _SEQUENCES * round(128 * MASKED)
+    lengths = [MEAN_LENGTH] * _SEQUENCES
+    return step_memory(preset(name), lengths, slots, "bf16", shards=shards, fused_attention=True)
+
+
+def memory_table() -> str:
+    """GB of a step on each GPU, whole on every one (DDP) or parted (FSDP), and of a run folder."""
+    rows = [["", "parameters, M", "activations", "in all, DDP", "FSDP, 8", "FSDP, 64", "folder"]]
+    for name in ("base", "large"):
+        count = num_parameters(preset(name))
+        memory = memory_of(name, 1)
+        sizes = [memory.activations, memory.total]
+        sizes += [memory_of(name, shards).total for shards in (8, 64)]
+        sizes.append(run_folder_bytes(count))
+        rows.append([name, f"{count / 1e6:.1f}", *(f"{size / 1e9:.1f}" for size in sizes)])
+    return _markdown(rows)
+
+
+def epoch_flops(name: str, gigabytes: float) -> float:
+    """Useful operations of one pass over a corpus, in sequences of the mean length."""
+    sequences = gigabytes * 1e9 * TOKENS_PER_BYTE / MEAN_LENGTH
+    return sequences * training_flops(preset(name), [MEAN_LENGTH], round(MEAN_LENGTH * MASKED))
+
+
+def time_table() -> str:
+    """Hours and dollars of one pass, at the higher and (in brackets) the lower utilisation."""
+    gpus = (1, 8, 64)
+    head = ["", "text, GB", "EFLOP", *(f"hours on {n}" for n in gpus), "dollars on 8 or 64"]
+    rows = [head]
+    for name in ("base", "large"):
+        for gigabytes in (10, 100, 1000):
+            flops = epoch_flops(name, gigabytes)
+            alone = [flops / (PEAK_FLOPS * use) / 3600 for use in UTILISATIONS]
+            shared = [hours / EFFICIENCY for hours in alone]
+            cells = [_pair(alone)] + [_pair([hours / n for hours in shared]) for n in gpus[1:]]
+            cells.append(_pair([hours * DOLLARS_PER_GPU_HOUR for hours in shared]))
+            rows.append([name, str(gigabytes), f"{flops / 1e18:,.0f}", *cells])
+    return _markdown(rows)
+
+
+def _pair(values: list[float]) -> str:
+    best, worst = (f"{v:,.1f}" if v < 10 else f"{v:,.0f}" for v in values)
+    return f"{best} ({worst})"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def kept_bytes(config: BertConfig, batch: int, length: int, slots: int, precision: str) -> int:
+    """Bytes that autograd keeps of a forward pass over full sequences, weights left out."""
+    torch.manual_seed(0)
+    model = BertForPreTraining(config)
+    runtime = start_runtime("cpu", precision, deterministic=True)
+    inputs = {
+        "input_ids": torch.randint(5, config.vocab_size, (batch, length)),
+        "token_type_ids": torch.zeros(batch, length, dtype=torch.int64),
+        "attention_mask": torch.ones(batch, length, dtype=torch.int64),
+        "mlm_positions": torch.randint(length, (batch, slots)),
+        "mlm_labels": torch.randint(5, config.vocab_size, (batch, slots)),
+        "next_sentence_label": torch.randint(2, (batch,)),
+    }
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address comes twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with runtime.autocast():
+            terms = pretraining_terms(model, inputs)
+        loss = sum(term.loss_sum for term in terms.values())
+        kept = sum(storage.nbytes() for storage in found.values())
+    del loss
+    return kept
+
+
+def count_held(precision: str, dropout: float) -> tuple[float, float, float, float]:
+    """The factors of `estimate.Held`, from how the bytes kept grow with each size by itself."""
+    tokens, width, heads = 2048, 256, 4
+
+    def kept(layers: int, length: int = 128, vocabulary: int = 100, slots: int = 4) -> float:
+        config = BertConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+        batch = tokens // length
+        copies = 2 * num_parameters(config) if precision == "bf16" else 0
+        return kept_bytes(config, batch, length, slots * 128 // batch // 8, precision) - copies
+
+    by_layer = kept(2) - kept(1)
+    score = (by_layer - (kept(2, 64) - kept(1, 64))) / (heads * tokens * 64)
+    layer = (by_layer - heads * tokens * 128 * score) / (width * tokens)
+    more = kept(1, vocabulary=10_100, slots=8) - kept(1, vocabulary=10_100)
+    logit = (more - kept(1, slots=8) + kept(1)) / (4 * 16 * 10_000)
+    outer = (kept(1) - by_layer - logit * 4 * 16 * 100) / (width * tokens)
+    return layer, score, outer, logit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", action="store_true", help="count what autograd keeps")
+    if parser.parse_args().count:
+        print("| | layer | score | outer | logit |\n|---|---|---|---|---|")
+        for precision in ("fp32", "bf16"):
+            for dropout in (0.1, 0.0):
+                held = " | ".join(f"{value:.1f}" for value in count_held(precision, dropout))
+                print(f"| {precision}, dropout {dropout} | {held} |", flush=True)
+        return
+    print("\n\n".join([corpus_table(), memory_table(), time_table()]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Text -> token ids, on every core and in the order of the files.
+
+In: files and a tokenizer. Out: one `Encoded` a batch of text, with few batches in flight, so that
+memory does not depend on how much text there is. `store.py` writes them down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minibert import corpus as reader
+from minibert.corpus import ReaderOptions
+from minibert.progress import Progress
+from minibert.tokenizer import WordPiece
+
+LONGEST_SENTENCE = 256  # tokens; a longer "sentence" is cut, so that none of its text is lost
+_BATCH_BYTES = 1 << 20  # bytes of text handed to one worker at a time
+
+
+class Encoded(NamedTuple):
+    """One worker's answer for a batch of pieces."""
+
+    tokens: np.ndarray  # ids of all pieces, one after the other
+    lengths: np.ndarray  # tokens in each sentence
+    sentences: list[int]  # sentences in each piece
+    starts_document: list[bool]
+    cut: int
+    nul: int
+
+
+def _encode(tokenizer: WordPiece, options: ReaderOptions, pieces: list[reader.Piece]) -> Encoded:
+    texts: list[str] = []
+    counts: list[int] = []
+    cut = nul = 0
+    for piece in pieces:
+        sentences, dropped = reader.sentences_of(piece.lines, options)
+        texts += sentences
+        counts.append(len(sentences))
+        nul += dropped
+    ids = tokenizer.ids(texts)
+    lengths: list[int] = []
+    per_piece: list[int] = []
+    at = 0
+    for count in counts:
+        before = len(lengths)
+        for sentence in ids[at : at + count]:
+            whole, tail = divmod(len(sentence), LONGEST_SENTENCE)
+            cut += len(sentence) > LONGEST_SENTENCE
+            lengths += [LONGEST_SENTENCE] * whole + ([tail] if tail else [])
+        per_piece.append(len(lengths) - before)
+        at += count
+    dtype = store_dtype(tokenizer)
+    flat = np.fromiter((i for sentence in ids for i in sentence), dtype)
+    starts = [piece.starts_document for piece in pieces]
+    return Encoded(flat, np.asarray(lengths, np.int64), per_piece, starts, cut, nul)
+
+
+def store_dtype(tokenizer: WordPiece) -> np.dtype:
+    """Two bytes a token where the vocabulary allows it."""
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+
+
+_worker_state: tuple[WordPiece, ReaderOptions]
+
+
+@contextlib.contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """While open, a signal waits; Ctrl-C reaches a whole process group, and is ours to handle."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(folder: str, options: ReaderOptions) -> None:
+    global _worker_state
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core, one thread each
+    _worker_state = (WordPiece.from_pretrained(folder), options)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process once its parent is gone: a killed parent cannot tell its workers."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _encode_in_worker(pieces: list[reader.Piece]) -> Encoded:
+    return _encode(*_worker_state, pieces)
+
+
+class Place(NamedTuple):
+    """How far the files have been read: whole ones, and pieces of the next."""
+
+    files: int = 0
+    pieces: int = 0
+
+
+def batches(
+    files: list[Path], options: ReaderOptions, bar: Progress, begin: Place, ends: deque[Place]
+) -> Iterator[list[reader.Piece]]:
+    """Pieces of all files in batches of about `_BATCH_BYTES`; the bar moves with the files.
+
+    Args:
+        begin: where to; what lies before is passed over.
+        ends: the place after each batch is appended to it.
+    """
+    batch: list[reader.Piece] = []
+    size = 0
+    end = begin
+    bar.skip(sum(map(reader.text_bytes, files[: begin.files])))
+    for number, path in enumerate(files[begin.files :], begin.files):
+        for index, piece in enumerate(reader.read_pieces(path, options)):
+            if (number, index) < begin:
+                bar.skip(reader.piece_bytes(piece))
+                continue
+            batch.append(piece)
+            size += reader.piece_bytes(piece)
+            end = Place(number, index + 1)
+            if size >= _BATCH_BYTES:
+                ends.append(end)
+                yield batch
+                bar.update(size)
+                batch, size = [], 0
+    if batch:
+        ends.append(end)
+        yield batch
+        bar.update(size)
+
+
+def encode_all(
+    texts: Iterable[list[reader.Piece]],
+    tokenizer: WordPiece,
+    options: ReaderOptions,
+    num_processes: int,
+    scratch: Path,
+) -> Iterator[Encoded]:
+    """Encodes batches in order, in this process or in several, with few batches in flight."""
+    if num_processes <= 1:
+        yield from (_encode(tokenizer, options, batch) for batch in texts)
+        return
+    tokenizer.save(scratch)  # how the workers get it
+    waiting: deque[Future[Encoded]] = deque()
+    with ProcessPoolExecutor(
+        num_processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(str(scratch), options),
+    ) as pool:
+        try:
+            for batch in texts:
+                with _held_back(signal.SIGINT):  # workers start here, and inherit it
+                    waiting.append(pool.submit(_encode_in_worker, batch))
+                if len(waiting) > 2 * num_processes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,145 @@
+"""What a pretraining run needs, told before it begins: memory, disk, arithmetic and time.
+
+Memory of a step, in bytes, for P parameters, N layers, width D, H heads, sequences of n tokens,
+M scored positions and V token ids:
+
+    weights 4 P + gradients 4 P + AdamW's two moments 8 P, parted by FSDP, + activations
+
+    activations = 1.4 (held + gradient of the logits: 8 M V in fp32, 10 M V with bf16 products)
+    held = N (layer D sum n + score H sum n^2) + outer D sum n + logit M V
+           + 2 P where products are in bf16: autocast's copies of the weights
+
+What is held is what autograd keeps for the backward pass; its factors were counted on a CPU
+(`python -m benchmarks.scaling --count`). 1.4 is what the process was measured to take of that: the
+backward pass has tensors of its own, and there are gaps between freed ones. Padding is not
+computed, so n counts real tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from minibert.config import BertConfig
+
+_MOMENTS = 2  # of AdamW, float32 like weights and gradients
+_STORED = 2 * (1 + _MOMENTS) + 1  # copies of all weights in a run folder: see `run_folder_bytes`
+
+
+class Held(NamedTuple):
+    """Bytes that a forward pass keeps for the backward one: the factors of the formula above."""
+
+    layer: float
+    score: float
+    outer: float
+    logit: float
+
+
+# By precision, and whether there is dropout.
+HELD = {
+    ("fp32", True): Held(72, 12, 13, 4),
+    ("fp32", False): Held(64, 0, 9, 4),
+    ("bf16", True): Held(40, 6, 8, 4),
+    ("bf16", False): Held(36, 2, 4, 4),
+}
+_LOGIT_GRADIENT = {"fp32": 8, "bf16": 10}  # bytes a logit, while what is held is still there
+_WORKING = 1.4
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a training step, on each device."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it; libraries and the device's own context come on top."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "AdamW": self.optimizer,
+            "activations": self.activations,
+        }
+        told = " + ".join(f"{name} {told_bytes(size)}" for name, size in parts.items())
+        return f"{told} = {told_bytes(self.total)}"
+
+
+def num_parameters(config: BertConfig) -> int:
+    """Weights of `BertForPreTraining`; the decoder is the word embedding."""
+    width, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size
+    norm = 2 * width
+    rows = vocabulary + config.max_position_embeddings + config.type_vocab_size
+    layer = 4 * (width**2 + width) + 2 * width * inner + inner + width + 2 * norm
+    heads = 2 * (width**2 + width) + norm + vocabulary + 2 * width + 2  # pooler, words, pairs
+    return rows * width + norm + config.num_hidden_layers * layer + heads
+
+
+def held_bytes(
+    config: BertConfig,
+    lengths: Sequence[int],
+    num_predictions: int,
+    precision: str,
+    parameters: int | None = None,
+    fused_attention: bool = False,
+) -> float:
+    """Bytes that one forward pass keeps for the backward one; arguments as in `step_memory`."""
+    dropout = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob)
+    held = HELD[precision, dropout > 0]
+    tokens, squares = sum(lengths), sum(n * n for n in lengths)
+    scores = 0 if fused_attention else held.score * config.num_attention_heads * squares
+    found = config.num_hidden_layers * (held.layer * config.hidden_size * tokens + scores)
+    found += held.outer * config.hidden_size * tokens
+    found += held.logit * num_predictions * config.vocab_size
+    if precision == "bf16":
+        found += 2 * (num_parameters(config) if parameters is None else parameters)
+    return found
+
+
+def step_memory(
+    config: BertConfig,
+    lengths: Sequence[int],
+    num_predictions: int,
+    precision: str,
+    parameters: int | None = None,
+    shards: int = 1,
+    fused_attention: bool = False,
+) -> Memory:
+    """Memory of an optimiser step on one device, by the formula at the head of this file.
+
+    Args:
+        lengths: real tokens of each sequence of one forward pass.
+        num_predictions: M, scored positions of one forward pass; 0 without an MLM head.
+        parameters: P; that of `BertForPreTraining` when None.
+        shards: devices that weights, gradients and moments are parted among.
+        fused_attention: the n^2 weights of attention are not kept, as on GPUs.
+    """
+    count = num_parameters(config) if parameters is None else parameters
+    held = held_bytes(config, lengths, num_predictions, precision, count, fused_attention)
+    gradient = _LOGIT_GRADIENT[precision] * num_predictions * config.vocab_size
+    own = 4 * count / shards
+    return Memory(own, own, _MOMENTS * own, _WORKING * (held + gradient))
+
+
+def run_folder_bytes(parameters: int, keeps_best: bool = False) -> int:
+    """Disk that a run folder takes: two checkpoints with AdamW's moments, and the final weights.
+
+    Args:
+        keeps_best: the best weights so far are kept as well, as fine-tuning does.
+    """
+    return 4 * parameters * (_STORED + keeps_best)
+
+
+def told_bytes(count: float) -> str:
+    """Bytes for people: 312 MB, 1.4 GB, 2.0 TB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 1e6:,.0f} MB"

@@ -1,0 +1,157 @@
+"""What a run is said to need: against counted and measured memory, and against the document."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minibert.config import PRESETS, BertConfig, preset
+from minibert.estimate import (
+    HELD,
+    held_bytes,
+    num_parameters,
+    run_folder_bytes,
+    step_memory,
+    told_bytes,
+)
+from minibert.heads import BertForPreTraining
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL: dict[str, int] = {
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 512,
+}
+
+
+@pytest.fixture
+def scaling(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmark that prints docs/scaling.md's tables; it lies outside the package."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.scaling")
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_parameters_are_those_of_the_network(name: str) -> None:
+    with torch.device("meta"):
+        model = BertForPreTraining(PRESETS[name])
+    assert num_parameters(PRESETS[name]) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("precision", "dropout"), [(p, 0.1 * d) for p, d in HELD])
+def test_activations_are_what_autograd_keeps(scaling: Any, precision: str, dropout: float) -> None:
+    """Within 10 %, at another width, depth, length and vocabulary than the factors come from."""
+    config = BertConfig(
+        vocab_size=700,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        **SMALL,
+    )
+    told = held_bytes(config, [96] * 12, 12 * 14, precision)
+    assert scaling.kept_bytes(config, 12, 96, 14, precision) == pytest.approx(told, rel=0.10)
+
+
+STEPS = """
+import torch
+from minibert.config import BertConfig
+from minibert.heads import BertForPreTraining
+from minibert.optim import build_optimizer
+from minibert.pretraining import pretraining_terms
+from minibert.runtime import start_runtime
+
+def peak():  # ru_maxrss would begin at that of the process that started this one
+    lines = open("/proc/self/status").read().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+def two_steps(batch, length, **sizes):
+    model = BertForPreTraining(BertConfig(vocab_size=1000, **sizes))
+    optimizer = build_optimizer(model, 1e-3, 0.01)
+    ids = torch.randint(5, 1000, (batch, length))
+    ones, slots = torch.ones_like(ids), torch.randint(length, (batch, length // 7))
+    data = {"input_ids": ids, "attention_mask": ones, "token_type_ids": 0 * ones,
+            "mlm_positions": slots, "mlm_labels": slots + 5,
+            "next_sentence_label": torch.arange(batch) % 2}
+    for _ in range(2):
+        terms = pretraining_terms(model, data)
+        sum(term.loss_sum for term in terms.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+start_runtime("cpu", "fp32", True)
+two_steps(2, 16, hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64)
+before = peak()  # libraries and their threads are there
+two_steps(16, 128, hidden_size=256, num_hidden_layers=4, num_attention_heads=4,
+          intermediate_size=1024)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks of other systems were not measured")
+def test_peak_memory_of_a_real_step_is_what_was_told() -> None:
+    """What the process grows by through two steps of a small model, within 20 %."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS], capture_output=True, text=True, check=True, env=environment
+    )
+    told = step_memory(preset("mini", vocab_size=1000), [128] * 16, 16 * 18, "fp32")
+    assert json.loads(done.stdout) == pytest.approx(told.total, rel=0.20)
+
+
+def test_more_of_anything_takes_more_memory() -> None:
+    def total(lengths: list[int], slots: int = 20, **sizes: int) -> float:
+        return step_memory(preset("mini", **sizes), lengths, slots, "bf16").total
+
+    base = total([100, 50])
+    assert base < total([100, 51]) < total([101, 51])
+    assert base < total([100, 50, 1])
+    assert base < total([100, 50], slots=21)
+    assert base < total([100, 50], vocab_size=31_000)
+    assert base < total([100, 50], num_hidden_layers=5)
+    # As many tokens in one sequence have more pairs to attend to, unless none are kept.
+    assert base < total([150])
+    one, two = (
+        step_memory(preset("mini"), lengths, 20, "bf16", fused_attention=True)
+        for lengths in ([150], [75, 75])
+    )
+    assert one == two
+
+
+def test_shards_part_all_but_the_activations() -> None:
+    config = preset("base")
+    whole, parted = (step_memory(config, [512], 77, "bf16", shards=n) for n in (1, 8))
+    for name in ("weights", "gradients", "optimizer"):
+        assert getattr(parted, name) == getattr(whole, name) / 8
+    assert parted.activations == whole.activations
+    assert whole.weights + whole.gradients + whole.optimizer == 16 * num_parameters(config)
+
+
+def test_a_run_folder_holds_seven_times_the_weights_and_the_best_ones() -> None:
+    assert run_folder_bytes(1000) == 28_000
+    assert run_folder_bytes(1000, keeps_best=True) == 32_000
+
+
+def test_bytes_are_told_in_a_fitting_unit() -> None:
+    told = [told_bytes(x) for x in (4e5, 3.1e8, 1.4e9, 2e12)]
+    assert told == ["0 MB", "310 MB", "1.4 GB", "2.0 TB"]
+
+
+def test_the_document_holds_the_tables_that_the_command_prints(scaling: Any) -> None:
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    for table in (scaling.corpus_table(), scaling.memory_table(), scaling.time_table()):
+        assert table in text
+    for name in ("TOKENS_PER_BYTE", "STORED_BYTES_PER_TOKEN", "ENCODED_MB_PER_CORE_SECOND"):
+        assert f"{getattr(scaling, name):g}" in text
+
+
+def test_factors_are_those_that_counting_gives(scaling: Any) -> None:
+    found = scaling.count_held("fp32", 0.1)
+    assert found == pytest.approx(tuple(HELD["fp32", True]), rel=0.1, abs=0.5)
