@@ -70,6 +70,7 @@ def test_a_stretch_goes_on_into_the_next_files(
     files = [write(tmp_path / f"{i}.txt", lines(3 * i, 3 * i + 3)) for i in range(8)]
     assert numbers(files, 2) == [0, 1, 2, 3, 12, 13, 14, 15]
     assert numbers(files, 1) == [0, 1, 2, 3]
+    assert numbers(files[:7], 2) == [0, 1, 2, 3, 11, 12, 13, 14]  # from within a file
 
 
 def test_a_compressed_file_gives_its_beginning(
