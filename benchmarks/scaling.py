@@ -155,17 +155,16 @@ def count_held(precision: str, dropout: float) -> tuple[float, float, float, flo
     by_layer = kept(2) - kept(1)
     score = (by_layer - (kept(2, 64) - kept(1, 64))) / (heads * tokens * 64)
     layer = (by_layer - heads * tokens * 128 * score) / (width * tokens)
-    more = kept(1, vocabulary=10_100, slots=8) - kept(1, vocabulary=10_100)
-    logit = (more - kept(1, slots=8) + kept(1)) / (4 * 16 * 10_000)
-    outer = (kept(1) - by_layer - logit * 4 * 16 * 100) / (width * tokens)
-    return layer, score, outer, logit
+    word = (kept(1, vocabulary=10_100) - kept(1)) / (width * 10_000)
+    outer = (kept(1) - by_layer - word * width * 100) / (width * tokens)
+    return layer, score, outer, word
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", action="store_true", help="count what autograd keeps")
     if parser.parse_args().count:
-        print("| | layer | score | outer | logit |\n|---|---|---|---|---|")
+        print("| | layer | score | outer | word |\n|---|---|---|---|---|")
         for precision in ("fp32", "bf16"):
             for dropout in (0.1, 0.0):
                 held = " | ".join(f"{value:.1f}" for value in count_held(precision, dropout))

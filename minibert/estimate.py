@@ -5,14 +5,15 @@ M scored positions and V token ids:
 
     weights 4 P + gradients 4 P + AdamW's two moments 8 P, parted by FSDP, + activations
 
-    activations = 1.4 (held + gradient of the logits: 8 M V in fp32, 10 M V with bf16 products)
-    held = N (layer D sum n + score H sum n^2) + outer D sum n + logit M V
-           + 2 P where products are in bf16: autocast's copies of the weights
+    activations = 1.4 held + decoder's scores: 4 bytes each in fp32, 2 with bf16 products
+    held = N (layer D sum n + score H sum n^2) + outer D sum n + word V D
+           + 2 P where products are in bf16: copies of the weights, and the decoder's gradient
 
 What is held is what autograd keeps for the backward pass; its factors were counted on a CPU
-(`python -m benchmarks.scaling --count`). 1.4 is what the process was measured to take of that: the
-backward pass has tensors of its own, and there are gaps between freed ones. Padding is not
-computed, so n counts real tokens.
+(`python -m benchmarks.scaling --count`). Of the decoder's M V scores at most 2^24 are there at a
+time, 2^27 on a GPU and there in fp32 as well (`kernels.linear_cross_entropy`). 1.4 is what the
+process was measured to take of that: the backward pass has tensors of its own, and there are gaps
+between freed ones. Padding is not computed, so n counts real tokens.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from minibert.config import BertConfig
+from minibert.kernels import SCORES_HELD
 
 _MOMENTS = 2  # of AdamW, float32 like weights and gradients
 _STORED = 2 * (1 + _MOMENTS) + 1  # copies of all weights in a run folder: see `run_folder_bytes`
@@ -33,17 +35,17 @@ class Held(NamedTuple):
     layer: float
     score: float
     outer: float
-    logit: float
+    word: float
 
 
 # By precision, and whether there is dropout.
 HELD = {
     ("fp32", True): Held(72, 12, 13, 4),
     ("fp32", False): Held(64, 0, 9, 4),
-    ("bf16", True): Held(40, 6, 8, 4),
-    ("bf16", False): Held(36, 2, 4, 4),
+    ("bf16", True): Held(40, 6, 8, 0),
+    ("bf16", False): Held(36, 2, 4, 0),
 }
-_LOGIT_GRADIENT = {"fp32": 8, "bf16": 10}  # bytes a logit, while what is held is still there
+_SCORE_BYTES = {"fp32": 4, "bf16": 2}
 _WORKING = 1.4
 
 
@@ -97,7 +99,8 @@ def held_bytes(
     scores = 0 if fused_attention else held.score * config.num_attention_heads * squares
     found = config.num_hidden_layers * (held.layer * config.hidden_size * tokens + scores)
     found += held.outer * config.hidden_size * tokens
-    found += held.logit * num_predictions * config.vocab_size
+    if num_predictions:
+        found += held.word * config.vocab_size * config.hidden_size
     if precision == "bf16":
         found += 2 * (num_parameters(config) if parameters is None else parameters)
     return found
@@ -119,13 +122,14 @@ def step_memory(
         num_predictions: M, scored positions of one forward pass; 0 without an MLM head.
         parameters: P; that of `BertForPreTraining` when None.
         shards: devices that weights, gradients and moments are parted among.
-        fused_attention: the n^2 weights of attention are not kept, as on GPUs.
+        fused_attention: as on GPUs: the n^2 weights of attention are not kept.
     """
     count = num_parameters(config) if parameters is None else parameters
     held = held_bytes(config, lengths, num_predictions, precision, count, fused_attention)
-    gradient = _LOGIT_GRADIENT[precision] * num_predictions * config.vocab_size
+    scores = min(num_predictions * config.vocab_size, SCORES_HELD * (8 if fused_attention else 1))
+    scores *= _SCORE_BYTES[precision] + (4 if fused_attention else 0)
     own = 4 * count / shards
-    return Memory(own, own, _MOMENTS * own, _WORKING * (held + gradient))
+    return Memory(own, own, _MOMENTS * own, _WORKING * held + scores)
 
 
 def run_folder_bytes(parameters: int, keeps_best: bool = False) -> int:

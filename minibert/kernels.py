@@ -19,7 +19,7 @@ from minibert.losses import IGNORE_INDEX
 
 # Of R x V scores, on a CPU: held in memory; brought to float32 (the nearer cache holds them).
 # Elsewhere eight times as many are held and all of these are float32.
-_SCORES_HELD, _SCORES_FLOAT = 1 << 24, 1 << 20
+SCORES_HELD, _SCORES_FLOAT = 1 << 24, 1 << 20
 
 
 def _is_eager_cpu(x: Tensor) -> bool:
@@ -125,7 +125,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        rows = max(1, _SCORES_HELD * (1 if x.is_cpu else 8) // len(weight))
+        rows = max(1, SCORES_HELD * (1 if x.is_cpu else 8) // len(weight))
         with torch.autocast(x.device.type, enabled=False):
             low_weight, low_bias = weight.to(dtype), bias.to(dtype)
             loss = torch.zeros((), dtype=torch.float32, device=x.device)

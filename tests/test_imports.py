@@ -39,6 +39,7 @@ LAYERS = [
 ACROSS = {
     ("examples", "losses"),  # IGNORE_INDEX
     ("checkpoint", "convert"),  # save_tensors
+    ("estimate", "kernels"),  # SCORES_HELD
 }
 
 

@@ -132,7 +132,7 @@ def by_cross_entropy(
 def test_linear_cross_entropy_equals_the_two_steps(
     monkeypatch: pytest.MonkeyPatch, held: int, dtype: str, tolerance: float
 ) -> None:
-    monkeypatch.setattr(kernels, "_SCORES_HELD", held)
+    monkeypatch.setattr(kernels, "SCORES_HELD", held)
     monkeypatch.setattr(kernels, "_SCORES_FLOAT", 3 * 50)
     leaves, labels = scored_rows()
     labels[1] = F.linear(*leaves).argmax(1)[1]  # a hit
@@ -152,7 +152,7 @@ def test_linear_cross_entropy_equals_the_two_steps(
 def test_linear_cross_entropy_never_holds_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     real = kernels._cross_entropy_of_scores
-    monkeypatch.setattr(kernels, "_SCORES_HELD", 200)
+    monkeypatch.setattr(kernels, "SCORES_HELD", 200)
     monkeypatch.setattr(
         kernels, "_cross_entropy_of_scores", lambda s, y: sizes.append(s.numel()) or real(s, y)
     )
