@@ -43,6 +43,7 @@ def _draw_ratios(axes: Any, found: dict[str, tuple[list[Timing], float]]) -> Non
         at += 0.7
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(places, labels, fontsize=7)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlim(0, axes.get_xlim()[1] * 1.3)
     axes.set_title("minibert's speed as a multiple of others'")
@@ -65,6 +66,7 @@ def _draw_shares(axes: Any, found: dict[str, tuple[list[Timing], float]]) -> Non
         labels.append(name.replace("/", "\n"))
         at += 0.7
     axes.set_yticks(places, labels, fontsize=7)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_title("useful operations, % of the machine's peak")
