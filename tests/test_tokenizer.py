@@ -11,10 +11,18 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import models
 
 from minibert.errors import InputError
-from minibert.tokenizer import SPECIAL_TOKENS, WordPiece, default_vocab_size, train_wordpiece
+from minibert.tokenizer import (
+    SPECIAL_TOKENS,
+    WordPiece,
+    _build,
+    default_vocab_size,
+    train_wordpiece,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 WIKI = ROOT / "data" / "wiki.txt"
@@ -245,6 +253,47 @@ def test_ids_hold_no_special_tokens_and_are_never_cut_or_padded(wiki: WordPiece)
     tokenizer = WordPiece(wiki.backend, lowercase=True)
     short, long = tokenizer.ids(["the", "the " * 3000])
     assert (len(short), len(long)) == (1, 3000)
+
+
+_CHARACTERS = [f"{before}{c}" for c in "abzABZ09éσßis.,-–“文" for before in ("", "##")]
+# Words, symbols, what BERT drops or takes for white space, accents, ideographs.
+_STRANGE = st.text(
+    st.sampled_from(
+        "aAzZ09 .,;!?$+^`|~_-'\"[]()<>@#\t\n\r\x00\x0b\x1c\x7f\x85\xa0\u2028\u3000éÉßİΣς–“中文́"
+    )
+)
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(_STRANGE, st.text(), st.just("see [MASK] [sep] x")), max_size=6))
+def test_ids_are_those_that_the_library_gives_for_whole_texts(
+    lowercase: bool, texts: list[str]
+) -> None:
+    tokenizer = WordPiece(_build([*SPECIAL_TOKENS, *_CHARACTERS], lowercase, True), lowercase)
+    for _ in range(2):  # new words, and words seen before
+        assert tokenizer.ids(texts) == tokenizer._ids_by_library(texts)
+
+
+def test_ids_of_real_text_are_those_that_the_library_gives(wiki: WordPiece) -> None:
+    lines = WIKI.read_text(encoding="utf-8").split("\n")
+    assert wiki.ids(lines) == wiki._ids_by_library(lines)
+
+
+def test_words_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minibert.tokenizer._REMEMBERED_PARTS", 3)
+    tokenizer = WordPiece(_build([*SPECIAL_TOKENS, *_CHARACTERS], True, True), True)
+    long = "a" * 30
+    for texts in (["ab", long], ["ba", "ab"], ["aa bb ab ba", long], ["abba"]):
+        assert tokenizer.ids(texts) == tokenizer._ids_by_library(texts)
+    assert sorted(tokenizer._known) == ["ab", "abba", "ba"]
+
+
+def test_a_tokenizer_with_tokens_of_its_own_is_asked_for_everything() -> None:
+    backend = _build([*SPECIAL_TOKENS, *_CHARACTERS, "a.b"], True, True)
+    backend.add_tokens(["a.b"])
+    tokenizer = WordPiece(backend, True)
+    assert tokenizer.ids(["a.b"]) == [[tokenizer.tokens.index("a.b")]]
 
 
 def test_fingerprint_changes_with_anything_that_changes_ids() -> None:
