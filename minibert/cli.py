@@ -220,8 +220,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         made_here.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
         made_here.add_argument(
             "--precision",
-            choices=("auto", "fp32", "bf16"),
-            help="of matrix products; default: that of the run",
+            choices=("auto", "fp32", "bf16", "int8"),
+            help="of matrix products; default: that of the run; int8: quantised, on a CPU",
         )
         made_here.add_argument("--batch-size", type=int, default=32, help="texts per forward")
     download = command("download", "fetch a public data set, resumably")

@@ -32,7 +32,7 @@ def evaluate(
         folder: a run folder of `finetune`.
         data: in the task's public format; by default the data that the task finds by itself.
         split: "test" or "train".
-        precision: of matrix products; None: that of the run.
+        precision: of matrix products, "int8" included; None: that of the run.
         predictions: a file for one JSON object per example.
 
     Returns:

@@ -27,7 +27,8 @@ def training_flops(config: BertConfig, lengths: Sequence[int], num_predictions: 
 
     A product of (a, b) and (b, c) counts 2abc; backward counts twice forward. The terms are query,
     key, value and output; feed-forward; attention's two products; the pooler; the MLM head at M
-    positions. Embeddings, norms, activations and softmax count nothing.
+    positions. Embeddings, norms, activations and softmax count nothing. A classifier needs the last
+    layer for its first token alone; it is counted whole, so that figures compare.
 
     Args:
         lengths: real tokens n of each sequence.

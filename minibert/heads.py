@@ -48,7 +48,7 @@ class PretrainingOutput(NamedTuple):
 class ClassificationOutput(NamedTuple):
     """What `BertForSequenceClassification` returns.
 
-    logits: (B, C). last_hidden_state: (B, T, D). pooler_output: (B, D).
+    logits: (B, C). last_hidden_state: (B, T, D) or (B, 1, D). pooler_output: (B, D).
     """
 
     logits: Tensor
@@ -180,7 +180,8 @@ class BertForSequenceClassification(PretrainedMixin, nn.Module):
         input_ids: Tensor,
         token_type_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        first_only: bool = False,
     ) -> ClassificationOutput:
-        """Scores each class; arguments (B, T) as in `BertModel`."""
-        out = self.bert(input_ids, token_type_ids, attention_mask)
+        """Scores each class; arguments as in `BertModel`."""
+        out = self.bert(input_ids, token_type_ids, attention_mask, first_only=first_only)
         return ClassificationOutput(self.classifier(self.dropout(out.pooler_output)), *out[:2])

@@ -38,7 +38,8 @@ def attention(
         query, key, value: (B, H, T, K). mask: (B, 1, 1, T), True = attend; None attends to all.
     """
     is_slow = query.dtype == torch.bfloat16 or dropout_prob > 0
-    if not (_is_eager_cpu(query) and is_slow):
+    is_square = query.shape == key.shape  # not the one query of a text's first token
+    if not (_is_eager_cpu(query) and is_slow and is_square):
         return F.scaled_dot_product_attention(query, key, value, mask, dropout_prob)
     return attention_by_products(query, key, value, mask, dropout_prob)
 

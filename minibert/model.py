@@ -33,8 +33,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class BertOutput(NamedTuple):
     """What `BertModel` returns.
 
-    last_hidden_state: (B, T, D), on a CPU 0 at the padding. pooler_output: (B, D). hidden_states:
-    N+1 tensors (B, T, D), the embeddings first, when asked for; else empty.
+    last_hidden_state: (B, T, D), on a CPU 0 at the padding; (B, 1, D) of first tokens only.
+    pooler_output: (B, D). hidden_states: N+1 tensors (B, T, D), the embeddings first, when asked
+    for; else empty.
     """
 
     last_hidden_state: Tensor
@@ -70,16 +71,19 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)  # query, key, value side by side: one product
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        parts = [self._attend(rows, group) for group, rows in layout.split(self.qkv(x))]
-        return self.output(parts[0] if len(parts) == 1 else torch.cat(parts))  # (R, D)
+    def forward(self, x: Tensor, layout: Layout, first_only: bool = False) -> Tensor:
+        split = layout.split(self.qkv(x))
+        parts = [self._attend(rows, group, first_only) for group, rows in split]
+        return self.output(parts[0] if len(parts) == 1 else torch.cat(parts))  # (R, D) or (B, D)
 
-    def _attend(self, rows: Tensor, group: Group) -> Tensor:
+    def _attend(self, rows: Tensor, group: Group, first_only: bool) -> Tensor:
         qkv = group.pad(rows).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, H, K)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
+        query = query[:, :, :1] if first_only else query
         dropout_prob = self.dropout_prob * self.training
         context = attention(query, key, value, group.mask, dropout_prob)  # (B, H, T, K)
-        return group.unpad(context.transpose(1, 2).flatten(2))  # (B, T, D) -> (r, D)
+        merged = context.transpose(1, 2).flatten(2)  # (B, T or 1, D)
+        return merged.squeeze(1) if first_only else group.unpad(merged)  # (B, D) or (r, D)
 
 
 class FeedForward(nn.Module):
@@ -106,8 +110,11 @@ class Layer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        x = self.attention_norm(x + self.dropout(self.attention(x, layout)))
+    def forward(self, x: Tensor, layout: Layout, first_only: bool = False) -> Tensor:
+        attended = self.attention(x, layout, first_only)
+        if first_only:
+            x = x.index_select(0, layout.first_rows(x.device))  # (B, D)
+        x = self.attention_norm(x + self.dropout(attended))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
@@ -145,6 +152,7 @@ class BertModel(PretrainedMixin, nn.Module):
         token_type_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         output_hidden_states: bool = False,
+        first_only: bool = False,
     ) -> BertOutput:
         """Encodes a batch.
 
@@ -153,10 +161,15 @@ class BertModel(PretrainedMixin, nn.Module):
             token_type_ids: (B, T), 0 or 1: which segment; all 0 when left out.
             attention_mask: (B, T), 1 or True = attend; all tokens are attended when left out.
             output_hidden_states: also return the embeddings and every layer's output.
+            first_only: the last layer computes the first token alone, which is all that the pooler
+                reads; padding must not stand in front.
 
         Raises:
-            ValueError: T is beyond max_position_embeddings.
+            ValueError: T is beyond max_position_embeddings; first_only with hidden states, or on a
+                CPU with padding in front.
         """
+        if first_only and output_hidden_states:
+            raise ValueError("first_only leaves the last hidden states out; ask for one of the two")
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         layout = self._layout(input_ids, attention_mask)
@@ -164,11 +177,11 @@ class BertModel(PretrainedMixin, nn.Module):
             layout.take(input_ids), layout.take(token_type_ids), layout.positions(input_ids.device)
         )  # (R, D)
         states = [x]
-        for layer in self.layers:
-            x = layer(x, layout)
+        for number, layer in enumerate(self.layers, 1):
+            x = layer(x, layout, first_only and number == len(self.layers))
             if output_hidden_states:
                 states.append(x)
-        last = layout.restore(x)  # (B, T, D)
+        last = layout.restore_firsts(x) if first_only else layout.restore(x)  # (B, T or 1, D)
         kept = tuple(map(layout.restore, states)) if output_hidden_states else ()
         return BertOutput(last, self.pooler(last), kept)
 

@@ -72,6 +72,24 @@ class Layout(NamedTuple):
             return torch.arange(length, device=device).repeat(batch)
         return self.places % length
 
+    def first_rows(self, device: torch.device) -> Tensor:
+        """(B,): which of the R rows begin a sequence, in the order of the layers.
+
+        Raises:
+            ValueError: a sequence begins with padding.
+        """
+        rows = (self.positions(device) == 0).nonzero().squeeze(1)
+        if len(rows) < self.shape[0]:
+            raise ValueError("a sequence begins with padding; its first token is asked for")
+        return rows
+
+    def restore_firsts(self, rows: Tensor) -> Tensor:
+        """(B, D) in the order of the layers -> (B, 1, D) in that of the batch."""
+        if self.places is not None:
+            sequences = self.places[self.first_rows(rows.device)] // self.shape[1]
+            rows = rows.index_select(0, sequences.argsort())
+        return rows[:, None]
+
     def restore(self, rows: Tensor) -> Tensor:
         """(R, D) -> (B, T, D), 0 at the padding."""
         batch, length = self.shape

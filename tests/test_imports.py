@@ -17,7 +17,7 @@ PACKAGE = ROOT / "minibert"
 # From the ground up; a module may import from lower rows, and within its row without a circle.
 LAYERS = [
     {"errors", "files", "version", "config", "settings", "progress"},
-    {"kernels", "unpadding", "model", "heads", "losses", "convert", "initialisation"},
+    {"kernels", "unpadding", "model", "heads", "losses", "convert", "initialisation", "quantised"},
     {"tokenizer", "corpus", "cache", "encoding", "vocabulary", "store", "examples", "download"},
     {
         "world",

@@ -341,3 +341,25 @@ def test_every_accepted_activation_is_built(tiny_config: BertConfig, name: str) 
     model = BertForPreTraining(replace(tiny_config, hidden_act=name))
     torch.testing.assert_close(model.bert.layers[0].feed_forward.activation(x), expected)
     torch.testing.assert_close(model.mlm.activation(x), expected)
+
+
+@pytest.mark.parametrize("is_padded", [True, False])
+def test_first_tokens_alone_are_those_of_the_whole(
+    tiny_config: BertConfig, padded_batch: dict[str, Tensor], is_padded: bool
+) -> None:
+    model = BertModel(tiny_config).eval()
+    batch = {name: value[[2, 0, 1]] for name, value in padded_batch.items()}  # shortest first
+    if not is_padded:
+        del batch["attention_mask"]
+    whole, first = model(**batch), model(**batch, first_only=True)
+    assert first.last_hidden_state.shape == (3, 1, 32)
+    torch.testing.assert_close(first.last_hidden_state, whole.last_hidden_state[:, :1])
+    torch.testing.assert_close(first.pooler_output, whole.pooler_output)
+    with pytest.raises(ValueError, match="first_only"):
+        model(**batch, first_only=True, output_hidden_states=True)
+
+
+def test_a_text_that_begins_with_padding_has_no_first_token(tiny_config: BertConfig) -> None:
+    ids, mask = torch.ones(2, 4, dtype=torch.long), torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
+    with pytest.raises(ValueError, match="begins with padding"):
+        BertModel(tiny_config)(ids, attention_mask=mask, first_only=True)

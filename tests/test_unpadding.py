@@ -100,7 +100,7 @@ def test_real_tokens_and_gradients_equal_those_of_padded_rows(
 def test_layers_see_no_padding(tiny_config: BertConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(
-        SelfAttention, "forward", lambda self, x, layout: (seen.append(len(x)), x)[1]
+        SelfAttention, "forward", lambda self, x, layout, first_only: (seen.append(len(x)), x)[1]
     )
     mask = prefix([7, 3, 5], 7)
     BertModel(tiny_config)(torch.zeros(3, 7, dtype=torch.long), attention_mask=mask)

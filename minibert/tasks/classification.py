@@ -364,7 +364,8 @@ class ClassificationData:
 
 def classification_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term]:
     """The one loss term of the task on a batch with input_ids, attention_mask and labels."""
-    out = model(batch["input_ids"], attention_mask=batch["attention_mask"])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    out = model(**inputs, first_only=True)  # the classifier reads no other token
     hits = (out.logits.argmax(-1) == batch["labels"]).sum()
     return {"task": Term(*classification_loss(out.logits, batch["labels"]), hits)}
 
@@ -390,7 +391,7 @@ def predict_probabilities(
         chosen = order[start : start + batch_size]
         batch = pad([encoded[i] for i in chosen], pad_id)
         with runtime.autocast():
-            out = model(**{k: v.to(runtime.device) for k, v in batch.items()})
+            out = model(**{k: v.to(runtime.device) for k, v in batch.items()}, first_only=True)
         found[chosen] = out.logits.float().softmax(-1).cpu().numpy()
     whole: np.ndarray = runtime.world.sum(torch.from_numpy(found)).numpy()
     return whole
