@@ -36,6 +36,7 @@ from minibert import corpus as reader
 from minibert.corpus import ReaderOptions
 from minibert.errors import InputError
 from minibert.files import write_atomically, write_json
+from minibert.machine import num_cpus
 from minibert.tokenizer import WordPiece, train_wordpiece
 
 LONGEST_SENTENCE = 256  # tokens; a longer "sentence" is cut, so that none of its text is lost
@@ -281,9 +282,7 @@ def cache_key(files: list[Path], options: ReaderOptions, *more: Any) -> str:
 
 def _num_cores() -> int:
     """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return num_cpus()
 
 
 def default_cache_dir() -> Path:
