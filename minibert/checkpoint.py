@@ -4,6 +4,8 @@ One folder a checkpoint, `checkpoints/step-000001234/`, with the weights, the op
 and the loop's state, and a manifest of sizes and digests, those of the best weights included. A
 checkpoint is written under another name and renamed, so it is there whole or not at all; the last
 two are kept, and a damaged one is recognised by its manifest and passed over for the one before.
+What several processes hold in parts is put together first, so nothing in the files tells how many
+there were.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from torch import Tensor, nn
 
 from minibert.convert import save_tensors
 from minibert.files import write_atomically
+from minibert.sharding import gathered, part_like
+from minibert.world import ALONE, World
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +40,11 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
+    world: World = ALONE,
 ) -> Path:
     """Writes the checkpoint of a step whole or not at all, then drops all but the last two.
+
+    Every process must ask, and the main one writes.
 
     Args:
         folder: the run's `checkpoints/`.
@@ -46,14 +53,25 @@ def save_checkpoint(
     Raises:
         OSError: nothing of this checkpoint remains then, and older ones are untouched.
     """
-    folder.mkdir(exist_ok=True)
+    weights = gathered(model.state_dict(), world)  # asking makes parameters those of the optimiser
+    moments = gathered(_moments(model, optimizer), world)
     final = folder / f"step-{step:09d}"
-    temporary = folder / f".step-{step:09d}.{os.getpid()}.tmp"
+    if world.is_main:
+        _write(final, weights, moments, state)
+    return final
+
+
+def _write(
+    final: Path, weights: dict[str, Tensor], moments: dict[str, Tensor], state: dict[str, Any]
+) -> None:
+    folder = final.parent
+    folder.mkdir(exist_ok=True)
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        save_tensors(model.state_dict(), temporary / "model.safetensors")
-        save_tensors(_moments(model, optimizer), temporary / "optimizer.safetensors")
+        save_tensors(weights, temporary / "model.safetensors")
+        save_tensors(moments, temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(state))
         files = [*sorted(temporary.iterdir()), *_named_best(folder, state)]
         manifest = {os.path.relpath(p, temporary): [p.stat().st_size, _digest(p)] for p in files}
@@ -68,7 +86,6 @@ def save_checkpoint(
     for old in _checkpoints(folder)[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     _drop_unnamed_best(folder)
-    return final
 
 
 def _named_best(folder: Path, state: dict[str, Any]) -> list[Path]:
@@ -109,23 +126,32 @@ def load_last_checkpoint(
             continue
         for later in damaged:
             shutil.rmtree(later)
-        model.load_state_dict(load_file(path / "model.safetensors"))
+        _load_weights(model, path / "model.safetensors")
         _restore_moments(model, optimizer, load_file(path / "optimizer.safetensors"))
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         return state
     return None
 
 
-def save_best(folder: Path, step: int, model: nn.Module) -> None:
-    """Keeps the best weights so far, under their step."""
-    folder.mkdir(exist_ok=True)
-    tensors = model.state_dict()
-    write_atomically(_best_path(folder, step), lambda path: save_tensors(tensors, path))
+def _load_weights(model: nn.Module, path: Path) -> None:
+    """Restores the weights of a file, of which each process takes its part."""
+    own, saved = model.state_dict(), load_file(path)
+    for name in own.keys() & saved.keys():
+        saved[name] = part_like(saved[name], own[name])
+    model.load_state_dict(saved)
+
+
+def save_best(folder: Path, step: int, model: nn.Module, world: World = ALONE) -> None:
+    """Keeps the best weights so far, under their step; every process must ask."""
+    tensors = gathered(model.state_dict(), world)
+    if world.is_main:
+        folder.mkdir(exist_ok=True)
+        write_atomically(_best_path(folder, step), lambda path: save_tensors(tensors, path))
 
 
 def load_best(folder: Path, step: int, model: nn.Module) -> None:
     """Restores what `save_best` kept at a step."""
-    model.load_state_dict(load_file(_best_path(folder, step)))
+    _load_weights(model, _best_path(folder, step))
 
 
 def _best_path(folder: Path, step: int) -> Path:
@@ -178,6 +204,7 @@ def _restore_moments(
 ) -> None:
     for name, parameter in model.named_parameters():
         if f"step/{name}" in tensors:
-            state = {key: tensors[f"{key}/{name}"] for key in _MOMENTS}
-            device = parameter.device
-            optimizer.state[parameter] = {k: v.clone().to(device) for k, v in state.items()}
+            state = {key: tensors[f"{key}/{name}"].clone() for key in _MOMENTS}
+            count = state.pop("step").to(parameter.device)
+            parts = {key: part_like(value, parameter) for key, value in state.items()}
+            optimizer.state[parameter] = {"step": count, **parts}

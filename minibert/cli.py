@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from minibert.errors import InputError, Interrupted, MissingExtraError, did_you_mean
 from minibert.files import read_json
+from minibert.machine import launched
 from minibert.settings import FinetuneSettings, PretrainSettings, RunSettings
 from minibert.version import __version__
 
@@ -48,7 +49,7 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[RunSettings]) -
     inherited = {f.name for f in dataclasses.fields(RunSettings)}
     for field in dataclasses.fields(settings):
         group = shared if field.name in inherited else own
-        kind = str(field.type).split(" | ")[0]
+        kind, *others = str(field.type).split(" | ")
         text = field.metadata["help"].replace("%", "%%")
         default = None if field.default is dataclasses.MISSING else field.default
         if default not in (None, "", False) and "default" not in text:
@@ -63,6 +64,8 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[RunSettings]) -
         else:
             options["type"] = {"int": int, "float": float, "str": str}[kind]
             options["metavar"] = None if field.metadata["choices"] else kind.upper()
+            if "Literal['auto']" in others:
+                options |= {"type": _number_or_word, "metavar": f"{kind.upper()}|auto"}
         if field.metadata["optional"]:
             options |= {"nargs": "?", "const": field.metadata["optional"]}
         group.add_argument("--" + field.name.replace("_", "-"), **options)
@@ -72,6 +75,11 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[RunSettings]) -
         default=argparse.SUPPRESS,
         help="JSON file of settings by field name; flags come before it",
     )
+
+
+def _number_or_word(text: str) -> int | str:
+    """A whole number, or what was typed, for the settings to judge."""
+    return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSettings:
@@ -266,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     before_interrupt = signal.signal(signal.SIGINT, interrupt)
     try:
         status = _run(argv)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if launched().size > 1:
             # Threads of gloo may outlive the interpreter and abort it; all is written by now.
             sys.stdout.flush()
             sys.stderr.flush()
@@ -279,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
         if debug and not isinstance(error, Interrupted):
             traceback.print_exc()
         status, message = _explain(error)
-        same = isinstance(error, InputError) and int(os.environ.get("RANK", "0")) > 0
+        same = isinstance(error, InputError) and launched().rank > 0
         if message and not same:  # the main process says it for all
             print(f"minibert: {message}", file=sys.stderr)
         return status

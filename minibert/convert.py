@@ -245,13 +245,21 @@ class PretrainedMixin:
             log.info("%s from %s: %s", cls.__name__, folder, model.load_report)
         return model
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors`, each whole or not at all."""
+    def save_pretrained(
+        self, folder: str | Path, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Writes `config.json` and `model.safetensors`, each whole or not at all.
+
+        Args:
+            weights: written instead of the model's own, by our names: those of a sharded model,
+                put together.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         extra = {k: v for k, v in self.config.extra.items() if k not in ("dtype", "torch_dtype")}
-        config = replace(self.config, architectures=(type(self).__name__,), extra=extra)
-        tensors = published_tensors(self)  # type: ignore[arg-type]
+        name = type(self).__name__.removeprefix("FSDP")  # which sharding puts there
+        config = replace(self.config, architectures=(name,), extra=extra)
+        tensors = published_tensors(self, weights)  # type: ignore[arg-type]
         write_atomically(folder / "model.safetensors", lambda p: save_tensors(tensors, p))
         write_json(folder / "config.json", config.to_dict())
 
@@ -261,10 +269,17 @@ def _prefix(model: nn.Module) -> str:
     return "" if hasattr(model, "bert") else "bert."
 
 
-def published_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors on the CPU, under published names; a bare backbone has no prefix."""
+def published_tensors(
+    model: nn.Module, weights: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The model's tensors on the CPU, under published names; a bare backbone has no prefix.
+
+    Args:
+        weights: taken instead of the model's own, by our names.
+    """
     prefix = _prefix(model)
-    ours = {prefix + k: v.detach().cpu() for k, v in model.state_dict().items()}
+    given = model.state_dict() if weights is None else weights
+    ours = {prefix + k: v.detach().cpu() for k, v in given.items()}
     published = to_published(ours, model.config.num_hidden_layers)  # type: ignore
     return {k.removeprefix(prefix): v for k, v in published.items()}
 

@@ -173,10 +173,3 @@ def encode_all(
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def num_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

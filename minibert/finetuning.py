@@ -14,6 +14,7 @@ import torch
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError
 from minibert.files import bundled_data, write_json, write_jsonl
+from minibert.fitting import Trial, micro_batch_size
 from minibert.heads import BertForSequenceClassification
 from minibert.metrics import confusion_matrix
 from minibert.model import init_weights
@@ -31,7 +32,9 @@ from minibert.runs import (
     loop_settings,
     model_config,
     open_model_folder,
+    placed,
     run_record,
+    save_model,
     start_or_replay_runtime,
     training_seconds,
     utilisation,
@@ -176,7 +179,9 @@ def _finetune_in(
         raise InputError(f"--resume: the weights in {source} have changed; --overwrite starts anew")
     tokenizer = WordPiece.from_pretrained(source)
     check_vocabulary(tokenizer, BertConfig.from_pretrained(source))
-    model = _build_model(settings, task, source).to(runtime.device)
+    model = _build_model(settings, task, source)
+    placed(model, settings, runtime)
+    forward = wrapped(model, settings, runtime)
 
     def encoded(examples: list[LabelledText]) -> list[np.ndarray]:
         texts = [e.text for e in examples]
@@ -184,19 +189,20 @@ def _finetune_in(
 
     def probabilities(rows: Sequence[np.ndarray]) -> np.ndarray:
         model.eval()
-        return predict_probabilities(model, rows, tokenizer.pad_id, settings.batch_size, runtime)
+        return predict_probabilities(model, rows, tokenizer.pad_id, micro, runtime)
 
     train_rows, dev_rows, test_rows = map(encoded, (train, dev, splits.test))
-    micro = settings.micro_batch_size or settings.batch_size
     data = ClassificationData(
         train_rows,
         _labels(train),
         tokenizer.pad_id,
         settings.batch_size,
-        micro,
+        settings.batch_size,
         settings.seed,
         world,
     )
+    trial = Trial(model, forward, classification_terms, data.largest, runtime)
+    data.micro_batch_size = micro = micro_batch_size(settings, begun, trial)
     if begun is not None:
         budget = Budget(**begun["resolved"]["budget"])
     elif settings.max_minutes:
@@ -218,7 +224,7 @@ def _finetune_in(
         runtime,
         folder,
         evaluate=lambda: score(probabilities(dev_rows), _labels(dev)),
-        forward=wrapped(model, settings, runtime),
+        forward=forward,
         utilisation=use,
     )
     record = run_record("finetune", settings, splits.fingerprint, runtime)
@@ -236,10 +242,10 @@ def _finetune_in(
     if folder is None or state is None:
         return RunResult(Path(), {})
     test = probabilities(test_rows)
+    save_model(model, folder.path, world)
     if not world.is_main:
         return RunResult(folder.path, {}, model)
     write_jsonl(folder.path / "predictions.jsonl", prediction_rows(task, splits.test, test))
-    model.save_pretrained(folder.path)
     tokenizer.save(folder.path)
     results = _results(task, splits, train, test) | {
         "dev_accuracy": state.best,

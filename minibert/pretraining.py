@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minibert import corpus
 from minibert.cache import data_fingerprint
@@ -32,6 +33,7 @@ from minibert.examples import (
     unigram_log_prob,
 )
 from minibert.files import bundled_data, write_json
+from minibert.fitting import Trial, micro_batch_size
 from minibert.heads import BertForPreTraining
 from minibert.initialisation import neighbour_attention, unigram_bias
 from minibert.losses import next_sentence_loss
@@ -49,7 +51,9 @@ from minibert.runs import (
     loop_settings,
     model_config,
     open_model_folder,
+    placed,
     run_record,
+    save_model,
     start_or_replay_runtime,
     training_seconds,
     utilisation,
@@ -111,6 +115,14 @@ class PretrainingData:
     def seek(self, state: dict[str, int]) -> None:
         self.stream.seek(state)
 
+    def largest(self, size: int) -> dict[str, Tensor]:
+        """A batch of `size` sequences without padding, for trying what fits into memory."""
+        options, count = self.stream.builder.options, self.max_predictions
+        ids = np.zeros(options.max_seq_length, np.int64)
+        places, labels = np.arange(count), np.zeros(count, np.int64)
+        pair = None if options.nsp == "none" else 0
+        return collate([Example(ids, len(ids) // 2, places, labels, pair)] * size, count)
+
     def take(self) -> StepData:
         """The next batch, in micro-batches; labels are counted before anything is computed."""
         examples = self.stream.take(self.batch_size)
@@ -145,13 +157,13 @@ def evaluate_pretraining(
     """
     names = ("mlm", "nsp")[: 1 + (examples[0].next_sentence_label is not None)]
     sums = {f"{name}_{key}": 0.0 for name in names for key in ("loss", "count", "hits")}
-    for start in run.world.share(range(0, len(examples), batch_size)):
+    for start, counts in run.world.rounds(range(0, len(examples), batch_size)):
         batch = collate(list(examples[start : start + batch_size]), max_predictions)
         with run.autocast():
             terms = pretraining_terms(model, {k: v.to(run.device) for k, v in batch.items()})
         for name, term in terms.items():
             for key, value in zip(("loss", "count", "hits"), term, strict=True):
-                sums[f"{name}_{key}"] += float(value)
+                sums[f"{name}_{key}"] += float(value) * counts
     together = run.world.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
     sums = dict(zip(sums, together.tolist(), strict=True))
     loss = sums["mlm_loss"] / sums["mlm_count"]
@@ -337,11 +349,14 @@ def _pretrain_in(
     tokenizer = source.tokenizer
     if begun is not None and begun["resolved"]["tokenizer"] != tokenizer.fingerprint:
         raise InputError("--resume: the tokenizer has changed since; --overwrite starts anew")
-    model = _build_model(settings, source, start).to(runtime.device)
+    model = _build_model(settings, source, start)
+    placed(model, settings, runtime)
+    forward = wrapped(model, settings, runtime, all_used=settings.nsp != "none")
     spread = world.map if world.size > 1 else None
     stream = ExampleStream(source.training, settings.seed, spread)
-    micro = settings.micro_batch_size or settings.batch_size
-    data = PretrainingData(stream, settings.batch_size, micro, world)
+    data = PretrainingData(stream, settings.batch_size, settings.batch_size, world)
+    trial = Trial(model, forward, pretraining_terms, data.largest, runtime)
+    data.micro_batch_size = micro = micro_batch_size(settings, begun, trial)
     held_out = held_out_examples(source.held_out, settings.eval_examples)
     if not held_out:
         counts = source.store.counts
@@ -355,7 +370,7 @@ def _pretrain_in(
     def score(examples: Sequence[Example]) -> dict[str, float]:
         model.eval()
         slots = data.max_predictions
-        return evaluate_pretraining(model, examples, slots, settings.batch_size, runtime)
+        return evaluate_pretraining(model, examples, slots, micro, runtime)
 
     if begun is not None:
         budget = Budget(**begun["resolved"]["budget"])
@@ -375,7 +390,7 @@ def _pretrain_in(
         runtime,
         folder,
         evaluate=lambda: score(few),
-        forward=wrapped(model, settings, runtime, all_used=settings.nsp != "none"),
+        forward=forward,
         utilisation=use,
     )
     record = run_record("pretrain", settings, fingerprint, runtime)
@@ -404,8 +419,8 @@ def _pretrain_in(
         "tokens": state.tokens,
         "seconds": state.seconds,
     }
+    save_model(model, folder.path, world)
     if world.is_main:
-        model.save_pretrained(folder.path)
         tokenizer.save(folder.path)
         write_json(folder.path / "results.json", results)
         closing_table(results, folder.path)

@@ -30,7 +30,10 @@ _OURS = (
 )
 # Settings that may differ between a run and its resumption: none changes what is computed.
 _MAY_DIFFER = frozenset(
-    ("output", "resume", "overwrite", "debug", "dry_run", "profile", "cache_dir", "save_every")
+    (
+        *("output", "resume", "overwrite", "debug", "dry_run", "profile", "cache_dir"),
+        *("save_every", "shard"),
+    )
 )
 
 

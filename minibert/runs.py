@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +19,14 @@ from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.estimate import run_folder_bytes, step_memory, told_bytes
 from minibert.flops import measure_peak_flops, training_flops
+from minibert.machine import launched
+from minibert.model import FeedForward, SelfAttention
 from minibert.optim import Budget
 from minibert.progress import clock
 from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime, start_runtime, versions
 from minibert.settings import RunSettings
+from minibert.sharding import gathered, is_sharded, shard
 from minibert.tokenizer import WordPiece
 from minibert.train import Loop, LoopSettings, LoopState, StepData, Utilisation, fit
 from minibert.world import ALONE, World
@@ -48,9 +50,8 @@ class RunResult:
 
 def log_line(topic: str, text: str) -> None:
     """One line of the run's log, on standard error, from the main process."""
-    if int(os.environ.get("RANK", "0")) > 0:
-        return
-    print(f"{topic}: {text}", file=sys.stderr, flush=True)
+    if launched().rank == 0:
+        print(f"{topic}: {text}", file=sys.stderr, flush=True)
 
 
 def begun_run(
@@ -81,7 +82,16 @@ def _begun_run(
 def start_or_replay_runtime(
     settings: RunSettings, begun: dict[str, Any] | None, world: World = ALONE
 ) -> Runtime:
-    """The runtime of a run; one that goes on keeps the precision that it began with."""
+    """The runtime of a run; one that goes on keeps the precision that it began with.
+
+    Raises:
+        InputError: a device that is not there, or one process alone is to share a model.
+    """
+    if settings.shard and world.size == 1:
+        raise InputError(
+            "--shard parts a model among processes, and this is one; start several with "
+            "torchrun --nproc-per-node N, or leave --shard out"
+        )
     resolved = begun["resolved"] if begun else {}
     precision = resolved.get("precision", settings.precision)
     runtime = start_runtime(settings.device, precision, settings.deterministic, world)
@@ -115,7 +125,8 @@ def utilisation(
     """What `mfu` is computed from; a run that goes on keeps the peak that it began with."""
     peak = begun["resolved"].get("peak_flops") if begun else None
     if peak is None:
-        rows = (settings.micro_batch_size or settings.batch_size) * settings.max_seq_length
+        micro = settings.micro_batch_size
+        rows = (micro if isinstance(micro, int) else settings.batch_size) * settings.max_seq_length
         peak = measure_peak_flops(config, min(rows, _MEASURED_ROWS), runtime)
         # All at once, as in a step: processes of one machine share its cores.
         peak = float(runtime.world.sum(torch.tensor(peak, dtype=torch.float64)))
@@ -194,6 +205,7 @@ def print_estimate(loop: Loop, model: nn.Module) -> None:
         slots,
         loop.runtime.precision,
         parameters,
+        shards=loop.world.size if is_sharded(model) else 1,
         fused_attention=loop.runtime.device.type != "cpu",
     )
     log_line("memory", f"{memory} for a step, libraries not counted")
@@ -206,6 +218,23 @@ def print_estimate(loop: Loop, model: nn.Module) -> None:
     log_line("disk", f"{told_bytes(disk)} for checkpoints and weights")
 
 
+def placed(model: nn.Module, settings: RunSettings, runtime: Runtime) -> nn.Module:
+    """The model on its device, with --shard a part of it; before an optimiser is made."""
+    if not settings.shard:
+        return model.to(runtime.device)
+    # Their parameters are those that matrix products read, so bf16 changes no LayerNorm.
+    units = [part for part in model.modules() if isinstance(part, (SelfAttention, FeedForward))]
+    shard(model, units, runtime.world, runtime.device, runtime.precision == "bf16")
+    return model
+
+
+def save_model(model: Any, folder: Path, world: World) -> None:
+    """Writes a model's folder, of a sharded one the same; every process must ask."""
+    weights = gathered(model.state_dict(), world)
+    if world.is_main:
+        model.save_pretrained(folder, weights)
+
+
 def wrapped(
     model: nn.Module, settings: RunSettings, runtime: Runtime, all_used: bool = True
 ) -> Callable[..., Any]:
@@ -215,7 +244,7 @@ def wrapped(
         all_used: every parameter is part of every loss.
     """
     forward: Any = model
-    if runtime.world.size > 1:
+    if runtime.world.size > 1 and not settings.shard:  # a sharded model sees to it by itself
         devices = [runtime.device.index] if runtime.device.type == "cuda" else None
         forward = DistributedDataParallel(
             model, devices, find_unused_parameters=not all_used, gradient_as_bucket_view=True

@@ -8,9 +8,10 @@ Importable without torch.
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from minibert.config import PRESETS
 from minibert.errors import InputError, did_you_mean
@@ -59,7 +60,12 @@ class RunSettings:
     epochs: float | None = setting(None, "budget in passes over the training data")
     max_minutes: float | None = setting(None, "budget in minutes of the whole command")
     batch_size: int = setting(16, "sequences per optimiser step over all devices")
-    micro_batch_size: int | None = setting(None, "sequences per forward; default: the batch size")
+    micro_batch_size: int | Literal["auto"] | None = setting(
+        None, "sequences per forward, or 'auto': what fits into memory; default: the batch size"
+    )
+    shard: bool = setting(
+        False, "part the model among the processes of torchrun, for one that does not fit"
+    )
     max_seq_length: int = setting(128, "tokens per sequence, special tokens included")
     learning_rate: float | None = setting(None, "peak rate of AdamW")
     weight_decay: float = setting(0.01, "decoupled decay; none on biases and LayerNorm")
@@ -99,7 +105,10 @@ class RunSettings:
                 found.append(f"{flag(field.name)} {value!r} is unknown{tail}")
         for name in _POSITIVE:
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
+            if isinstance(value, str):
+                if value != "auto":
+                    found.append(f"{flag(name)} {value!r} is neither a number nor 'auto'")
+            elif value is not None and not 0 < value < float("inf"):
                 found.append(f"{flag(name)} is {value}, must be above 0")
         if self.max_seq_length < 8:
             found.append(f"--max-seq-length is {self.max_seq_length}, must be at least 8")
@@ -115,7 +124,12 @@ class RunSettings:
         if len(budgets) > 1:
             found.append(f"{' and '.join(map(flag, budgets))} are both budgets; give one")
         micro = self.micro_batch_size
-        if micro and micro > 0 and self.batch_size > 0 and self.batch_size % micro:
+        if micro == "auto" and self.shard:
+            found.append(
+                "--micro-batch-size auto has no use with --shard: where one process runs out of "
+                "memory the others wait for it; give a number"
+            )
+        if isinstance(micro, int) and micro > 0 and self.batch_size > 0 and self.batch_size % micro:
             near = [m for m in range(1, self.batch_size + 1) if self.batch_size % m == 0]
             best = min(near, key=lambda m: abs(m - micro))
             found.append(
@@ -152,7 +166,8 @@ class RunSettings:
             if name not in known:
                 raise InputError(f"{source}: unknown key {name!r}{did_you_mean(name, known)}")
             if not _fits(value, str(known[name].type)):
-                raise InputError(f"{source}: {name} is {value!r}, expected {known[name].type}")
+                kind = re.sub(r"Literal\[(.*)]", r"\1", str(known[name].type))
+                raise InputError(f"{source}: {name} is {value!r}, expected {kind}")
         return cls(**values)
 
 
@@ -173,6 +188,8 @@ def _fits(value: Any, annotation: str) -> bool:
         if part == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
             return True
         if part == "str" and isinstance(value, str):
+            return True
+        if part == f"Literal[{value!r}]":
             return True
         if part == "list[str]" and isinstance(value, list):
             return all(isinstance(v, str) for v in value)

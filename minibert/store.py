@@ -27,9 +27,10 @@ import numpy as np
 from minibert import corpus as reader
 from minibert.cache import cache_key, data_fingerprint, default_cache_dir
 from minibert.corpus import ReaderOptions
-from minibert.encoding import LONGEST_SENTENCE, Place, batches, encode_all, num_cores, store_dtype
+from minibert.encoding import LONGEST_SENTENCE, Place, batches, encode_all, store_dtype
 from minibert.errors import InputError
 from minibert.files import write_atomically, write_json
+from minibert.machine import num_cpus
 from minibert.progress import Progress
 from minibert.tokenizer import WordPiece
 
@@ -123,7 +124,7 @@ def open_store(
         return TokenStore(folder)
     if num_processes is None:
         size = sum(path.stat().st_size for path in files)
-        num_processes = num_cores() if size >= _PARALLEL_FROM else 1
+        num_processes = num_cpus() if size >= _PARALLEL_FROM else 1
     temporary = cache_dir / f".tokens-{key}.{os.getpid()}.tmp"
     _sweep(cache_dir)
     _take_over(temporary)

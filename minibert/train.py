@@ -35,6 +35,7 @@ from minibert.profiling import StepProfiler
 from minibert.progress import clock
 from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime
+from minibert.sharding import clip_gradients
 
 Batch = Mapping[str, Tensor]
 _SAVE_SECONDS = 300.0  # between checkpoints when no number of steps is asked for
@@ -189,13 +190,15 @@ class Loop:
         if saved is None:
             return False
         self.state, self._sums = LoopState(**saved["loop"]), {}
+        if not self.state.window.keys() >= self._window_keys():
+            self.state.window = {}  # of an older version, which counted less
         self.data.seek(saved["data"])
         self._seconds_before = self._agreed_seconds = self._last_save = self.state.seconds
         return True
 
     def save(self) -> None:
         """Writes a checkpoint of the present step."""
-        if self.folder is None or not self.world.is_main:
+        if self.folder is None:
             return
         self._read_sums()
         self.state.seconds = self._seconds()
@@ -204,7 +207,13 @@ class Loop:
             "data": self.data.state(),
             "metrics_bytes": self.folder.metrics_bytes(),
         }
-        save_checkpoint(self.folder.checkpoints, self.state.step, self.model, self.optimizer, state)
+        step, place = self.state.step, self.folder.checkpoints
+        save_checkpoint(place, step, self.model, self.optimizer, state, self.world)
+
+    def _window_keys(self) -> set[str]:
+        """What a log window must hold for its row, beside the terms' own sums."""
+        keys = {"steps", "loss", "grad_norm", "learning_rate", "seconds", "tokens", "slots"}
+        return keys | ({"flops"} if self.utilisation else set())
 
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._session_start
@@ -244,7 +253,7 @@ class Loop:
         # Dropout of this step; every process has its own.
         torch.manual_seed(settings.seed * 1_000_003 + state.step + (self.world.rank << 48))
         sums = self._backward(step)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
+        norm = clip_gradients(self.model, settings.max_grad_norm)
         self._account(step, sums, norm, rate)
         if not self.runtime.runs_ahead:
             self._read_sums()
@@ -288,9 +297,12 @@ class Loop:
         return (value if self.runtime.runs_ahead else value.cpu()).double()
 
     def _gradients_added_up(self, now: bool) -> contextlib.AbstractContextManager[object]:
-        """With several processes: whether a backward pass ends in their gradients' sum."""
-        wait = not now and self.world.size > 1
-        return self.forward.no_sync() if wait else contextlib.nullcontext()  # type: ignore[attr-defined]
+        """With several processes: whether a backward pass ends in their gradients' sum.
+
+        A sharded model cannot wait: it would have to hold the whole gradients meanwhile.
+        """
+        waiting = getattr(self.forward, "no_sync", contextlib.nullcontext)
+        return contextlib.nullcontext() if now else waiting()
 
     def _account(self, step: StepData, sums: dict[str, Tensor], norm: Tensor, rate: float) -> None:
         """Adds a step to the open log window; what was computed stays on the device."""
@@ -418,8 +430,8 @@ class Loop:
         chosen = figures[self.settings.select] if self.settings.select else None
         if chosen is not None and (self.state.best is None or chosen > self.state.best):
             self.state.best, self.state.best_step = chosen, self.state.step
-            if self.folder and self.world.is_main:
-                save_best(self.folder.checkpoints, self.state.step, self.model)
+            if self.folder:
+                save_best(self.folder.checkpoints, self.state.step, self.model, self.world)
         row = {"step": self.state.step, "epoch": round(self.data.epochs_done, 6)}
         return row | {f"eval_{name}": value for name, value in figures.items()}
 

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from minibert.machine import launched, num_cores, threads_were_asked_for
+
 T = TypeVar("T")
 _PATIENCE = datetime.timedelta(hours=24)  # the first process may encode a large corpus meanwhile
 
@@ -29,11 +31,13 @@ class World:
     Attributes:
         rank: 0 to size - 1. Rank 0 is the main one: it alone writes files and speaks.
         local_rank: the place on this machine, which decides the GPU.
+        local_size: processes of the run on this machine.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -42,6 +46,15 @@ class World:
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This process's part: every size-th item, from its rank on."""
         return items if self.size == 1 else items[self.rank :: self.size]
+
+    def rounds(self, items: Sequence[T]) -> list[tuple[T, bool]]:
+        """This process's part for work that all do together: each item, and whether it counts.
+
+        Every process has as many, since a sharded model's forward waits for all; one whose part is
+        shorter repeats the first item for nothing.
+        """
+        own = [(item, True) for item in self.share(items)]
+        return own if len(own) * self.size >= len(items) else [*own, (items[0], False)]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, the same to the bit in each."""
@@ -101,26 +114,40 @@ ALONE = World()
 @contextlib.contextmanager
 def join_world() -> Iterator[World]:
     """The processes of this run: those of `torchrun`, by its environment, or this one alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    place = launched()
+    if place.size == 1 or dist.is_initialized():
+        _take_cores(1)
         yield ALONE
         return
-    local_rank = int(os.environ["LOCAL_RANK"])
+    _take_cores(place.local_size)
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(place.local_rank)
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(
         backend,
         store=_store_of_this_attempt(),
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
+        rank=place.rank,
+        world_size=place.size,
         timeout=_PATIENCE,
     )
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), local_rank)
+        yield World(*place)
         dist.barrier()  # nobody leaves while the main process still writes
     finally:
         dist.destroy_process_group()
+
+
+def _take_cores(num_processes: int) -> None:
+    """Gives this process its share of the machine's cores as threads.
+
+    A set OMP_NUM_THREADS stays; alone, so does PyTorch's own choice, which is a thread a core,
+    unless a cgroup grants less.
+    """
+    share = max(1, num_cores() // num_processes)
+    if threads_were_asked_for() or (num_processes == 1 and share >= torch.get_num_threads()):
+        return
+    torch.set_num_threads(share)
 
 
 def _store_of_this_attempt() -> dist.Store | None:

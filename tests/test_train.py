@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minibert import train
+from minibert.checkpoint import load_last_checkpoint
 from minibert.config import BertConfig
 from minibert.errors import Interrupted
 from minibert.heads import BertForPreTraining
@@ -371,6 +372,30 @@ def test_a_budget_of_epochs_is_announced_in_steps_and_time(
     model = make_line()
     make_loop(model, Repeated(line_steps([4, 4])), budget=Budget(epochs=3.0)).announce(model)
     assert "3 epochs of about 2 steps each" in capsys.readouterr().err
+
+
+def test_a_window_of_an_older_version_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_older_version(*places: Any) -> Any:
+        saved = load_last_checkpoint(*places)
+        assert saved is not None
+        del saved["loop"]["window"]["slots"]
+        return saved
+
+    steps = line_steps([2, 4, 8])
+    with RunFolder(tmp_path / "run") as folder:
+        options = {"max_steps": 3, "log_every": 3, "folder": folder, "learning_rate": 0.0}
+        before = make_loop(make_line(), Repeated(steps), **options)
+        before.take_step()
+        before.take_step()
+        before.save()
+        monkeypatch.setattr(train, "load_last_checkpoint", of_older_version)
+        fit(make_loop(make_line(), Repeated(steps), **options), resume=True)
+    (row,) = [row for row in read_metrics(tmp_path / "run") if "loss" in row]
+    assert row["padding_share"] == 0.25
+    last = squares(make_line(), steps[2].micro_batches[0])["fit"].loss_sum.item() / 8
+    assert row["loss"] == pytest.approx(last, rel=1e-6)
 
 
 def test_the_last_steps_are_logged_though_the_window_is_open(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,16 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
         torch.testing.assert_close(weights[0][name], value, atol=2e-4, rtol=0, msg=name)
 
 
+def assert_same_format(ours: Path, theirs: Path) -> None:
+    """The model folder and the checkpoints hold the same tensors by the same names."""
+    assert (ours / "config.json").read_text() == (theirs / "config.json").read_text()
+    for path in [theirs / "model.safetensors", *theirs.glob("checkpoints/*/*.safetensors")]:
+        tensors = load_file(ours / path.relative_to(theirs))
+        assert {k: (v.dtype, v.shape) for k, v in tensors.items()} == {
+            k: (v.dtype, v.shape) for k, v in load_file(path).items()
+        }
+
+
 def test_alone_every_operation_is_the_identity() -> None:
     assert ALONE.is_main
     assert ALONE.share([1, 2, 3]) == [1, 2, 3]
@@ -105,16 +116,28 @@ def test_shares_are_parts_of_the_whole() -> None:
     assert max(map(len, shares)) - min(map(len, shares)) == 1
 
 
-@pytest.mark.parametrize(("processes", "micro"), [(2, "6"), (4, "1")])
+def test_rounds_are_as_many_for_each_and_count_every_item_once() -> None:
+    for count in range(8):
+        rounds = [World(rank, 3).rounds(range(count)) for rank in range(3)]
+        assert {len(own) for own in rounds} == {-(-count // 3)}
+        assert sorted(item for own in rounds for item, counts in own if counts) == [*range(count)]
+    assert ALONE.rounds([1, 2]) == [(1, True), (2, True)]
+
+
+# Four processes share six sequences unevenly, in one or two micro-batches each; held-out batches
+# and rows of parameters do not divide by three.
+@pytest.mark.parametrize(
+    ("processes", "micro", "more"), [(2, "6", ()), (4, "1", ()), (3, "1", ("--shard",))]
+)
 def test_pretraining_by_several_has_the_curve_of_one(
-    world: Path, processes: int, micro: str
+    world: Path, processes: int, micro: str, more: tuple[str, ...]
 ) -> None:
-    # Four processes share six sequences unevenly, in one or two micro-batches each.
     name = f"by-{processes}"
     out, err = finish(
-        torchrun(processes, *pretrain_flags(world, name, "--micro-batch-size", micro))
+        torchrun(processes, *pretrain_flags(world, name, "--micro-batch-size", micro, *more))
     )
     assert_same_run(world / name, world / "alone")
+    assert_same_format(world / name, world / "alone")
     assert out.count("mlm_accuracy") == 1  # one process speaks
     assert err.count("network:") == 1
     run = json.loads((world / name / "run.json").read_text())
@@ -156,19 +179,50 @@ def test_torchrun_starts_again_after_a_killed_worker(world: Path) -> None:
     assert_same_run(world / "again", world / "alone")
 
 
-def test_finetuning_by_two_has_the_results_of_one(world: Path) -> None:
+def unfinished_copy(folder: Path, name: str) -> Path:
+    """A finished run as it was two steps before its end."""
+    copy = folder.parent / name
+    shutil.copytree(folder, copy)
+    (copy / "results.json").unlink()
+    (copy / "model.safetensors").unlink()
+    shutil.rmtree(copy / "checkpoints" / "step-000000040")
+    return copy
+
+
+def test_a_sharded_run_goes_on_unsharded_and_the_reverse(world: Path) -> None:
+    finish(torchrun(2, *pretrain_flags(world, "sharded", "--shard")))
+    there = unfinished_copy(world / "sharded", "unsharded")
+    assert main([*pretrain_flags(world, "unsharded", "--resume")]) == 0
+    assert_same_run(there, world / "alone")
+    again = unfinished_copy(there, "sharded-again")
+    _, err = finish(torchrun(3, *pretrain_flags(world, "sharded-again", "--resume", "--shard")))
+    assert "resuming from step 38" in err
+    assert_same_run(again, world / "alone")
+    assert_same_format(again, world / "alone")
+
+
+def test_one_process_alone_cannot_shard(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(pretrain_flags(world, "lonely", "--shard")) == 2
+    assert "torchrun --nproc-per-node" in capsys.readouterr().err.splitlines()[-1]
+    assert not (world / "lonely").exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--shard",)])
+def test_finetuning_by_two_has_the_results_of_one(world: Path, more: tuple[str, ...]) -> None:
     # 7 examples a batch and an odd number of them: the last batch may leave a process without one.
     flags = [
         *("--task", "imdb", "--data", world / "reviews", "--model", world / "alone"),
         *("--max-seq-length", "32", "--batch-size", "7", "--epochs", "2", "--log-every", "1"),
         *("--device", "cpu", "--precision", "fp32", "--dropout", "0", "--seed", "3"),
     ]
-    assert main(["finetune", *map(str, [*flags, "--output", world / "imdb-alone"])]) == 0
-    finish(torchrun(2, "finetune", *flags, "--output", world / "imdb-two"))
-    assert_same_run(world / "imdb-two", world / "imdb-alone")
+    alone, two = (world / f"imdb-{name}{len(more)}" for name in ("alone", "two"))
+    assert main(["finetune", *map(str, [*flags, "--output", alone])]) == 0
+    finish(torchrun(2, "finetune", *flags, *more, "--output", two))
+    assert_same_run(two, alone)
+    assert_same_format(two, alone)
     ours, theirs = (
-        [json.loads(line) for line in (world / name / "predictions.jsonl").read_text().splitlines()]
-        for name in ("imdb-two", "imdb-alone")
+        [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        for folder in (two, alone)
     )
     assert [row["id"] for row in ours] == [row["id"] for row in theirs]
     for row, other in zip(ours, theirs, strict=True):

@@ -338,6 +338,11 @@ class ClassificationData:
         batches = [flat[i : i + self.batch_size] for i in range(0, len(flat), self.batch_size)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
+    def largest(self, size: int) -> dict[str, Tensor]:
+        """A batch of `size` texts as long as the longest, for trying what fits into memory."""
+        batch = pad([max(self.encoded, key=len)] * size, self.pad_id)
+        return batch | {"labels": torch.zeros(size, dtype=torch.int64)}
+
     def take(self) -> StepData:
         """The next batch, in micro-batches."""
         if self._order is None:
@@ -384,15 +389,17 @@ def predict_probabilities(
     """
     order = np.argsort([len(ids) for ids in encoded], kind="stable")
     found = np.zeros((len(encoded), model.config.num_labels), np.float32)
-    starts = runtime.world.share(range(0, len(order), batch_size))
+    rounds = runtime.world.rounds(range(0, len(order), batch_size))
     quiet = None if runtime.world.is_main else True
     # Shown where it takes long; a short evaluation leaves the training's own bar alone.
-    for start in tqdm(starts, desc="scoring", unit="batch", disable=quiet, leave=False, delay=5):
+    bar = tqdm(rounds, desc="scoring", unit="batch", disable=quiet, leave=False, delay=5)
+    for start, counts in bar:
         chosen = order[start : start + batch_size]
         batch = pad([encoded[i] for i in chosen], pad_id)
         with runtime.autocast():
             out = model(**{k: v.to(runtime.device) for k, v in batch.items()}, first_only=True)
-        found[chosen] = out.logits.float().softmax(-1).cpu().numpy()
+        if counts:
+            found[chosen] = out.logits.float().softmax(-1).cpu().numpy()
     whole: np.ndarray = runtime.world.sum(torch.from_numpy(found)).numpy()
     return whole
 

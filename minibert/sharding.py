@@ -1,0 +1,92 @@
+"""A model whose parameters are parted among the processes, for one that does not fit on a device.
+
+FSDP2 (`torch.distributed.fsdp.fully_shard`; Zhao et al. 2023, "PyTorch FSDP"): each process holds
+an even part of every parameter, its gradient and its moments. The weights of a unit are put
+together when its forward or backward pass comes, and its gradients are added up and parted again.
+
+Everything here also takes ordinary tensors and models, for which it is the identity.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from minibert.world import World
+
+
+def shard(
+    model: nn.Module, units: Iterable[nn.Module], world: World, device: torch.device, in_bf16: bool
+) -> None:
+    """Parts the parameters of a model among the processes and moves each part to its device.
+
+    Every process hands in the same weights. An optimiser must be built afterwards.
+
+    Args:
+        units: modules in `model` whose parameters are put together and let go by themselves; the
+            rest stays whole from a step's forward to the end of its backward pass, so that the
+            word embedding is there when the MLM head asks for it.
+        in_bf16: exchange the units' weights in bf16, as autocast would compute with them: half the
+            traffic, and no bf16 copy of the whole model is kept for the backward pass. Gradients
+            are added up in fp32.
+    """
+    # The output is a view; what it warns of, writing into it, is nowhere done.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    mesh = init_device_mesh(device.type, (world.size,))
+    dtype = torch.bfloat16 if in_bf16 else None
+    policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+    for unit in units:
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether this process holds parts of the model's parameters only."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor put together from its parts; every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Tensors put together for the main process, in its own memory; the others get none.
+
+    Every process must ask. One tensor at a time is whole on the device.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor)
+        if world.is_main:
+            found[name] = value.cpu() if isinstance(tensor, DTensor) else value
+    return found
+
+
+def part_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """What of a whole tensor this process holds if it is parted like another, on its device.
+
+    Nothing is exchanged: every process must have the same whole.
+    """
+    tensor = tensor.to(other.device)
+    if not isinstance(other, DTensor):
+        return tensor
+    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Scales all gradients so that their common norm is at most `max_norm`.
+
+    Returns:
+        The norm before, over every parameter and process.
+    """
+    parameters = list(model.parameters())
+    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
