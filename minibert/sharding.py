@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from minibert.world import World
@@ -36,6 +35,8 @@ def shard(
             traffic, and no bf16 copy of the whole model is kept for the backward pass. Gradients
             are added up in fp32.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # slow to import
+
     # The output is a view; what it warns of, writing into it, is nowhere done.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (world.size,))

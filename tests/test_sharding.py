@@ -73,8 +73,11 @@ def compare(world: World, precision: str, folder: Path) -> dict[str, Any]:
     plain, model = make_model(), make_model()
     placed(model, SHARDED, run)
     optimizers = [build_optimizer(m, 1e-2, 0.01) for m in (plain, model)]
-    for rank in range(world.size):  # the same rows together, which decides how bf16 rounds
-        backward(plain, slice(rank, None, world.size), run, 1)
+    for rank in range(world.size):  # the same rows and factor, which decide how bf16 rounds
+        backward(plain, slice(rank, None, world.size), run, world.size)
+    for parameter in plain.parameters():
+        assert parameter.grad is not None
+        parameter.grad /= world.size
     backward(model, slice(world.rank, None, world.size), run, world.size)
     gradients = gathered(
         {k: p.grad for k, p in model.named_parameters() if p.grad is not None}, world
@@ -185,7 +188,7 @@ def test_gradients_are_those_of_the_whole_model(found: dict[str, Any], precision
 
 def test_updates_are_those_of_the_whole_model(found: dict[str, Any]) -> None:
     assert max(found["fp32"]["weights"].values()) < 1e-3
-    assert min(found["fp32"]["update"].values()) > 1e-2
+    assert min(found["fp32"]["update"].values()) > 5e-3
 
 
 def test_a_checkpoint_brings_all_back(found: dict[str, Any]) -> None:
