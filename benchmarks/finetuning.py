@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.lengths import draw_lengths
+from benchmarks.pretraining import transformers_config
 from benchmarks.turns import KEEP_MEMORY, Variant
 from minibert.config import BertConfig
 from minibert.flops import training_flops
@@ -135,18 +136,9 @@ class HuggingFace:
         import transformers
 
         self.work, self.bf16, self.padding = Work(**work), bf16, padding
-        config = self.work.config
         torch.manual_seed(0)
-        self.model = transformers.BertForSequenceClassification(
-            transformers.BertConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
-                num_hidden_layers=config.num_hidden_layers,
-                num_attention_heads=config.num_attention_heads,
-                intermediate_size=config.intermediate_size,
-                attn_implementation="sdpa",
-            )
-        ).train()
+        theirs = transformers_config(self.work.config)
+        self.model = transformers.BertForSequenceClassification(theirs).train()
         parameters = self.model.parameters()
         self.optimizer = torch.optim.AdamW(parameters, lr=2e-5, weight_decay=0.01, fused=True)
         self.batches = self._endless()

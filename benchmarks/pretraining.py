@@ -128,6 +128,20 @@ class Ours:
         return useful(self.work, self.batches[(self.at - 1) % _BATCHES])
 
 
+def transformers_config(config: BertConfig) -> Any:
+    """The same size for transformers, with PyTorch's fused attention."""
+    import transformers
+
+    return transformers.BertConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        attn_implementation="sdpa",
+    )
+
+
 class HuggingFace:
     """transformers' BertForPreTraining, plain or as fast as settings make it."""
 
@@ -137,18 +151,9 @@ class HuggingFace:
         self.work, self.best = Work(**work), best
         self.batches = make_batches(self.work)
         self.at = 0
-        config = self.work.config
         torch.manual_seed(0)
-        self.model = transformers.BertForPreTraining(
-            transformers.BertConfig(
-                vocab_size=_VOCABULARY,
-                hidden_size=config.hidden_size,
-                num_hidden_layers=config.num_hidden_layers,
-                num_attention_heads=config.num_attention_heads,
-                intermediate_size=config.intermediate_size,
-                attn_implementation="sdpa",
-            )
-        ).train()
+        theirs = transformers_config(self.work.config)
+        self.model = transformers.BertForPreTraining(theirs).train()
         self.forward = torch.compile(self.model) if best else self.model
         parameters = self.model.parameters()
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)

@@ -12,8 +12,10 @@ import argparse
 
 import torch
 
+from minibert import fitting
 from minibert.config import BertConfig, preset
 from minibert.estimate import Memory, num_parameters, run_folder_bytes, step_memory
+from minibert.fitting import Trial
 from minibert.flops import training_flops
 from minibert.heads import BertForPreTraining
 from minibert.pretraining import pretraining_terms
@@ -116,22 +118,8 @@ def kept_bytes(config: BertConfig, batch: int, length: int, slots: int, precisio
         "mlm_labels": torch.randint(5, config.vocab_size, (batch, slots)),
         "next_sentence_label": torch.randint(2, (batch,)),
     }
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    found: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address comes twice
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            found[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        with runtime.autocast():
-            terms = pretraining_terms(model, inputs)
-        loss = sum(term.loss_sum for term in terms.values())
-        kept = sum(storage.nbytes() for storage in found.values())
-    del loss
-    return kept
+    trial = Trial(model, model, pretraining_terms, lambda size: inputs, runtime)
+    return fitting.kept_bytes(trial, batch)
 
 
 def count_held(precision: str, dropout: float) -> tuple[float, float, float, float]:

@@ -99,7 +99,7 @@ def _alone(forward: Callable[..., Any]) -> contextlib.AbstractContextManager[obj
 
 def _loss(trial: Trial, size: int) -> Tensor:
     trial.model.train()
-    batch = {name: value.to(trial.runtime.device) for name, value in trial.largest(size).items()}
+    batch = trial.runtime.place(trial.largest(size))
     with trial.runtime.autocast():
         terms = trial.objective(trial.forward, batch)
     total = sum(term.loss_sum for term in terms.values())

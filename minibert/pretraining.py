@@ -160,7 +160,7 @@ def evaluate_pretraining(
     for start, counts in run.world.rounds(range(0, len(examples), batch_size)):
         batch = collate(list(examples[start : start + batch_size]), max_predictions)
         with run.autocast():
-            terms = pretraining_terms(model, {k: v.to(run.device) for k, v in batch.items()})
+            terms = pretraining_terms(model, run.place(batch))
         for name, term in terms.items():
             for key, value in zip(("loss", "count", "hits"), term, strict=True):
                 sums[f"{name}_{key}"] += float(value) * counts

@@ -100,8 +100,8 @@ class WordPiece:
         """Token ids of each text, without special tokens.
 
         WordPiece takes one word after the other, so words seen before are looked up, and the
-        library is asked for new ones: twice as fast as asking it for everything, or more
-        (`benchmarks/tokenising.py`).
+        library is asked for new ones: one thread is then faster than the library alone on two
+        cores (`benchmarks/tokenising.py`).
         """
         if not self._parts_text_alike:
             return self._ids_by_library(texts)

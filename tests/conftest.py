@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,12 @@ from minibert.config import BertConfig
 def _same_random_state() -> None:
     """Every test begins from the same random state, so that a failure repeats."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A cache folder of this test's own."""
+    return tmp_path / "cache"
 
 
 @pytest.fixture

@@ -31,6 +31,11 @@ def corpus_text(documents: int = 24, sentences: int = 6, seed: int = 0) -> str:
     return "\n\n".join("\n".join(sentence() for _ in range(sentences)) for _ in range(documents))
 
 
+def write(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode())
+    return path
+
+
 def write_corpus(path: Path, **options: Any) -> Path:
     path.write_text(corpus_text(**options) + "\n", encoding="utf-8")
     return path

@@ -289,6 +289,24 @@ def test_labels_give_the_loss_of_the_scores(
     torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch's tracer warns of what it does itself
+def test_a_traced_model_has_the_loss_and_the_gradients_of_the_eager_one(
+    tiny_config: BertConfig, padded_batch: Batch
+) -> None:
+    """What --compile hands to the compiler, run as it was traced."""
+    model = BertForPreTraining(tiny_config).eval()
+    batch = padded_batch | {
+        "mlm_positions": torch.tensor([[11, 0, 3], [6, 5, 1], [0, 2, 2]]),
+        "mlm_labels": torch.tensor([[7, IGNORE_INDEX, 9], [3, 4, 5], [IGNORE_INDEX, 1, 2]]),
+    }
+    parameters, found = list(model.parameters()), []
+    for forward in (model, torch.compile(model, backend="aot_eager")):
+        out = forward(**batch)
+        total = out.mlm_score.loss_sum + out.nsp_logits[:, 0].sum()
+        found.append((total, *torch.autograd.grad(total, parameters)))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("pad", [0, 5])
 def test_padding_embedding_is_zero_at_init(tiny_config: BertConfig, pad: int) -> None:
     model = BertForPreTraining(replace(tiny_config, pad_token_id=pad))
@@ -355,6 +373,10 @@ def test_first_tokens_alone_are_those_of_the_whole(
     assert first.last_hidden_state.shape == (3, 1, 32)
     torch.testing.assert_close(first.last_hidden_state, whole.last_hidden_state[:, :1])
     torch.testing.assert_close(first.pooler_output, whole.pooler_output)
+    upstream = torch.randn(3, 32)
+    parameters = list(model.parameters())
+    grads = [torch.autograd.grad(out.pooler_output, parameters, upstream) for out in (whole, first)]
+    torch.testing.assert_close(*grads)
     with pytest.raises(ValueError, match="first_only"):
         model(**batch, first_only=True, output_hidden_states=True)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from samples import write
 
 from minibert import cache as cache_module
 from minibert import corpus, encoding, store
@@ -52,16 +53,6 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
     pieces = [f"##{c}" for c in alphabet if c.isalnum()]
     folder = tmp_path_factory.mktemp("letters") / "t"
     return tokenizer_of(folder, [*alphabet, *pieces, "the", "##ing", "##ed"])
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_bytes(text.encode())
-    return path
 
 
 def content(opened: TokenStore) -> tuple[list[int], list[int], list[int], list[int]]:

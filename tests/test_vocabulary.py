@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from samples import write
 
 from minibert import corpus, vocabulary
 from minibert.corpus import ReaderOptions
@@ -14,16 +15,6 @@ from minibert.vocabulary import corpus_vocabulary, sample
 
 WIKI = Path(__file__).resolve().parents[1] / "data" / "wiki.txt"
 PLAIN = ReaderOptions()
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_bytes(text.encode())
-    return path
 
 
 def lines(first: int, last: int) -> str:

@@ -397,7 +397,7 @@ def predict_probabilities(
         chosen = order[start : start + batch_size]
         batch = pad([encoded[i] for i in chosen], pad_id)
         with runtime.autocast():
-            out = model(**{k: v.to(runtime.device) for k, v in batch.items()}, first_only=True)
+            out = model(**runtime.place(batch), first_only=True)
         if counts:
             found[chosen] = out.logits.float().softmax(-1).cpu().numpy()
     whole: np.ndarray = runtime.world.sum(torch.from_numpy(found)).numpy()
