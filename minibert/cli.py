@@ -57,7 +57,9 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[RunSettings]) -
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         if field.metadata["choices"]:
             options["choices"] = field.metadata["choices"]
-        if kind == "bool":
+        if kind == "bool" and others:  # a switch that may also be set to a word
+            options |= {"nargs": "?", "const": True, "choices": ("auto",), "metavar": "auto"}
+        elif kind == "bool":
             options["action"] = argparse.BooleanOptionalAction
         elif kind == "list[str]":
             options |= {"nargs": "+", "action": "extend"}
@@ -68,7 +70,15 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[RunSettings]) -
                 options |= {"type": _number_or_word, "metavar": f"{kind.upper()}|auto"}
         if field.metadata["optional"]:
             options |= {"nargs": "?", "const": field.metadata["optional"]}
-        group.add_argument("--" + field.name.replace("_", "-"), **options)
+        name = field.name.replace("_", "-")
+        group.add_argument(f"--{name}", **options)
+        if kind == "bool" and others:
+            off: dict[str, Any] = {
+                "dest": field.name,
+                "default": argparse.SUPPRESS,
+                "help": f"not --{name}",
+            }
+            group.add_argument(f"--no-{name}", action="store_false", **off)
     shared.add_argument(
         "--config",
         metavar="FILE",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from minibert.compiling import compile_if_it_pays
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError
 from minibert.files import bundled_data, write_json, write_jsonl
@@ -181,7 +182,7 @@ def _finetune_in(
     check_vocabulary(tokenizer, BertConfig.from_pretrained(source))
     model = _build_model(settings, task, source)
     placed(model, settings, runtime)
-    forward = wrapped(model, settings, runtime)
+    forward = wrapped(model, settings, runtime, begun)
 
     def encoded(examples: list[LabelledText]) -> list[np.ndarray]:
         texts = [e.text for e in examples]
@@ -227,14 +228,16 @@ def _finetune_in(
         forward=forward,
         utilisation=use,
     )
+    compiled = compile_if_it_pays(settings, begun, loop)
     record = run_record("finetune", settings, splits.fingerprint, runtime)
     record["resolved"] |= {
         "start": str(source),
         "start_weights": digest,
         "data": str(data_path),
         "micro_batch_size": micro,
+        "compile": compiled,
         "learning_rate": rate,
-        "budget": dataclasses.asdict(budget),
+        "budget": dataclasses.asdict(loop.settings.budget),
         "peak_flops": use.peak_flops,
         "model": model.config.to_dict(),
     }

@@ -59,3 +59,12 @@ class Budget:
             return (epochs + 1e-9) / self.epochs
         assert self.seconds is not None
         return seconds / self.seconds
+
+    def steps(self, step_seconds: float, step_epochs: float) -> float:
+        """About how many steps it is, when one takes so long and such a share of an epoch."""
+        if self.max_steps is not None:
+            return self.max_steps
+        if self.epochs is not None:
+            return self.epochs / step_epochs
+        assert self.seconds is not None
+        return self.seconds / step_seconds

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from minibert import corpus
 from minibert.cache import data_fingerprint
+from minibert.compiling import compile_if_it_pays
 from minibert.config import PRESETS, BertConfig, preset
 from minibert.errors import InputError
 from minibert.examples import (
@@ -351,7 +352,7 @@ def _pretrain_in(
         raise InputError("--resume: the tokenizer has changed since; --overwrite starts anew")
     model = _build_model(settings, source, start)
     placed(model, settings, runtime)
-    forward = wrapped(model, settings, runtime, all_used=settings.nsp != "none")
+    forward = wrapped(model, settings, runtime, begun, all_used=settings.nsp != "none")
     spread = world.map if world.size > 1 else None
     stream = ExampleStream(source.training, settings.seed, spread)
     data = PretrainingData(stream, settings.batch_size, settings.batch_size, world)
@@ -393,13 +394,15 @@ def _pretrain_in(
         forward=forward,
         utilisation=use,
     )
+    compiled = compile_if_it_pays(settings, begun, loop)
     record = run_record("pretrain", settings, fingerprint, runtime)
     record["resolved"] |= {
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": tokenizer.fingerprint,
         "micro_batch_size": micro,
+        "compile": compiled,
         "learning_rate": rate,
-        "budget": dataclasses.asdict(budget),
+        "budget": dataclasses.asdict(loop.settings.budget),
         "peak_flops": use.peak_flops,
         "model": model.config.to_dict(),
     }

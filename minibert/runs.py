@@ -235,12 +235,25 @@ def save_model(model: Any, folder: Path, world: World) -> None:
         model.save_pretrained(folder, weights)
 
 
+def compile_choice(settings: RunSettings, begun: dict[str, Any] | None) -> bool | None:
+    """Whether to compile, as set or as a run that goes on began; None: that is to be measured."""
+    chosen = settings.compile
+    if begun is not None:
+        chosen = begun["resolved"].get("compile", chosen)  # an older version stored none
+    return None if chosen == "auto" else chosen
+
+
 def wrapped(
-    model: nn.Module, settings: RunSettings, runtime: Runtime, all_used: bool = True
+    model: nn.Module,
+    settings: RunSettings,
+    runtime: Runtime,
+    begun: dict[str, Any] | None = None,
+    all_used: bool = True,
 ) -> Callable[..., Any]:
     """What the loop calls instead of the model: compiled, shared among processes, or itself.
 
     Args:
+        begun: the run.json of a run that goes on.
         all_used: every parameter is part of every loss.
     """
     forward: Any = model
@@ -249,7 +262,7 @@ def wrapped(
         forward = DistributedDataParallel(
             model, devices, find_unused_parameters=not all_used, gradient_as_bucket_view=True
         )
-    return torch.compile(forward) if settings.compile else forward
+    return torch.compile(forward) if compile_choice(settings, begun) else forward
 
 
 def check_vocabulary(tokenizer: WordPiece, config: BertConfig) -> None:

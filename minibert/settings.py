@@ -79,7 +79,11 @@ class RunSettings:
         "matrix products in bf16 or fp32; weights are fp32; auto: bf16 where the hardware has it",
         choices=("auto", "fp32", "bf16"),
     )
-    compile: bool = setting(False, "torch.compile: slow first steps, faster ones later")
+    compile: bool | Literal["auto"] = setting(
+        False,
+        "torch.compile: about a minute at first, faster steps later; 'auto': in a long run, by "
+        "timing, where it saves more than it costs",
+    )
     deterministic: bool = setting(
         True, "take algorithms that repeat to the bit where there are any (on a CPU: always)"
     )
@@ -110,6 +114,8 @@ class RunSettings:
                     found.append(f"{flag(name)} {value!r} is neither a number nor 'auto'")
             elif value is not None and not 0 < value < float("inf"):
                 found.append(f"{flag(name)} is {value}, must be above 0")
+        if self.compile not in (True, False, "auto"):
+            found.append(f"--compile {self.compile!r} is neither true, false nor 'auto'")
         if self.max_seq_length < 8:
             found.append(f"--max-seq-length is {self.max_seq_length}, must be at least 8")
         for name in ("warmup_ratio", "dropout"):

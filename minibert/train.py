@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
@@ -364,17 +364,37 @@ class Loop:
         Returns:
             Seconds, and the share of an epoch that the step is.
         """
-        position, before = self.data.state(), self.data.epochs_done
-        step = self.data.take()
-        share = self.data.epochs_done - before
-        self.data.seek(position)
+        (step,), share = self.next_steps(1)
         self.model.train()
         for _ in range(2):  # the first warms caches and, if asked for, compiles
-            start = time.perf_counter()
-            self._backward(step)
-            self.optimizer.zero_grad(set_to_none=True)
-            seconds = time.perf_counter() - start
+            seconds = self.time_pass(step)
         return seconds, share
+
+    def time_pass(self, step: StepData, now: Callable[[], float] = time.perf_counter) -> float:
+        """Seconds of a forward and backward pass, whose gradients are dropped."""
+        self.runtime.synchronize()
+        start = now()
+        self._backward(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.runtime.synchronize()
+        return now() - start
+
+    def next_steps(self, count: int) -> tuple[list[StepData], float]:
+        """The data of the next steps, which are not used up, and the share of an epoch of one."""
+        position, before = self.data.state(), self.data.epochs_done
+        steps = [self.data.take() for _ in range(count)]
+        share = (self.data.epochs_done - before) / count
+        self.data.seek(position)
+        return steps, share
+
+    def leave_out_time(self) -> None:
+        """Before the first step: a budget of seconds is what is left of it, and starts now."""
+        if self.settings.budget.seconds is None:
+            return
+        left = max(1.0, self.settings.budget.seconds - self._seconds())
+        budget = Budget(seconds=self.world.from_main(left))
+        self.settings = replace(self.settings, budget=budget)
+        self._session_start = time.perf_counter()
 
     def announce(self, model: nn.Module) -> None:
         """Prints the size of the network and how long the budget will take, from a timed step."""
@@ -383,14 +403,14 @@ class Loop:
         budget = self.settings.budget
         text = f"{parameters:,} parameters, {self.runtime.precision} on {self.runtime.device}; "
         text += f"a step takes {seconds:.2f} s"
+        steps = budget.steps(seconds, share)
         if budget.max_steps is not None:
-            text += f", {budget.max_steps:,} steps about {clock(budget.max_steps * seconds)}"
+            text += f", {budget.max_steps:,} steps about {clock(steps * seconds)}"
         elif budget.epochs is not None:
-            steps = budget.epochs / share
             text += f", {budget.epochs:g} epochs of about {1 / share:,.0f} steps each "
             text += f"about {clock(steps * seconds)}"
         elif budget.seconds is not None:
-            text += f", {clock(budget.seconds)} about {budget.seconds / seconds:,.0f} steps"
+            text += f", {clock(budget.seconds)} about {steps:,.0f} steps"
         unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB on Linux
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         if self.world.is_main:

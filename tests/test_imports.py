@@ -32,7 +32,7 @@ LAYERS = [
         "metrics",
         "train",
     },
-    {"runs", "fitting", "pretraining", "tasks", "tasks.classification", "finetuning"},
+    {"runs", "fitting", "compiling", "pretraining", "tasks", "tasks.classification", "finetuning"},
     {"predict", "evaluation"},
     {"cli", "__main__"},
 ]
