@@ -9,7 +9,6 @@ of them stays: no gradient, no update, no random number, no data is used up.
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -74,9 +73,15 @@ def compile_if_it_pays(settings: RunSettings, begun: dict[str, Any] | None, loop
     known = compile_choice(settings, begun)
     if known is not None:
         return known
-    world = loop.world
+    device = loop.runtime.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        return _try(loop) if _is_long_enough(loop) else False
+
+
+def _is_long_enough(loop: Loop) -> bool:
+    """Whether a trial may pay, by the time of one step."""
     seconds, share = loop.time_step()
-    seconds = world.from_main(seconds)
+    seconds = loop.world.from_main(seconds)
     expected, least = loop.settings.budget.steps(seconds, share) * seconds, least_seconds(seconds)
     if expected < least:
         log_line(
@@ -84,27 +89,30 @@ def compile_if_it_pays(settings: RunSettings, begun: dict[str, Any] | None, loop
             f"not tried: the run is expected to last {clock(expected)}, and a trial is worth its "
             f"time from {clock(least)} on (auto)",
         )
-        return False
+    return expected >= least
+
+
+def _try(loop: Loop) -> bool:
+    """Times both forms, says what is better, and leaves it as the loop's forward."""
     loop.leave_out_time()
-    budget = loop.settings.budget
-    eager, fault = loop.forward, ""
+    world, budget, eager = loop.world, loop.settings.budget, loop.forward
+    compiled = torch.compile(eager)
     steps, share = loop.next_steps(_STEPS)
+    used, fault = False, ""
     try:
-        timing = world.from_main(measure(loop, torch.compile(eager), steps))
-    except Exception as error:  # the steps ran before, so it is the compiler's
+        timing = measure(loop, compiled, steps)
+    except Exception as error:  # a step ran before, so it is the compiler's
         fault = (str(error).strip() or type(error).__name__).splitlines()[0]
         loop.optimizer.zero_grad(set_to_none=True)
     if float(world.largest(torch.tensor(float(bool(fault))))):
-        log_line(
-            "compile", f"torch.compile failed: {fault or 'in another process'}: not used (auto)"
-        )
-        used = False
+        log_line("compile", f"torch.compile failed: {fault or 'in a process'}: not used (auto)")
     else:
+        timing = world.from_main(timing)
         left = budget.steps(timing.eager, share)
-        log_line("compile", verdict(timing, left))
         used = pays(timing, left)
+        log_line("compile", verdict(timing, left))
+    loop.forward = compiled if used else eager
     if not used:
-        loop.forward = eager
         torch.compiler.reset()  # frees what was compiled
     loop.leave_out_time()
     return used
@@ -116,7 +124,7 @@ def measure(
     steps: list[StepData],
     now: Callable[[], float] = time.perf_counter,
 ) -> Timing:
-    """Times steps as the loop takes them and compiled, which the loop's forward is afterwards.
+    """Times steps as the loop takes them and compiled; sets the loop's forward.
 
     Args:
         compiled: the compiled form of the loop's forward, not called yet.
@@ -131,18 +139,12 @@ def measure(
         seconds[is_compiled].append(loop.time_pass(step, now))
 
     loop.model.train()
-    with _random_state_kept(loop):
-        for step in steps:
-            time_pass(step, is_compiled=True)
-        for step in steps:  # in turns, so that a machine that others use slows both
-            time_pass(step, is_compiled=False)
-            time_pass(step, is_compiled=True)
+    for step in steps:
+        time_pass(step, is_compiled=True)
+    for step in steps:  # in turns, so that a machine that others use slows both
+        time_pass(step, is_compiled=False)
+        time_pass(step, is_compiled=True)
     usual = statistics.median(seconds[True][len(steps) :])
     # Whatever a compiled pass takes beyond the usual is compiling, also for a length seen later.
     cost = max(0.0, sum(seconds[True]) - usual * len(seconds[True]))
     return Timing(statistics.median(seconds[False]), usual, cost)
-
-
-def _random_state_kept(loop: Loop) -> contextlib.AbstractContextManager[None]:
-    device = loop.runtime.device
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])

@@ -185,13 +185,14 @@ def _replace_by_gradient(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     # Only a row whose label scores highest can be a hit, and looking for the first of equal scores
     # is the slowest of all passes.
     is_hit = (own == highest) & is_labelled
-    if scores.is_cpu:
+    may_ask = scores.is_cpu and not torch.compiler.is_compiling()  # whose shapes had better stay
+    if may_ask:
         candidates = is_hit.nonzero()[:, 0]
         hits = (scores[candidates].argmax(1) == labels[candidates]).sum()
     else:
         hits = (is_hit & (scores.argmax(1) == labels)).sum()
     shares.scatter_add_(1, places, -torch.ones_like(places, dtype=shares.dtype))
-    if not scores.is_cpu or not bool(is_labelled.all()):
+    if not may_ask or not bool(is_labelled.all()):
         shares.mul_(is_labelled[:, None])
     scores.copy_(shares)
     return loss, hits

@@ -107,6 +107,7 @@ def make_loop(model: nn.Module, data: Any, **options: Any) -> Loop:
         "runtime": CPU,
         "folder": None,
         "evaluate": lambda: {"loss": 0.0},
+        "forward": None,
         "utilisation": None,
     }
     parts = {key: options.pop(key, value) for key, value in given.items()}

@@ -293,14 +293,14 @@ def test_labels_give_the_loss_of_the_scores(
 def test_a_traced_model_has_the_loss_and_the_gradients_of_the_eager_one(
     tiny_config: BertConfig, padded_batch: Batch
 ) -> None:
-    """What --compile hands to the compiler, run as it was traced."""
+    """What --compile hands to the compiler, all in one piece, run as it was traced."""
     model = BertForPreTraining(tiny_config).eval()
     batch = padded_batch | {
         "mlm_positions": torch.tensor([[11, 0, 3], [6, 5, 1], [0, 2, 2]]),
         "mlm_labels": torch.tensor([[7, IGNORE_INDEX, 9], [3, 4, 5], [IGNORE_INDEX, 1, 2]]),
     }
     parameters, found = list(model.parameters()), []
-    for forward in (model, torch.compile(model, backend="aot_eager")):
+    for forward in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
         out = forward(**batch)
         total = out.mlm_score.loss_sum + out.nsp_logits[:, 0].sum()
         found.append((total, *torch.autograd.grad(total, parameters)))
