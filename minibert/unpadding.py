@@ -78,8 +78,11 @@ class Layout(NamedTuple):
         Raises:
             ValueError: a sequence begins with padding.
         """
+        batch, length = self.shape
+        if self.places is None:  # no value is asked for, so a GPU goes on and a compiler too
+            return torch.arange(batch, device=device) * length
         rows = (self.positions(device) == 0).nonzero().squeeze(1)
-        if len(rows) < self.shape[0]:
+        if len(rows) < batch:
             raise ValueError("a sequence begins with padding; its first token is asked for")
         return rows
 

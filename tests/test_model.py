@@ -307,6 +307,18 @@ def test_a_traced_model_has_the_loss_and_the_gradients_of_the_eager_one(
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_traced_classifier_has_the_gradients_of_the_eager_one(
+    tiny_config: BertConfig, padded_batch: Batch
+) -> None:
+    model = BertForSequenceClassification(tiny_config).eval()
+    parameters, found = list(model.parameters()), []
+    for forward in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        logits = forward(**padded_batch, first_only=True).logits
+        found.append((logits, *torch.autograd.grad(logits[:, 0].sum(), parameters)))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("pad", [0, 5])
 def test_padding_embedding_is_zero_at_init(tiny_config: BertConfig, pad: int) -> None:
     model = BertForPreTraining(replace(tiny_config, pad_token_id=pad))
