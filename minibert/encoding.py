@@ -42,29 +42,23 @@ class Encoded(NamedTuple):
 
 def _encode(tokenizer: WordPiece, options: ReaderOptions, pieces: list[reader.Piece]) -> Encoded:
     texts: list[str] = []
-    counts: list[int] = []
-    cut = nul = 0
+    of_pieces = [0]  # sentences before each piece's end
+    nul = 0
     for piece in pieces:
         sentences, dropped = reader.sentences_of(piece.lines, options)
         texts += sentences
-        counts.append(len(sentences))
+        of_pieces.append(len(texts))
         nul += dropped
-    ids = tokenizer.ids(texts)
-    lengths: list[int] = []
-    per_piece: list[int] = []
-    at = 0
-    for count in counts:
-        before = len(lengths)
-        for sentence in ids[at : at + count]:
-            whole, tail = divmod(len(sentence), LONGEST_SENTENCE)
-            cut += len(sentence) > LONGEST_SENTENCE
-            lengths += [LONGEST_SENTENCE] * whole + ([tail] if tail else [])
-        per_piece.append(len(lengths) - before)
-        at += count
-    dtype = store_dtype(tokenizer)
-    flat = np.fromiter((i for sentence in ids for i in sentence), dtype)
+    ids, lengths = tokenizer.flat_ids(texts)
+    parts = -(-lengths // LONGEST_SENTENCE)  # a sentence without tokens has none
+    last = np.cumsum(parts)
+    cut_lengths = np.full(parts.sum(), LONGEST_SENTENCE)
+    has = parts > 0
+    cut_lengths[last[has] - 1] = lengths[has] - LONGEST_SENTENCE * (parts[has] - 1)
+    per_piece = np.diff(np.concatenate([[0], last])[of_pieces]).tolist()
     starts = [piece.starts_document for piece in pieces]
-    return Encoded(flat, np.asarray(lengths, np.int64), per_piece, starts, cut, nul)
+    cut = int((parts > 1).sum())
+    return Encoded(ids.astype(store_dtype(tokenizer)), cut_lengths, per_piece, starts, cut, nul)
 
 
 def store_dtype(tokenizer: WordPiece) -> np.dtype:

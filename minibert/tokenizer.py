@@ -12,11 +12,14 @@ import functools
 import hashlib
 import re
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -29,13 +32,11 @@ _VOCAB_STEPS = ((1 << 20, 4096), (30 << 20, 8192), (1 << 30, 16384))
 _LARGEST_DEFAULT = 30522
 _LONGEST_WORD = 100  # characters; WordPiece makes a longer word [UNK]
 _LONG_RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_WORD + 1},}}")
-# Where a text may be taken apart and each part encoded by itself: ASCII words and symbols, and what
-# stands between white space where other characters are in it.
-_ASCII_PART = r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]"
-_ASCII_PARTS = re.compile(_ASCII_PART)
-_PARTS = re.compile(rf"[!-~]*[^\t\n\r -~][^\t\n\r ]*|{_ASCII_PART}")
-_NOT_ASCII = re.compile(r"[^\t\n\r -~]")  # control characters count as other ones, too
+# Where a text may be taken apart and each part encoded by itself: BERT makes every ASCII symbol a
+# word of its own. Line ends are parts as well, since texts are looked up as lines.
+_PARTS = re.compile(r"[^\t\n\r !-/:-@\[-`{-~]+|[\n!-/:-@\[-`{-~]")
 _REMEMBERED_PARTS, _REMEMBERED_LENGTH = 1 << 17, 24
+_LINE_END = (1 << 32) - 1  # what stands for one among ids
 _COVERAGE = 0.9999  # share of the text's characters that get a piece; rarer ones become [UNK]
 
 
@@ -48,6 +49,32 @@ def default_vocab_size(text_bytes: int) -> int:
         if text_bytes < limit:
             return size
     return _LARGEST_DEFAULT
+
+
+class _KnownParts(dict[str, bytes]):
+    """Ids of parts of text, four bytes each; a new part's are found when it is looked up."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        super().__init__()
+        self.encode, self.tokenize = backend.encode, backend.model.tokenize
+        self.lowercase = _normalizer_option(backend, "lowercase")
+
+    def __missing__(self, part: str) -> bytes:
+        ids = array("I", self._ids(part)).tobytes()
+        if len(self) >= _REMEMBERED_PARTS:
+            self.clear()  # rather than closed: the text may have changed to other words
+        if len(part) <= _REMEMBERED_LENGTH:
+            self[part] = ids
+        return ids
+
+    def _ids(self, part: str) -> list[int]:
+        if part == "\n":
+            return [_LINE_END]
+        if part.isascii() and part.isalnum():  # nothing to normalise but the case
+            word = part.lower() if self.lowercase else part
+            return [token.id for token in self.tokenize(word)]
+        ids: list[int] = self.encode(part, add_special_tokens=False).ids
+        return ids
 
 
 class WordPiece:
@@ -72,7 +99,7 @@ class WordPiece:
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
-        self._known: dict[str, list[int]] = {}  # ids of parts of text seen before
+        self._known = _KnownParts(backend)
 
     @property
     def vocab_size(self) -> int:
@@ -97,23 +124,27 @@ class WordPiece:
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
 
     def ids(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens.
+        """Token ids of each text, without special tokens."""
+        ids, lengths = self.flat_ids(texts)
+        flat, ends = ids.tolist(), np.cumsum(lengths).tolist()
+        return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+    def flat_ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of all texts, one after the other, and how many each text has.
 
         WordPiece takes one word after the other, so words seen before are looked up, and the
         library is asked for new ones: one thread is then faster than the library alone on two
         cores (`benchmarks/tokenising.py`).
         """
         if not self._parts_text_alike:
-            return self._ids_by_library(texts)
-        parts = [(_PARTS if _NOT_ASCII.search(t) else _ASCII_PARTS).findall(t) for t in texts]
-        known = self._known
-        new = list({part: None for row in parts for part in row if part not in known})
-        fresh = dict(zip(new, self._ids_by_library(new), strict=True))
-        if len(known) + len(fresh) <= _REMEMBERED_PARTS:
-            known.update((k, v) for k, v in fresh.items() if len(k) <= _REMEMBERED_LENGTH)
-        if not known.keys() >= fresh.keys():
-            known = known | fresh  # for these texts only
-        return [[piece for part in row for piece in known[part]] for row in parts]
+            rows = self._ids_by_library(texts)
+            flat = np.fromiter(chain.from_iterable(rows), np.uint32)
+            return flat, np.array([len(row) for row in rows], np.int64)
+        lines = "".join([text.replace("\n", " ") + "\n" for text in texts])
+        found = b"".join(map(self._known.__getitem__, _PARTS.findall(lines)))
+        ids = np.frombuffer(found, np.uint32)
+        is_end = ids == _LINE_END
+        return ids[~is_end], np.diff(np.flatnonzero(is_end), prepend=-1) - 1
 
     def _ids_by_library(self, texts: list[str]) -> list[list[int]]:
         encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
