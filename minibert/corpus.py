@@ -308,6 +308,7 @@ _STOP = re.compile(
     r"""[.!?…。！？](?:(?<=[。！？])[。！？]*[”’」』）]*\s*|"""
     r"""(?<![.!?…]{2})[.!?…]*+["'”’»)\]]*+\s+)"""
 )
+_INNER_STOPS = re.compile(r"(\w\.)+\w")
 _ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof sr jr st gen col capt lt sgt maj rev hon gov sen rep pres fr mt ft vs "
     "e.g i.e cf viz vol vols fig figs approx ca c inc ltd co corp dept est ed eds op pp p no nos "
@@ -334,18 +335,19 @@ def split_sentences(line: str) -> list[str]:
 
 
 def _ends_sentence(line: str, start: int, stop: re.Match[str]) -> bool:
-    mark = stop.group()[0]
+    begin, end = stop.span()
+    mark = line[begin]
     if mark in "。！？":
         return True
-    following = line[stop.end() : stop.end() + 2].lstrip("\"'“‘«([")[:1]
+    following = line[end : end + 2].lstrip("\"'“‘«([")[:1]
     if following.islower():
         return False
-    if stop.group().strip() != ".":  # "!", "?", "..." and stops inside quotes end a sentence
-        return True
-    words = line[max(start, stop.start() - 40) : stop.start()].split()
+    if mark != "." or not line[begin + 1].isspace():
+        return True  # "!", "?", "..." and stops inside quotes end a sentence
+    words = line[max(start, begin - 40) : begin].rsplit(None, 1)
     word = words[-1].lstrip("(\"'“‘[") if words else ""
     initial = len(word) == 1 and word.isalpha() and word != "I"
-    return not (initial or word.lower() in _ABBREVIATIONS or re.fullmatch(r"(\w\.)+\w", word))
+    return not (initial or word.lower() in _ABBREVIATIONS or _INNER_STOPS.fullmatch(word))
 
 
 def sentences_of(lines: list[str], options: ReaderOptions) -> tuple[list[str], int]:

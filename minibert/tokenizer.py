@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import string
 import unicodedata
 from array import array
 from collections import Counter
@@ -32,11 +33,13 @@ _VOCAB_STEPS = ((1 << 20, 4096), (30 << 20, 8192), (1 << 30, 16384))
 _LARGEST_DEFAULT = 30522
 _LONGEST_WORD = 100  # characters; WordPiece makes a longer word [UNK]
 _LONG_RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_WORD + 1},}}")
-# Where a text may be taken apart and each part encoded by itself: BERT makes every ASCII symbol a
-# word of its own. Line ends are parts as well, since texts are looked up as lines.
-_PARTS = re.compile(r"[^\t\n\r !-/:-@\[-`{-~]+|[\n!-/:-@\[-`{-~]")
-_REMEMBERED_PARTS, _REMEMBERED_LENGTH = 1 << 17, 24
-_LINE_END = (1 << 32) - 1  # what stands for one among ids
+# BERT makes every ASCII symbol a word of its own and drops control characters, so that a NUL is free
+# to stand for the end of a text.
+_TEXT_END = b"\0"
+_MARKS = [bytes([c]) for c in string.punctuation.encode()] + [_TEXT_END]
+_CONTROLS = bytes({*range(32), 127} - set(b"\t\n\r"))
+_END_ID = (1 << 32) - 1  # what stands for the end of a text among ids
+_REMEMBERED_PARTS, _REMEMBERED_BYTES = 1 << 17, 48
 _COVERAGE = 0.9999  # share of the text's characters that get a piece; rarer ones become [UNK]
 
 
@@ -51,30 +54,26 @@ def default_vocab_size(text_bytes: int) -> int:
     return _LARGEST_DEFAULT
 
 
-class _KnownParts(dict[str, bytes]):
+class _KnownParts(dict[bytes, bytes]):
     """Ids of parts of text, four bytes each; a new part's are found when it is looked up."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         super().__init__()
         self.encode, self.tokenize = backend.encode, backend.model.tokenize
-        self.lowercase = _normalizer_option(backend, "lowercase")
 
-    def __missing__(self, part: str) -> bytes:
-        ids = array("I", self._ids(part)).tobytes()
+    def __missing__(self, part: bytes) -> bytes:
+        if part == _TEXT_END:
+            ids = [_END_ID]
+        elif part.isalnum():  # ASCII; nothing to normalise, its case has been seen to
+            ids = [token.id for token in self.tokenize(part.decode())]
+        else:
+            ids = self.encode(part.decode(), add_special_tokens=False).ids
+        found = array("I", ids).tobytes()
         if len(self) >= _REMEMBERED_PARTS:
-            self.clear()  # rather than closed: the text may have changed to other words
-        if len(part) <= _REMEMBERED_LENGTH:
-            self[part] = ids
-        return ids
-
-    def _ids(self, part: str) -> list[int]:
-        if part == "\n":
-            return [_LINE_END]
-        if part.isascii() and part.isalnum():  # nothing to normalise but the case
-            word = part.lower() if self.lowercase else part
-            return [token.id for token in self.tokenize(word)]
-        ids: list[int] = self.encode(part, add_special_tokens=False).ids
-        return ids
+            self.clear()  # rather than closed: the text may have turned to other words
+        if len(part) <= _REMEMBERED_BYTES:
+            self[part] = found
+        return found
 
 
 class WordPiece:
@@ -140,10 +139,15 @@ class WordPiece:
             rows = self._ids_by_library(texts)
             flat = np.fromiter(chain.from_iterable(rows), np.uint32)
             return flat, np.array([len(row) for row in rows], np.int64)
-        lines = "".join([text.replace("\n", " ") + "\n" for text in texts])
-        found = b"".join(map(self._known.__getitem__, _PARTS.findall(lines)))
+        lines = "".join([text.replace("\n", " ") + "\n" for text in texts]).encode()
+        parted = lines.translate(bytes.maketrans(b"\n", _TEXT_END), _CONTROLS)
+        if self.backend.normalizer.lowercase:
+            parted = parted.lower()  # ASCII alone
+        for mark in _MARKS:
+            parted = parted.replace(mark, b" %b " % mark)
+        found = b"".join(map(self._known.__getitem__, parted.split()))
         ids = np.frombuffer(found, np.uint32)
-        is_end = ids == _LINE_END
+        is_end = ids == _END_ID
         return ids[~is_end], np.diff(np.flatnonzero(is_end), prepend=-1) - 1
 
     def _ids_by_library(self, texts: list[str]) -> list[list[int]]:
@@ -152,7 +156,7 @@ class WordPiece:
 
     @functools.cached_property
     def _parts_text_alike(self) -> bool:
-        """Whether the tokenizer parts text as `_PARTS` does: with BERT's own rules it does."""
+        """Whether the tokenizer parts text as `flat_ids` does: with BERT's own rules it does."""
         backend = self.backend
         added = {token.content for token in backend.get_added_tokens_decoder().values()}
         return (
