@@ -42,23 +42,27 @@ class Encoded(NamedTuple):
 
 def _encode(tokenizer: WordPiece, options: ReaderOptions, pieces: list[reader.Piece]) -> Encoded:
     texts: list[str] = []
-    of_pieces = [0]  # sentences before each piece's end
+    ends = [0]  # sentences up to each piece's end
     nul = 0
     for piece in pieces:
         sentences, dropped = reader.sentences_of(piece.lines, options)
         texts += sentences
-        of_pieces.append(len(texts))
+        ends.append(len(texts))
         nul += dropped
-    ids, lengths = tokenizer.flat_ids(texts)
-    parts = -(-lengths // LONGEST_SENTENCE)  # a sentence without tokens has none
-    last = np.cumsum(parts)
-    cut_lengths = np.full(parts.sum(), LONGEST_SENTENCE)
-    has = parts > 0
-    cut_lengths[last[has] - 1] = lengths[has] - LONGEST_SENTENCE * (parts[has] - 1)
-    per_piece = np.diff(np.concatenate([[0], last])[of_pieces]).tolist()
-    starts = [piece.starts_document for piece in pieces]
-    cut = int((parts > 1).sum())
-    return Encoded(ids.astype(store_dtype(tokenizer)), cut_lengths, per_piece, starts, cut, nul)
+    ids, whole = tokenizer.flat_ids(texts)
+    parts = -(-whole // LONGEST_SENTENCE)  # that a sentence is cut into; one without tokens has 0
+    up_to = np.concatenate([[0], np.cumsum(parts)])
+    lengths = np.full(up_to[-1], LONGEST_SENTENCE)
+    has_tokens = parts > 0
+    lengths[up_to[1:][has_tokens] - 1] -= (parts * LONGEST_SENTENCE - whole)[has_tokens]
+    return Encoded(
+        tokens=ids.astype(store_dtype(tokenizer)),
+        lengths=lengths,
+        sentences=np.diff(up_to[ends]).tolist(),
+        starts_document=[piece.starts_document for piece in pieces],
+        cut=int((parts > 1).sum()),
+        nul=nul,
+    )
 
 
 def store_dtype(tokenizer: WordPiece) -> np.dtype:
@@ -148,7 +152,8 @@ def encode_all(
     if num_processes <= 1:
         yield from (_encode(tokenizer, options, batch) for batch in texts)
         return
-    tokenizer.save(scratch)  # how the workers get it
+    scratch.mkdir(exist_ok=True)
+    tokenizer.backend.save(str(scratch / "tokenizer.json"))  # how the workers get it
     waiting: deque[Future[Encoded]] = deque()
     with ProcessPoolExecutor(
         num_processes,

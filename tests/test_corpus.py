@@ -8,6 +8,7 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import time
 import tracemalloc
 import zipfile
@@ -542,6 +543,14 @@ def test_sentences_hold_every_character_of_any_line(line: str) -> None:
 def test_sentences_end_only_after_stops(line: str) -> None:
     for sentence in split_sentences(line)[:-1]:
         assert sentence.rstrip("\"'”’»)]」』）")[-1] in ".!?…。！？"
+
+
+@fuzz
+@given(line=SENTENCE_PARTS)
+def test_stops_are_found_where_a_plainer_pattern_has_them(line: str) -> None:
+    plain = r"""(?<![.!?…])[.!?…]++["'”’»)\]]*\s+|[。！？]+[”’」』）]*\s*"""
+    spans = [stop.span() for stop in corpus._STOP.finditer(line)]
+    assert spans == [stop.span() for stop in re.finditer(plain, line)]
 
 
 @pytest.mark.parametrize("text", [".", '."', "!?", ". ", "。”", "a. ", '"'])
