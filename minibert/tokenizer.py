@@ -33,13 +33,15 @@ _VOCAB_STEPS = ((1 << 20, 4096), (30 << 20, 8192), (1 << 30, 16384))
 _LARGEST_DEFAULT = 30522
 _LONGEST_WORD = 100  # characters; WordPiece makes a longer word [UNK]
 _LONG_RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_WORD + 1},}}")
-# BERT makes every ASCII symbol a word of its own and drops control characters, so that a NUL is free
-# to stand for the end of a text.
+# BERT makes every ASCII symbol a word of its own and drops control characters, so that a NUL is
+# free to stand for the end of a text.
 _TEXT_END = b"\0"
 _MARKS = [bytes([c]) for c in string.punctuation.encode()] + [_TEXT_END]
 _CONTROLS = bytes({*range(32), 127} - set(b"\t\n\r"))
+# Nor do ideographs join others to words, where the normalizer parts them.
+_CHINESE_WORDS = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]|[^\u3400-\u4dbf\u4e00-\u9fff]+")
 _END_ID = (1 << 32) - 1  # what stands for the end of a text among ids
-_REMEMBERED_PARTS, _REMEMBERED_BYTES = 1 << 17, 48
+_REMEMBERED_PARTS, _REMEMBERED_BYTES = 1 << 17, 48  # longer parts seldom come again
 _COVERAGE = 0.9999  # share of the text's characters that get a piece; rarer ones become [UNK]
 
 
@@ -60,14 +62,18 @@ class _KnownParts(dict[bytes, bytes]):
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         super().__init__()
         self.encode, self.tokenize = backend.encode, backend.model.tokenize
+        self.chinese = _normalizer_option(backend, "handle_chinese_chars")
 
     def __missing__(self, part: bytes) -> bytes:
-        if part == _TEXT_END:
-            ids = [_END_ID]
-        elif part.isalnum():  # ASCII; nothing to normalise, its case has been seen to
+        if part.isalnum():  # ASCII; nothing to normalise, its case has been seen to
             ids = [token.id for token in self.tokenize(part.decode())]
+        elif part == _TEXT_END:
+            ids = [_END_ID]
         else:
-            ids = self.encode(part.decode(), add_special_tokens=False).ids
+            text = part.decode()
+            if self.chinese and len(words := _CHINESE_WORDS.findall(text)) > 1:
+                return b"".join([self[word.encode()] for word in words])
+            ids = self.encode(text, add_special_tokens=False).ids
         found = array("I", ids).tobytes()
         if len(self) >= _REMEMBERED_PARTS:
             self.clear()  # rather than closed: the text may have turned to other words
@@ -87,12 +93,11 @@ class WordPiece:
     def __init__(self, backend: tokenizers.Tokenizer, lowercase: bool) -> None:
         self.backend = backend
         self.lowercase = lowercase
-        vocab = backend.get_vocab()
-        missing = [t for t in SPECIAL_TOKENS if t not in vocab]
+        missing = [t for t in SPECIAL_TOKENS if backend.token_to_id(t) is None]
         if missing:
             raise InputError(f"the vocabulary lacks {', '.join(missing)}; BERT needs all five")
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
-            vocab[t] for t in SPECIAL_TOKENS
+            i for t in SPECIAL_TOKENS if (i := backend.token_to_id(t)) is not None
         )
         # "[MASK]" in a text is six characters of text, not a mask.
         backend.encode_special_tokens = True
