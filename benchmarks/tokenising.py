@@ -8,8 +8,7 @@ writing the store. datasets.map has the documents in memory-mapped Arrow already
 fast tokenizer on batches of 1,000 and writes Arrow; with one process the tokenizer has a thread a
 core. As it comes it stores segments and attention masks as well; "ids alone" has both switched off.
 encode_batch_fast is the tokenizer alone, a thread a core, on documents in memory, and nothing is
-stored; `WordPiece.ids` is what ours asks in its place, on the same, one thread
-but for new words.
+stored; `WordPiece.ids` is what ours asks in its place, on the same documents and on one thread.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def text_bytes(path: Path) -> int:
 
 def piece_bytes(piece: Piece) -> int:
     """Size of a piece's text in bytes, line ends included."""
-    return sum(len(line.encode(errors="replace")) + 1 for line in piece.lines)
+    return len("".join(piece.lines).encode(errors="replace")) + len(piece.lines)
 
 
 class EmptyFileError(InputError):
@@ -302,8 +302,13 @@ def _json_documents(path: Path, options: ReaderOptions) -> Iterator[Piece]:
 
 # --- sentences ---------------------------------------------------------------------------------
 
-# A stop, closing quotes or brackets, and white space; or a Chinese stop, which needs no space.
-_STOP = re.compile(r"""(?<![.!?…])[.!?…]++["'”’»)\]]*+\s+|[。！？]+[”’」』）]*\s*""")
+# A Chinese stop, which needs no space; or a stop, closing quotes or brackets, and white space. One
+# class before all choices lets the search pass over other characters five times as fast.
+_STOP = re.compile(
+    r"""[.!?…。！？](?:(?<=[。！？])[。！？]*[”’」』）]*\s*|"""
+    r"""(?<![.!?…]{2})[.!?…]*+["'”’»)\]]*+\s+)"""
+)
+_INNER_STOPS = re.compile(r"(\w\.)+\w")
 _ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof sr jr st gen col capt lt sgt maj rev hon gov sen rep pres fr mt ft vs "
     "e.g i.e cf viz vol vols fig figs approx ca c inc ltd co corp dept est ed eds op pp p no nos "
@@ -330,23 +335,24 @@ def split_sentences(line: str) -> list[str]:
 
 
 def _ends_sentence(line: str, start: int, stop: re.Match[str]) -> bool:
-    mark = stop.group()[0]
+    begin, end = stop.span()
+    mark = line[begin]
     if mark in "。！？":
         return True
-    following = line[stop.end() : stop.end() + 2].lstrip("\"'“‘«([")[:1]
+    following = line[end : end + 2].lstrip("\"'“‘«([")[:1]
     if following.islower():
         return False
-    if stop.group().strip() != ".":  # "!", "?", "..." and stops inside quotes end a sentence
-        return True
-    words = line[max(start, stop.start() - 40) : stop.start()].split()
+    if mark != "." or not line[begin + 1].isspace():
+        return True  # "!", "?", "..." and stops inside quotes end a sentence
+    words = line[max(start, begin - 40) : begin].rsplit(None, 1)
     word = words[-1].lstrip("(\"'“‘[") if words else ""
     initial = len(word) == 1 and word.isalpha() and word != "I"
-    return not (initial or word.lower() in _ABBREVIATIONS or re.fullmatch(r"(\w\.)+\w", word))
+    return not (initial or word.lower() in _ABBREVIATIONS or _INNER_STOPS.fullmatch(word))
 
 
 def sentences_of(lines: list[str], options: ReaderOptions) -> tuple[list[str], int]:
     """The sentences of a document's lines, and how many NUL characters were dropped."""
-    nul = sum(line.count("\0") for line in lines)
+    nul = "".join(lines).count("\0")  # seldom any, and a join is faster than a look at each line
     if nul:
         lines = [line.replace("\0", "") for line in lines]
     if options.one_sentence_per_line:

@@ -42,29 +42,27 @@ class Encoded(NamedTuple):
 
 def _encode(tokenizer: WordPiece, options: ReaderOptions, pieces: list[reader.Piece]) -> Encoded:
     texts: list[str] = []
-    counts: list[int] = []
-    cut = nul = 0
+    ends = [0]  # sentences up to each piece's end
+    nul = 0
     for piece in pieces:
         sentences, dropped = reader.sentences_of(piece.lines, options)
         texts += sentences
-        counts.append(len(sentences))
+        ends.append(len(texts))
         nul += dropped
-    ids = tokenizer.ids(texts)
-    lengths: list[int] = []
-    per_piece: list[int] = []
-    at = 0
-    for count in counts:
-        before = len(lengths)
-        for sentence in ids[at : at + count]:
-            whole, tail = divmod(len(sentence), LONGEST_SENTENCE)
-            cut += len(sentence) > LONGEST_SENTENCE
-            lengths += [LONGEST_SENTENCE] * whole + ([tail] if tail else [])
-        per_piece.append(len(lengths) - before)
-        at += count
-    dtype = store_dtype(tokenizer)
-    flat = np.fromiter((i for sentence in ids for i in sentence), dtype)
-    starts = [piece.starts_document for piece in pieces]
-    return Encoded(flat, np.asarray(lengths, np.int64), per_piece, starts, cut, nul)
+    ids, whole = tokenizer.flat_ids(texts)
+    parts = -(-whole // LONGEST_SENTENCE)  # that a sentence is cut into; one without tokens has 0
+    up_to = np.concatenate([[0], np.cumsum(parts)])
+    lengths = np.full(up_to[-1], LONGEST_SENTENCE)
+    has_tokens = parts > 0
+    lengths[up_to[1:][has_tokens] - 1] -= (parts * LONGEST_SENTENCE - whole)[has_tokens]
+    return Encoded(
+        tokens=ids.astype(store_dtype(tokenizer)),
+        lengths=lengths,
+        sentences=np.diff(up_to[ends]).tolist(),
+        starts_document=[piece.starts_document for piece in pieces],
+        cut=int((parts > 1).sum()),
+        nul=nul,
+    )
 
 
 def store_dtype(tokenizer: WordPiece) -> np.dtype:
@@ -154,7 +152,8 @@ def encode_all(
     if num_processes <= 1:
         yield from (_encode(tokenizer, options, batch) for batch in texts)
         return
-    tokenizer.save(scratch)  # how the workers get it
+    scratch.mkdir(exist_ok=True)
+    tokenizer.backend.save(str(scratch / "tokenizer.json"))  # how the workers get it
     waiting: deque[Future[Encoded]] = deque()
     with ProcessPoolExecutor(
         num_processes,

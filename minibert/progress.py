@@ -6,8 +6,6 @@ import sys
 import time
 from typing import Self
 
-from tqdm import tqdm
-
 _LINE_SECONDS = 60.0  # between lines where there is no terminal
 
 
@@ -28,6 +26,8 @@ class Progress:
         self.what, self.total, self.done = what, total, 0
         self._skipped = 0
         self._start = self._last_line = time.monotonic()
+        from tqdm import tqdm  # here, since encoding's worker processes show nothing
+
         self._bar = tqdm(
             total=total, unit="B", unit_scale=True, desc=what, disable=None, leave=False
         )

@@ -11,12 +11,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import string
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -29,13 +33,15 @@ _VOCAB_STEPS = ((1 << 20, 4096), (30 << 20, 8192), (1 << 30, 16384))
 _LARGEST_DEFAULT = 30522
 _LONGEST_WORD = 100  # characters; WordPiece makes a longer word [UNK]
 _LONG_RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_WORD + 1},}}")
-# Where a text may be taken apart and each part encoded by itself: ASCII words and symbols, and what
-# stands between white space where other characters are in it.
-_ASCII_PART = r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]"
-_ASCII_PARTS = re.compile(_ASCII_PART)
-_PARTS = re.compile(rf"[!-~]*[^\t\n\r -~][^\t\n\r ]*|{_ASCII_PART}")
-_NOT_ASCII = re.compile(r"[^\t\n\r -~]")  # control characters count as other ones, too
-_REMEMBERED_PARTS, _REMEMBERED_LENGTH = 1 << 17, 24
+# BERT makes every ASCII symbol a word of its own and drops control characters, so that a NUL is
+# free to stand for the end of a text.
+_TEXT_END = b"\0"
+_MARKS = [bytes([c]) for c in string.punctuation.encode()] + [_TEXT_END]
+_CONTROLS = bytes({*range(32), 127} - set(b"\t\n\r"))
+# Nor do ideographs join others to words, where the normalizer parts them.
+_CHINESE_WORDS = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]|[^\u3400-\u4dbf\u4e00-\u9fff]+")
+_END_ID = (1 << 32) - 1  # what stands for the end of a text among ids
+_REMEMBERED_PARTS, _REMEMBERED_BYTES = 1 << 17, 48  # longer parts seldom come again
 _COVERAGE = 0.9999  # share of the text's characters that get a piece; rarer ones become [UNK]
 
 
@@ -50,6 +56,32 @@ def default_vocab_size(text_bytes: int) -> int:
     return _LARGEST_DEFAULT
 
 
+class _KnownParts(dict[bytes, bytes]):
+    """Ids of parts of text, four bytes each; a new part's are found when it is looked up."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        super().__init__()
+        self.encode, self.tokenize = backend.encode, backend.model.tokenize
+        self.chinese = _normalizer_option(backend, "handle_chinese_chars")
+
+    def __missing__(self, part: bytes) -> bytes:
+        if part.isalnum():  # ASCII; nothing to normalise, its case has been seen to
+            ids = [token.id for token in self.tokenize(part.decode())]
+        elif part == _TEXT_END:
+            ids = [_END_ID]
+        else:
+            text = part.decode()
+            if self.chinese and len(words := _CHINESE_WORDS.findall(text)) > 1:
+                return b"".join([self[word.encode()] for word in words])
+            ids = self.encode(text, add_special_tokens=False).ids
+        found = array("I", ids).tobytes()
+        if len(self) >= _REMEMBERED_PARTS:
+            self.clear()  # rather than closed: the text may have turned to other words
+        if len(part) <= _REMEMBERED_BYTES:
+            self[part] = found
+        return found
+
+
 class WordPiece:
     """A WordPiece tokenizer and the folder files that others read it by.
 
@@ -61,18 +93,17 @@ class WordPiece:
     def __init__(self, backend: tokenizers.Tokenizer, lowercase: bool) -> None:
         self.backend = backend
         self.lowercase = lowercase
-        vocab = backend.get_vocab()
-        missing = [t for t in SPECIAL_TOKENS if t not in vocab]
+        missing = [t for t in SPECIAL_TOKENS if backend.token_to_id(t) is None]
         if missing:
             raise InputError(f"the vocabulary lacks {', '.join(missing)}; BERT needs all five")
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
-            vocab[t] for t in SPECIAL_TOKENS
+            i for t in SPECIAL_TOKENS if (i := backend.token_to_id(t)) is not None
         )
         # "[MASK]" in a text is six characters of text, not a mask.
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
-        self._known: dict[str, list[int]] = {}  # ids of parts of text seen before
+        self._known = _KnownParts(backend)
 
     @property
     def vocab_size(self) -> int:
@@ -97,23 +128,32 @@ class WordPiece:
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
 
     def ids(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens.
+        """Token ids of each text, without special tokens."""
+        ids, lengths = self.flat_ids(texts)
+        flat, ends = ids.tolist(), np.cumsum(lengths).tolist()
+        return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+    def flat_ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of all texts, one after the other, and how many each text has.
 
         WordPiece takes one word after the other, so words seen before are looked up, and the
         library is asked for new ones: one thread is then faster than the library alone on two
         cores (`benchmarks/tokenising.py`).
         """
         if not self._parts_text_alike:
-            return self._ids_by_library(texts)
-        parts = [(_PARTS if _NOT_ASCII.search(t) else _ASCII_PARTS).findall(t) for t in texts]
-        known = self._known
-        new = list({part: None for row in parts for part in row if part not in known})
-        fresh = dict(zip(new, self._ids_by_library(new), strict=True))
-        if len(known) + len(fresh) <= _REMEMBERED_PARTS:
-            known.update((k, v) for k, v in fresh.items() if len(k) <= _REMEMBERED_LENGTH)
-        if not known.keys() >= fresh.keys():
-            known = known | fresh  # for these texts only
-        return [[piece for part in row for piece in known[part]] for row in parts]
+            rows = self._ids_by_library(texts)
+            flat = np.fromiter(chain.from_iterable(rows), np.uint32)
+            return flat, np.array([len(row) for row in rows], np.int64)
+        lines = "".join([text.replace("\n", " ") + "\n" for text in texts]).encode()
+        parted = lines.translate(bytes.maketrans(b"\n", _TEXT_END), _CONTROLS)
+        if self.backend.normalizer.lowercase:
+            parted = parted.lower()  # ASCII alone
+        for mark in _MARKS:
+            parted = parted.replace(mark, b" %b " % mark)
+        found = b"".join(map(self._known.__getitem__, parted.split()))
+        ids = np.frombuffer(found, np.uint32)
+        is_end = ids == _END_ID
+        return ids[~is_end], np.diff(np.flatnonzero(is_end), prepend=-1) - 1
 
     def _ids_by_library(self, texts: list[str]) -> list[list[int]]:
         encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
@@ -121,7 +161,7 @@ class WordPiece:
 
     @functools.cached_property
     def _parts_text_alike(self) -> bool:
-        """Whether the tokenizer parts text as `_PARTS` does: with BERT's own rules it does."""
+        """Whether the tokenizer parts text as `flat_ids` does: with BERT's own rules it does."""
         backend = self.backend
         added = {token.content for token in backend.get_added_tokens_decoder().values()}
         return (

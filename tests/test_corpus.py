@@ -8,6 +8,7 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import time
 import tracemalloc
 import zipfile
@@ -544,10 +545,18 @@ def test_sentences_end_only_after_stops(line: str) -> None:
         assert sentence.rstrip("\"'”’»)]」』）")[-1] in ".!?…。！？"
 
 
+@fuzz
+@given(line=SENTENCE_PARTS)
+def test_stops_are_found_where_a_plainer_pattern_has_them(line: str) -> None:
+    plain = r"""(?<![.!?…])[.!?…]++["'”’»)\]]*\s+|[。！？]+[”’」』）]*\s*"""
+    spans = [stop.span() for stop in corpus._STOP.finditer(line)]
+    assert spans == [stop.span() for stop in re.finditer(plain, line)]
+
+
 @pytest.mark.parametrize("text", [".", '."', "!?", ". ", "。”", "a. ", '"'])
 def test_time_to_split_grows_with_the_line_not_its_square(text: str) -> None:
     # A dotted line in a table of contents, or rubbish; quadratic time takes seconds here.
-    line = text * 6000 + "x"
+    line = text * 30_000 + "x"
     split_sentences("warm. Up.")
     started = time.process_time()
     split_sentences(line)

@@ -153,6 +153,18 @@ def test_long_sentences_are_cut_and_lose_no_token(
     assert opened.counts.cut_sentences == (length > LONGEST_SENTENCE)
 
 
+def test_sentences_of_any_length_are_cut_within_their_pieces(words: WordPiece) -> None:
+    # U+200B is a sentence to the reader and nothing to the tokenizer.
+    pieces = [[0], [256, 0, 0, 257], [], [0, 1, 512, 600], [0, 0], [255, 0]]
+    texts = [[" ".join(["w1"] * n) or "\u200b" for n in piece] for piece in pieces]
+    given = [Piece(lines, number != 2) for number, lines in enumerate(texts)]
+    encoded = encoding._encode(words, PLAIN, given)
+    assert encoded.lengths.tolist() == [256, 256, 1, 1, 256, 256, 256, 256, 88, 255]
+    assert encoded.sentences == [0, 3, 0, 6, 0, 1]
+    assert encoded.starts_document == [True, True, False, True, True, True]
+    assert (encoded.cut, encoded.nul, len(encoded.tokens)) == (3, 0, sum(encoded.lengths))
+
+
 def test_token_counts_are_those_of_the_tokens(letters: WordPiece, cache: Path) -> None:
     opened = open_store([WIKI], letters, PLAIN, cache)
     expected = np.bincount(opened.tokens, minlength=letters.vocab_size)

@@ -264,15 +264,33 @@ _STRANGE = st.text(
 )
 
 
+_ODD_TEXTS = st.one_of(
+    _STRANGE, st.text(), st.sampled_from(["see [MASK] [sep] x", "a" * 100, "b" * 101, "中a" * 60])
+)
+
+
 @pytest.mark.parametrize("lowercase", [True, False])
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.one_of(_STRANGE, st.text(), st.just("see [MASK] [sep] x")), max_size=6))
+@pytest.mark.parametrize("chinese", [True, False])
+@settings(max_examples=100, deadline=None)
+@given(st.lists(_ODD_TEXTS, max_size=6))
 def test_ids_are_those_that_the_library_gives_for_whole_texts(
-    lowercase: bool, texts: list[str]
+    lowercase: bool, chinese: bool, texts: list[str]
 ) -> None:
-    tokenizer = WordPiece(_build([*SPECIAL_TOKENS, *_CHARACTERS], lowercase, True), lowercase)
+    tokenizer = WordPiece(_build([*SPECIAL_TOKENS, *_CHARACTERS], lowercase, chinese), lowercase)
     for _ in range(2):  # new words, and words seen before
         assert tokenizer.ids(texts) == tokenizer._ids_by_library(texts)
+
+
+@pytest.mark.parametrize("own_tokens", [[], ["a.b"]])
+def test_flat_ids_are_the_ids_of_all_texts_in_a_row(own_tokens: list[str]) -> None:
+    backend = _build([*SPECIAL_TOKENS, *_CHARACTERS, *own_tokens], True, True)
+    backend.add_tokens(own_tokens)
+    tokenizer = WordPiece(backend, True)
+    for texts in ([], [""], ["", "a.b\nab", "\n", "9 \0 9", ""]):
+        flat, lengths = tokenizer.flat_ids(texts)
+        rows = tokenizer._ids_by_library(texts)
+        assert flat.tolist() == [i for row in rows for i in row]
+        assert lengths.tolist() == [len(row) for row in rows]
 
 
 def test_ids_of_real_text_are_those_that_the_library_gives(wiki: WordPiece) -> None:
@@ -283,10 +301,12 @@ def test_ids_of_real_text_are_those_that_the_library_gives(wiki: WordPiece) -> N
 def test_words_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minibert.tokenizer._REMEMBERED_PARTS", 3)
     tokenizer = WordPiece(_build([*SPECIAL_TOKENS, *_CHARACTERS], True, True), True)
-    long = "a" * 30
-    for texts in (["ab", long], ["ba", "ab"], ["aa bb ab ba", long], ["abba"]):
+    long = "a" * 49
+    for texts in (["ab", long], ["ba", "ab"], ["aa bb ab ba", long], ["abba", "aé"]):
         assert tokenizer.ids(texts) == tokenizer._ids_by_library(texts)
-    assert sorted(tokenizer._known) == ["ab", "abba", "ba"]
+        assert len(tokenizer._known) <= 3
+        assert long.encode() not in tokenizer._known
+    assert "aé".encode() in tokenizer._known  # the newest; older ones have made room
 
 
 def test_a_tokenizer_with_tokens_of_its_own_is_asked_for_everything() -> None:
