@@ -10,7 +10,8 @@ length, bf16 autocast and an allocator that keeps its memory; with torch.compile
 lengths (multiples of 64), it measured 0.76 times as fast, so it is not compiled. Ours is
 `Loop.take_step` over `ClassificationData`, the very code that `finetune.py` runs, with its
 defaults. Forward, backward, clipping (ours alone) and AdamW are timed, two batches at a time, for
-with batches of similar length no two cost the same.
+with batches of similar length no two cost the same. Each variant runs for a while before it is
+timed, until memory and compiled kernels are those of a long run.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from minibert.tasks.classification import ClassificationData, classification_ter
 from minibert.train import Loop, LoopSettings, StepData
 
 _CLS, _SEP, _FIRST = 101, 102, 999  # of the published vocabulary
-_BATCHES, _TIMED_TOGETHER = 8, 2
+SETTLE_SECONDS = 40.0  # for every variant
+_BATCHES, _TIMED_TOGETHER = 64, 2
 
 
 @dataclass(frozen=True)

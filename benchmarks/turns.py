@@ -6,8 +6,9 @@ the other. Each variant lives in a process of its own, with its own allocator an
 
 A worker is started as `python -m benchmarks.turns MODULE:FUNCTION '{"argument": 1}'`. The function
 returns an object whose `step()` does one step and returns {"tokens": useful ones, "flops": useful
-ones, ...}; "units" are what speeds are counted in where that is not tokens. It answers every line
-on its standard input with a line of JSON; what a library prints goes to standard error.
+ones, ...}; "units" are what speeds are counted in where that is not tokens. Its `number` tells the
+step, so that in a round all take the same data. It answers every line on its standard input, such a
+number, with a line of JSON; what a library prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class Worker:
             env={**os.environ, **variant.environment},
         )
 
-    def step(self) -> dict[str, float]:
-        """One step in the worker.
+    def step(self, number: int) -> dict[str, float]:
+        """One step in the worker; steps that are not counted have numbers below 0.
 
         Raises:
             VariantError: it could not be done, or the process has ended.
@@ -74,7 +75,7 @@ class Worker:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
-            self.process.stdin.write("step\n")
+            self.process.stdin.write(f"{number}\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:
@@ -122,34 +123,44 @@ class Timing:
         self.peak_mib = answer["peak_mib"]
 
 
-def take_turns(variants: list[Variant], rounds: int, warmup: int = 2) -> list[Timing]:
+def take_turns(
+    variants: list[Variant], rounds: int, warmup: int = 2, settle_seconds: float = 0.0
+) -> list[Timing]:
     """Times one step of every variant in every round, after steps that are not counted.
 
     A variant that cannot run is left out of the rounds, and its timing says why.
+
+    Args:
+        warmup, settle_seconds: each variant first takes at least so many steps for so long.
     """
     timings = [Timing(variant.name) for variant in variants]
     workers: list[Worker] = []
 
-    def step(worker: Worker, timing: Timing, counts: bool) -> None:
+    def step(worker: Worker, timing: Timing, number: int) -> None:
         if timing.error:
             return
         try:
-            answer = worker.step()
+            answer = worker.step(number)
         except VariantError as error:
             timings[timings.index(timing)] = Timing(timing.name, error=str(error))
             worker.close()
             return
-        if counts:
+        if number >= 0:
             timing.add(answer)
 
     try:
         for place, variant in enumerate(tqdm(variants, desc="starting", leave=False)):
             workers.append(Worker(variant))
-            for _ in range(warmup):
-                step(workers[-1], timings[place], counts=False)
-        for _ in tqdm(range(rounds), desc="rounds", leave=False):
+            start = time.perf_counter()
+            number = 0
+            while number > -warmup or time.perf_counter() - start < settle_seconds:
+                number -= 1
+                step(workers[-1], timings[place], number)
+                if timings[place].error:
+                    break
+        for number in tqdm(range(rounds), desc="rounds", leave=False):
             for place, worker in enumerate(workers):
-                step(worker, timings[place], counts=True)
+                step(worker, timings[place], number)
         return timings
     finally:
         for worker in workers:
@@ -161,7 +172,8 @@ def measure_turns(module: Any, name: str, rounds: int) -> dict[str, Any]:
 
     Args:
         module: has WORKS (by name; `config`, `batch_size` and `max_seq_length` size the peak's
-            products) and `variants(work)`; UNIT where speeds are not in tokens.
+            products) and `variants(work)`; UNIT where speeds are not in tokens, SETTLE_SECONDS
+            where each variant is to run for a while before it is timed.
 
     Returns:
         unit, peak_flops (operations a second) and timings, ready for JSON.
@@ -173,7 +185,8 @@ def measure_turns(module: Any, name: str, rounds: int) -> dict[str, Any]:
     runtime = start_runtime("cpu", "auto", deterministic=True)
     tokens = min(_PEAK_TOKENS, work.batch_size * work.max_seq_length)
     before = measure_peak_flops(work.config, tokens, runtime)
-    timings = take_turns(module.variants(work), rounds)
+    settle = getattr(module, "SETTLE_SECONDS", 0.0)
+    timings = take_turns(module.variants(work), rounds, settle_seconds=settle)
     peak = max(before, measure_peak_flops(work.config, tokens, runtime))
     unit = getattr(module, "UNIT", "tokens")
     return {"unit": unit, "peak_flops": peak, "timings": [asdict(timing) for timing in timings]}
@@ -240,10 +253,11 @@ def _serve(build: str, arguments: str) -> None:
     os.dup2(2, 1)
     module, function = build.split(":")
     work: Any = None
-    for _ in sys.stdin:
+    for line in sys.stdin:
         try:
             if work is None:
                 work = getattr(importlib.import_module(module), function)(**json.loads(arguments))
+            work.number = int(line)
             start = time.perf_counter()
             answer = work.step()
             answer["seconds"] = time.perf_counter() - start

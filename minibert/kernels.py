@@ -9,6 +9,7 @@ Shapes: B batch, T tokens, H heads, K head size, R rows, D hidden_size, V vocabu
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from minibert.losses import IGNORE_INDEX
 # Of R x V scores, on a CPU: held in memory; brought to float32 (the nearer cache holds them).
 # Elsewhere eight times as many are held and all of these are float32.
 SCORES_HELD, _SCORES_FLOAT = 1 << 24, 1 << 20
+_WIDTH = 64  # a vocabulary is filled up to a multiple of it
 
 
 def _is_eager_cpu(x: Tensor) -> bool:
@@ -128,26 +130,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         rows = max(1, SCORES_HELD * (1 if x.is_cpu else 8) // len(weight))
         with torch.autocast(x.device.type, enabled=False):
-            low_weight, low_bias = weight.to(dtype), bias.to(dtype)
+            low_weight, low_bias = _filled_up(weight, bias, dtype)
             loss = torch.zeros((), dtype=torch.float32, device=x.device)
             hits = torch.zeros((), dtype=torch.int64, device=x.device)
             grads: list[Tensor] = []
             weight_grad = bias_grad = None
             for part, wanted in zip(x.to(dtype).split(rows), labels.split(rows), strict=True):
-                scores = torch.addmm(low_bias, part, low_weight.t())  # (r, V)
-                part_loss, part_hits = _cross_entropy_of_scores(scores, wanted)
+                scores = part @ low_weight.t()  # (r, V)
+                part_loss, part_hits, of_bias = _cross_entropy_of_scores(scores, low_bias, wanted)
                 loss, hits = loss + part_loss, hits + part_hits
                 if not needs_grad:
                     continue
                 grads.append(scores @ low_weight)
-                of_weight, of_bias = scores.t() @ part, scores.sum(0, dtype=torch.float32)
+                of_weight = scores.t() @ part
                 # Several parts add up in float32.
                 weight_grad = of_weight if weight_grad is None else weight_grad.float() + of_weight
                 bias_grad = of_bias if bias_grad is None else bias_grad + of_bias
         if needs_grad:
             x_grad = torch.cat(grads) if grads else torch.zeros_like(x)
-            weight_grad = torch.zeros_like(weight) if weight_grad is None else weight_grad
-            bias_grad = torch.zeros_like(bias) if bias_grad is None else bias_grad
+            size = len(weight)
+            weight_grad = torch.zeros_like(weight) if weight_grad is None else weight_grad[:size]
+            bias_grad = torch.zeros_like(bias) if bias_grad is None else bias_grad[:size]
             ctx.save_for_backward(x_grad, weight_grad, bias_grad)
             ctx.dtypes = x.dtype, weight.dtype, bias.dtype
         ctx.mark_non_differentiable(hits)
@@ -164,24 +167,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return x_grad, weight_grad, bias_grad, None, None, None
 
 
-def _cross_entropy_of_scores(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(r, V) and (r,) -> summed loss and hits; the scores become the loss's gradient."""
+def _filled_up(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A decoder's weight in a dtype and its bias in float32, on a CPU with as many more rows as
+    make products up to a fifth faster; their scores are -inf, their shares 0.
+    """
+    more = -len(weight) % _WIDTH if weight.is_cpu else 0
+    low_weight = weight.new_empty(len(weight) + more, weight.shape[1], dtype=dtype)
+    low_weight[: len(weight)] = weight
+    low_weight[len(weight) :] = 0
+    return low_weight, F.pad(bias.float(), (0, more), value=-math.inf)
+
+
+def _cross_entropy_of_scores(
+    scores: Tensor, bias: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(r, V), (V,), (r,) -> summed loss, hits, and the bias's gradient (V,), all in float32.
+
+    The scores become the loss's gradient.
+    """
     rows = max(1, _SCORES_FLOAT // scores.shape[1]) if scores.is_cpu else len(scores)
     parts = zip(scores.split(rows), labels.split(rows), strict=True)
-    sums = [_replace_by_gradient(*part) for part in parts]
-    losses, hits = zip(*sums, strict=True)
-    return torch.stack(losses).sum(), torch.stack(hits).sum()
+    sums = [_replace_by_gradient(part, bias, wanted) for part, wanted in parts]
+    losses, hits, of_bias = zip(*sums, strict=True)
+    return torch.stack(losses).sum(), torch.stack(hits).sum(), torch.stack(of_bias).sum(0)
 
 
-def _replace_by_gradient(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _replace_by_gradient(
+    product: Tensor, bias: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     is_labelled = labels != IGNORE_INDEX
     places = labels.clamp(min=0)[:, None]  # (r, 1)
+    scores = product.to(bias.dtype, copy=True).add_(bias)  # float32
     highest = scores.amax(1)
     own = scores.gather(1, places)[:, 0]
-    shares = scores.softmax(1, dtype=torch.float32)
-    # The highest share is at least 1 / V, so its logarithm is safe.
-    log_sum = highest.float() - shares.amax(1).log()
-    loss = ((log_sum - own.float()) * is_labelled).sum()
     # Only a row whose label scores highest can be a hit, and looking for the first of equal scores
     # is the slowest of all passes.
     is_hit = (own == highest) & is_labelled
@@ -191,8 +209,12 @@ def _replace_by_gradient(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
         hits = (scores[candidates].argmax(1) == labels[candidates]).sum()
     else:
         hits = (is_hit & (scores.argmax(1) == labels)).sum()
+    shares = scores.softmax(1)
+    # The highest share is at least 1 / V, so its logarithm is safe.
+    log_sum = highest - shares.amax(1).log()
+    loss = ((log_sum - own) * is_labelled).sum()
     shares.scatter_add_(1, places, -torch.ones_like(places, dtype=shares.dtype))
     if not may_ask or not bool(is_labelled.all()):
         shares.mul_(is_labelled[:, None])
-    scores.copy_(shares)
-    return loss, hits
+    product.copy_(shares)
+    return loss, hits, shares.sum(0)

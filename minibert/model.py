@@ -72,9 +72,10 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, x: Tensor, layout: Layout, first_only: bool = False) -> Tensor:
-        split = layout.split(self.qkv(x))
-        parts = [self._attend(rows, group, first_only) for group, rows in split]
-        return self.output(parts[0] if len(parts) == 1 else torch.cat(parts))  # (R, D) or (B, D)
+        split = zip(layout.split(self.qkv(x)), layout.groups, strict=True)
+        parts = [self._attend(rows, group, first_only) for rows, group in split]
+        joined = torch.cat(parts) if first_only else layout.join(parts)
+        return self.output(joined)  # (R, D) or (B, D)
 
     def _attend(self, rows: Tensor, group: Group, first_only: bool) -> Tensor:
         qkv = group.pad(rows).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, H, K)

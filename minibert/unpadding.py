@@ -7,19 +7,23 @@ of a batch in one row (the "unpadding" of MosaicBERT, Portes et al. 2023, sectio
 needs sequences side by side again: they are ordered by length, and a group of similar length is
 padded to its own longest, so sequences never see each other.
 
-Shapes: B batch, T tokens, R real tokens of the batch, D hidden_size.
+No two batches hold equally many tokens, and for every new shape of a product oneDNN compiles a
+kernel, which costs as much as a small product. So the row is filled up, by 1 % in the mean, and so
+are a group's lengths, to numbers of which there are few; nothing reads what fillers give.
+
+Shapes: B batch, T tokens, R real tokens of the batch and fillers, D hidden_size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-_SIMILAR = 0.75  # a group's sequences are at least this share of its longest
-_SHORT = 32  # up to this length sequences are one group: a product more costs more than padding
+_GROUPS = 6  # of about equally many sequences: a product more costs more than padding
+_SHORT = 32  # up to this length sequences are one group
 
 
 class Group(NamedTuple):
@@ -52,25 +56,31 @@ class Group(NamedTuple):
 class Layout(NamedTuple):
     """Where the real tokens of a (B, T) batch lie.
 
-    places: (R,) in B * T, in the order in which the layers see them; None where that is all
-    of them as they stand. groups: in the same order.
+    places: in B * T, in the order in which the layers see them; None where that is all of them as
+    they stand. groups: in the same order. num_fillers: rows after them, of zeros to begin with.
     """
 
     shape: tuple[int, int]
     places: Tensor | None
     groups: tuple[Group, ...]
+    num_fillers: int = 0
 
     def take(self, padded: Tensor) -> Tensor:
         """(B, T, ...) -> (R, ...)."""
         flat = padded.flatten(0, 1)
-        return flat if self.places is None else flat.index_select(0, self.places)
+        return flat if self.places is None else self._fill(flat.index_select(0, self.places))
 
     def positions(self, device: torch.device) -> Tensor:
-        """(R,): which place in its sequence each token has."""
+        """(R,): which place in its sequence each token has, 0 for fillers."""
         batch, length = self.shape
         if self.places is None:
             return torch.arange(length, device=device).repeat(batch)
-        return self.places % length
+        return self._fill(self.places % length)
+
+    def _fill(self, rows: Tensor) -> Tensor:
+        if not self.num_fillers:
+            return rows
+        return torch.cat([rows, rows.new_zeros(self.num_fillers, *rows.shape[1:])])
 
     def first_rows(self, device: torch.device) -> Tensor:
         """(B,): which of the R rows begin a sequence, in the order of the layers.
@@ -81,7 +91,7 @@ class Layout(NamedTuple):
         batch, length = self.shape
         if self.places is None:  # no value is asked for, so a GPU goes on and a compiler too
             return torch.arange(batch, device=device) * length
-        rows = (self.positions(device) == 0).nonzero().squeeze(1)
+        rows = (self.places % length == 0).nonzero().squeeze(1)
         if len(rows) < batch:
             raise ValueError("a sequence begins with padding; its first token is asked for")
         return rows
@@ -97,13 +107,17 @@ class Layout(NamedTuple):
         """(R, D) -> (B, T, D), 0 at the padding."""
         batch, length = self.shape
         if self.places is not None:
-            rows = _spread(rows, self.places, batch * length)
+            rows = _spread(rows[: len(self.places)], self.places, batch * length)
         return rows.view(batch, length, rows.shape[-1])
 
-    def split(self, rows: Tensor) -> Iterator[tuple[Group, Tensor]]:
-        """Each group with its rows of (R, D)."""
-        sizes = [group.num_tokens for group in self.groups]
-        return zip(self.groups, rows.split(sizes), strict=True)
+    def split(self, rows: Tensor) -> list[Tensor]:
+        """(R, D) -> each group's rows."""
+        *parts, _ = rows.split([*(group.num_tokens for group in self.groups), self.num_fillers])
+        return parts
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Each group's rows -> (R, D), 0 for fillers."""
+        return self._fill(torch.cat(parts)) if len(parts) > 1 else self._fill(parts[0])
 
 
 def _spread(rows: Tensor, places: Tensor, count: int) -> Tensor:
@@ -134,18 +148,31 @@ def unpadded_layout(mask: Tensor) -> Layout:
     lengths = mask.sum(1)
     order = torch.argsort(lengths, descending=True, stable=True)
     every = torch.arange(batch * length, device=mask.device).view(batch, length)
-    places = every[order][mask[order]]  # (R,)
-    sizes = lengths[order].tolist()
-    groups, start = [], 0
-    while start < batch:
-        longest = max(1, sizes[start])
-        similar = 0 if longest <= _SHORT else _SIMILAR * longest
-        stop = start + 1
-        while stop < batch and sizes[stop] >= similar:
-            stop += 1
-        groups.append(_group(lengths[order[start:stop]], longest))
-        start = stop
-    return Layout((batch, length), places, tuple(groups))
+    places = every[order][mask[order]]
+    groups = tuple(
+        _group(lengths[order[start:stop]], longest)
+        for start, stop, longest in _parted(lengths[order].tolist())
+    )
+    fillers = _of_few(len(places), 5) - len(places)
+    return Layout((batch, length), places, groups, fillers)
+
+
+def _parted(lengths: list[int]) -> list[tuple[int, int, int]]:
+    """Of lengths in falling order: where each group starts and stops, and its filled-up length."""
+    size = len(lengths) if lengths[0] <= _SHORT else -(-len(lengths) // _GROUPS)
+    parts: list[tuple[int, int, int]] = []
+    for first in range(0, len(lengths), size):
+        longest = _of_few(max(1, lengths[first]), 4)
+        is_more = bool(parts) and parts[-1][2] == longest
+        start = parts.pop()[0] if is_more else first
+        parts.append((start, min(first + size, len(lengths)), longest))
+    return parts
+
+
+def _of_few(count: int, bits: int) -> int:
+    """The next number of which there are 2**bits between a power of two and the next."""
+    step = 1 << max(0, count.bit_length() - 1 - bits)
+    return -(-count // step) * step
 
 
 def _group(lengths: Tensor, longest: int) -> Group:

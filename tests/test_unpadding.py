@@ -26,7 +26,8 @@ def test_unpadding_and_padding_is_the_identity(lengths: list[int], extra: int) -
     x = torch.randn(*mask.shape, 3)
     layout = unpadded_layout(mask)
     rows = layout.take(x)
-    assert len(rows) == sum(lengths)
+    assert len(rows) == sum(lengths) + layout.num_fillers
+    assert layout.num_fillers <= sum(lengths) / 32
     torch.testing.assert_close(layout.restore(rows), x * mask[:, :, None], rtol=0, atol=0)
 
 
@@ -36,13 +37,14 @@ def test_groups_hold_every_token_once_beside_similar_lengths(lengths: list[int])
     mask = prefix(lengths, max(lengths))
     places = torch.arange(mask.numel()).view(mask.shape)
     layout = unpadded_layout(mask)
-    seen = []
-    for group, rows in layout.split(layout.take(places)[:, None]):
+    seen, seen_lengths = [], []
+    for group, rows in zip(layout.groups, layout.split(layout.take(places)[:, None]), strict=True):
         padded = group.pad(rows + 1)[:, :, 0]  # + 1 tells tokens from padding
         assert torch.equal(group.unpad(padded[:, :, None]), rows + 1)
         real = (padded > 0).sum(1)
-        assert real.max() == group.length
-        assert group.length <= 32 or real.min() >= 0.75 * group.length
+        assert real.max() <= group.length <= real.max() * 17 / 16
+        assert not seen_lengths or real.max() <= min(seen_lengths)
+        seen_lengths += real.tolist()
         assert group.mask is None or torch.equal(group.mask[:, 0, 0], padded > 0)
         assert group.mask is not None or bool((padded > 0).all())
         seen += (rows[:, 0]).tolist()
@@ -89,7 +91,8 @@ def test_real_tokens_and_gradients_equal_those_of_padded_rows(
         (out.last_hidden_state.float() * upstream).sum().backward()
         grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         found.append({"out": out.last_hidden_state[mask].float().detach()} | grads)
-    assert len(unpadded_layout(mask).groups) == 3
+    layout = unpadded_layout(mask)
+    assert len(layout.groups) > 2 and layout.num_fillers
     tolerance = 2e-5 if precision == torch.float32 else 3e-2
     for name, ours in found[0].items():
         theirs = found[1][name]

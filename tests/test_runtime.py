@@ -1,0 +1,52 @@
+"""What a run stands on: memory that stays in the process, in large pages where Linux has them."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_SCRIPT = """
+import re, torch
+from pathlib import Path
+from minibert.runtime import start_runtime
+
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+
+start_runtime("cpu", "fp32", True)
+before = resident()
+torch.ones(16 << 20)  # 64 MiB, freed at once
+kept = resident() - before
+block = torch.ones(15 << 20)  # smaller, for glibc wants room to align it
+again = resident() - before - kept
+regions = re.split(r"\\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+holders = [r for r in regions if (ends := re.match(r"([0-9a-f]+)-([0-9a-f]+)", r))
+           and int(ends[1], 16) <= block.data_ptr() < int(ends[2], 16)]
+flags = re.search(r"VmFlags:(.*)", holders[0])[1].split()
+print(kept, again, "hg" in flags)
+"""
+
+
+@pytest.fixture(scope="module")
+def found() -> list[str]:
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        pytest.skip("the allocator is glibc's")
+    command = [sys.executable, "-c", _SCRIPT]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_freed_memory_stays_and_is_used_again(found: list[str]) -> None:
+    kept, again = map(int, found[:2])
+    assert kept >= 60
+    assert again < 10
+
+
+def test_large_tensors_ask_for_huge_pages(found: list[str]) -> None:
+    if not _HUGE_PAGES.is_file():
+        pytest.skip("this kernel has no huge pages")
+    assert found[2] == "True"
