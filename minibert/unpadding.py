@@ -16,14 +16,13 @@ Shapes: B batch, T tokens, R real tokens of the batch and fillers, D hidden_size
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-_GROUPS = 6  # of about equally many sequences: a product more costs more than padding
-_SHORT = 32  # up to this length sequences are one group
+_GROUPS = 4  # of equally many sequences: a product more costs more than padding
+_SHORT = 32  # up to this length all sequences are one group
 
 
 class Group(NamedTuple):
@@ -115,7 +114,7 @@ class Layout(NamedTuple):
         *parts, _ = rows.split([*(group.num_tokens for group in self.groups), self.num_fillers])
         return parts
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
+    def join(self, parts: list[Tensor]) -> Tensor:
         """Each group's rows -> (R, D), 0 for fillers."""
         return self._fill(torch.cat(parts)) if len(parts) > 1 else self._fill(parts[0])
 
@@ -159,7 +158,7 @@ def unpadded_layout(mask: Tensor) -> Layout:
 
 def _parted(lengths: list[int]) -> list[tuple[int, int, int]]:
     """Of lengths in falling order: where each group starts and stops, and its filled-up length."""
-    size = len(lengths) if lengths[0] <= _SHORT else -(-len(lengths) // _GROUPS)
+    size = -(-len(lengths) // (1 if lengths[0] <= _SHORT else _GROUPS))
     parts: list[tuple[int, int, int]] = []
     for first in range(0, len(lengths), size):
         longest = _of_few(max(1, lengths[first]), 4)
