@@ -128,9 +128,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        rows = max(1, SCORES_HELD * (1 if x.is_cpu else 8) // len(weight))
         with torch.autocast(x.device.type, enabled=False):
             low_weight, low_bias = _filled_up(weight, bias, dtype)
+            rows = max(1, SCORES_HELD * (1 if x.is_cpu else 8) // len(low_weight))
             loss = torch.zeros((), dtype=torch.float32, device=x.device)
             hits = torch.zeros((), dtype=torch.int64, device=x.device)
             grads: list[Tensor] = []
@@ -168,8 +168,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _filled_up(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A decoder's weight in a dtype and its bias in float32, on a CPU with as many more rows as
-    make products up to a fifth faster; their scores are -inf, their shares 0.
+    """A decoder's weight in a dtype, its bias in float32, and on a CPU more rows.
+
+    Products with a multiple of `_WIDTH` rows are up to a fifth faster. The added words score -inf,
+    so their shares are 0.
     """
     more = -len(weight) % _WIDTH if weight.is_cpu else 0
     low_weight = weight.new_empty(len(weight) + more, weight.shape[1], dtype=dtype)
