@@ -206,7 +206,7 @@ def test_every_way_of_padding_trains_on_the_same_examples(padding: str) -> None:
     work = dataclasses.asdict(finetuning.Work(1, 16, 2, 300, 24, 2, "mixed"))
     theirs = finetuning.HuggingFace(padding=padding, bf16=False, **work)
     ours = finetuning.Ours(**work)
-    steps = 4  # an epoch
+    steps = finetuning._BATCHES // finetuning._TIMED_TOGETHER  # an epoch
     tokens = [sum(side.step()["tokens"] for _ in range(steps)) for side in (theirs, ours)]
     assert tokens[0] == tokens[1] > 0
 
