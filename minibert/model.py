@@ -115,8 +115,9 @@ class Layer(nn.Module):
         attended = self.attention(x, layout, first_only)
         if first_only:
             x = x.index_select(0, layout.first_rows(x.device))  # (B, D)
-        x = self.attention_norm(x + self.dropout(attended))
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        # bf16 + float32 takes a third of the time that float32 + bf16 takes.
+        x = self.attention_norm(self.dropout(attended) + x)
+        return self.feed_forward_norm(self.dropout(self.feed_forward(x)) + x)
 
 
 class Pooler(nn.Module):
