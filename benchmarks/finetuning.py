@@ -35,7 +35,7 @@ from minibert.tasks.classification import ClassificationData, classification_ter
 from minibert.train import Loop, LoopSettings, StepData
 
 _CLS, _SEP, _FIRST = 101, 102, 999  # of the published vocabulary
-SETTLE_SECONDS = 40.0  # for every variant
+SETTLE_SECONDS, TURN_SECONDS = 30.0, 2.0  # of every variant
 _BATCHES, _TIMED_TOGETHER = 64, 2
 
 

@@ -33,7 +33,7 @@ from minibert.train import Loop, LoopSettings, StepData
 
 _VOCABULARY = 30_522
 _CLS, _SEP, _MASK, _FIRST = 101, 102, 103, 999  # of the published vocabulary
-SETTLE_SECONDS = 40.0  # for every variant
+SETTLE_SECONDS, TURN_SECONDS = 30.0, 2.0  # of every variant
 _BATCHES = 256  # more than any variant takes
 
 

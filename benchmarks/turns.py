@@ -124,23 +124,33 @@ class Timing:
 
 
 def take_turns(
-    variants: list[Variant], rounds: int, warmup: int = 2, settle_seconds: float = 0.0
+    variants: list[Variant],
+    rounds: int,
+    warmup: int = 2,
+    settle_seconds: float = 0.0,
+    turn_seconds: float = 0.0,
 ) -> list[Timing]:
-    """Times one step of every variant in every round, after steps that are not counted.
+    """Times steps of every variant in every round, after steps that are not counted.
 
     A variant that cannot run is left out of the rounds, and its timing says why.
 
     Args:
         warmup, settle_seconds: each variant first takes at least so many steps for so long.
+        turn_seconds: how long a turn lasts at least; of one step or more.
     """
     timings = [Timing(variant.name) for variant in variants]
     workers: list[Worker] = []
 
-    def step(worker: Worker, timing: Timing, number: int) -> None:
+    def turn(worker: Worker, timing: Timing, number: int, seconds: float) -> None:
         if timing.error:
             return
         try:
             answer = worker.step(number)
+            while answer["seconds"] < seconds:
+                number += rounds
+                more = worker.step(number)
+                answer = {key: value + more[key] for key, value in answer.items()}
+                answer["peak_mib"] = more["peak_mib"]
         except VariantError as error:
             timings[timings.index(timing)] = Timing(timing.name, error=str(error))
             worker.close()
@@ -155,12 +165,12 @@ def take_turns(
             number = 0
             while number > -warmup or time.perf_counter() - start < settle_seconds:
                 number -= 1
-                step(workers[-1], timings[place], number)
+                turn(workers[-1], timings[place], number, 0.0)
                 if timings[place].error:
                     break
         for number in tqdm(range(rounds), desc="rounds", leave=False):
             for place, worker in enumerate(workers):
-                step(worker, timings[place], number)
+                turn(worker, timings[place], number, turn_seconds)
         return timings
     finally:
         for worker in workers:
@@ -172,8 +182,8 @@ def measure_turns(module: Any, name: str, rounds: int) -> dict[str, Any]:
 
     Args:
         module: has WORKS (by name; `config`, `batch_size` and `max_seq_length` size the peak's
-            products) and `variants(work)`; UNIT where speeds are not in tokens, SETTLE_SECONDS
-            where each variant is to run for a while before it is timed.
+            products) and `variants(work)`; UNIT where speeds are not in tokens; SETTLE_SECONDS
+            and TURN_SECONDS for `take_turns`.
 
     Returns:
         unit, peak_flops (operations a second) and timings, ready for JSON.
@@ -185,8 +195,9 @@ def measure_turns(module: Any, name: str, rounds: int) -> dict[str, Any]:
     runtime = start_runtime("cpu", "auto", deterministic=True)
     tokens = min(_PEAK_TOKENS, work.batch_size * work.max_seq_length)
     before = measure_peak_flops(work.config, tokens, runtime)
-    settle = getattr(module, "SETTLE_SECONDS", 0.0)
-    timings = take_turns(module.variants(work), rounds, settle_seconds=settle)
+    settle, turn = (getattr(module, name, 0.0) for name in ("SETTLE_SECONDS", "TURN_SECONDS"))
+    variants = module.variants(work)
+    timings = take_turns(variants, rounds, settle_seconds=settle, turn_seconds=turn)
     peak = max(before, measure_peak_flops(work.config, tokens, runtime))
     unit = getattr(module, "UNIT", "tokens")
     return {"unit": unit, "peak_flops": peak, "timings": [asdict(timing) for timing in timings]}

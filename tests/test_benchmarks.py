@@ -75,6 +75,8 @@ def test_a_tiny_run_writes_page_times_and_plot(
 ) -> None:
     pytest.importorskip("transformers", reason="the reference is transformers' model")
     pytest.importorskip("matplotlib", reason="draws the plot")
+    monkeypatch.setattr(pretraining, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(pretraining, "TURN_SECONDS", 0.0)  # one step: the same for both
     monkeypatch.setattr(pretraining, "WORKS", {"tiny": pretraining.Work("tiny", 32, 2, "mixed")})
     monkeypatch.setattr(corpus, "WORKS", {"tiny": corpus.Work(0.05)})
     all_variants = pretraining.variants
@@ -174,6 +176,13 @@ def test_variants_take_turns_and_one_that_fails_is_named(counter: Any) -> None:
     assert never.error.startswith("TypeError")
     table = turns.markdown(found, unit="MB")
     assert "MB/s" in table and "late: not run, MemoryError: no room" in table
+
+
+def test_a_turn_lasts_for_as_many_steps_as_it_takes(counter: Any) -> None:
+    (found,) = turns.take_turns([counter("whole")], 2, warmup=1, turn_seconds=0.02)
+    assert min(found.seconds) >= 0.02
+    assert min(found.tokens) >= 20
+    assert all(units == tokens / 2 for units, tokens in zip(found.units, found.tokens, strict=True))
 
 
 def test_a_table_has_medians_of_the_rounds_ratios() -> None:
