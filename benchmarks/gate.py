@@ -123,7 +123,7 @@ def distances(folder: Path) -> dict[str, tuple[float, float]]:
 
     model = BertForPreTraining.from_pretrained(folder).eval()
     work = Work("tiny", 64, 32, "mixed")
-    examples = make_batches(work)[0]
+    examples = make_batches(work, 1)[0]
     for example in examples:  # ids of a small vocabulary
         example.input_ids[:] %= model.config.vocab_size
         example.mlm_labels[:] %= model.config.vocab_size

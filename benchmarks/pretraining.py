@@ -62,10 +62,10 @@ WORKS = {
 }
 
 
-def make_batches(work: Work) -> list[list[Example]]:
+def make_batches(work: Work, count: int = _BATCHES) -> list[list[Example]]:
     """The same masked pairs for everybody: made-up ids, 15 % of them to be predicted."""
     rng = np.random.default_rng(0)
-    return [_make_batch(work, rng) for _ in range(_BATCHES)]
+    return [_make_batch(work, rng) for _ in range(count)]
 
 
 def _make_batch(work: Work, rng: np.random.Generator) -> list[Example]:

@@ -175,6 +175,8 @@ def _filled_up(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> tuple[Tensor
     so their shares are 0.
     """
     more = -len(weight) % _WIDTH if weight.is_cpu else 0
+    if not more:
+        return weight.to(dtype), bias.float()
     low_weight = weight.new_empty(len(weight) + more, weight.shape[1], dtype=dtype)
     low_weight[: len(weight)] = weight
     low_weight[len(weight) :] = 0

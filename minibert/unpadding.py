@@ -76,10 +76,10 @@ class Layout(NamedTuple):
             return torch.arange(length, device=device).repeat(batch)
         return self._fill(self.places % length)
 
-    def _fill(self, rows: Tensor) -> Tensor:
-        if not self.num_fillers:
-            return rows
-        return torch.cat([rows, rows.new_zeros(self.num_fillers, *rows.shape[1:])])
+    def _fill(self, *parts: Tensor) -> Tensor:
+        if self.num_fillers:
+            parts = (*parts, parts[0].new_zeros(self.num_fillers, *parts[0].shape[1:]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def first_rows(self, device: torch.device) -> Tensor:
         """(B,): which of the R rows begin a sequence, in the order of the layers.
@@ -116,7 +116,7 @@ class Layout(NamedTuple):
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """Each group's rows -> (R, D), 0 for fillers."""
-        return self._fill(torch.cat(parts)) if len(parts) > 1 else self._fill(parts[0])
+        return self._fill(*parts)
 
 
 def _spread(rows: Tensor, places: Tensor, count: int) -> Tensor:
