@@ -111,10 +111,10 @@ def test_no_dropout_and_all_dropout_are_exact() -> None:
     assert torch.equal(Dropout(0.4).eval()(x), x)
 
 
-def scored_rows(rows: int = 13) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """x (R, 8), weight (50, 8), bias (50,), with every third label left out."""
-    leaves = [torch.randn(rows, 8), torch.randn(50, 8), torch.randn(50)]
-    labels = torch.randint(50, (rows,))
+def scored_rows(rows: int = 13, words: int = 50) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """x (R, 8), weight (V, 8), bias (V,), with every third label left out."""
+    leaves = [torch.randn(rows, 8), torch.randn(words, 8), torch.randn(words)]
+    labels = torch.randint(words, (rows,))
     labels[::3] = IGNORE_INDEX
     return [leaf.requires_grad_() for leaf in leaves], labels
 
@@ -127,14 +127,15 @@ def by_cross_entropy(
     return loss, (scores.argmax(1) == labels).sum()
 
 
-@pytest.mark.parametrize("held", [50, 4 * 50, 1 << 24])  # one row at a time, four, all
+@pytest.mark.parametrize("words", [50, 64])  # filled up to 64, and as it is
+@pytest.mark.parametrize("held", [50, 4 * 50, 1 << 24])  # one row at a time, some, all
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-2)])
 def test_linear_cross_entropy_equals_the_two_steps(
-    monkeypatch: pytest.MonkeyPatch, held: int, dtype: str, tolerance: float
+    monkeypatch: pytest.MonkeyPatch, held: int, words: int, dtype: str, tolerance: float
 ) -> None:
     monkeypatch.setattr(kernels, "SCORES_HELD", held)
     monkeypatch.setattr(kernels, "_SCORES_FLOAT", 3 * 50)
-    leaves, labels = scored_rows()
+    leaves, labels = scored_rows(words=words)
     labels[1] = F.linear(*leaves).argmax(1)[1]  # a hit
     found = []
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
