@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from minibert import runs
 from minibert.progress import clock
 from minibert.runs import compile_choice, log_line
 from minibert.settings import RunSettings
@@ -96,7 +97,7 @@ def _try(loop: Loop) -> bool:
     """Times both forms, says what is better, and leaves it as the loop's forward."""
     loop.leave_out_time()
     world, budget, eager = loop.world, loop.settings.budget, loop.forward
-    compiled = torch.compile(eager)
+    compiled = runs.compiled(eager, loop.model, loop.runtime)
     steps, share = loop.next_steps(_STEPS)
     used, fault = False, ""
     try:

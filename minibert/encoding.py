@@ -6,12 +6,9 @@ memory does not depend on how much text there is. `store.py` writes them down.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
-import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,6 +21,7 @@ from minibert import corpus as reader
 from minibert.corpus import ReaderOptions
 from minibert.progress import Progress
 from minibert.tokenizer import WordPiece
+from minibert.workers import begin_as_worker, held_back
 
 LONGEST_SENTENCE = 256  # tokens; a longer "sentence" is cut, so that none of its text is lost
 _BATCH_BYTES = 1 << 20  # bytes of text handed to one worker at a time
@@ -73,29 +71,11 @@ def store_dtype(tokenizer: WordPiece) -> np.dtype:
 _worker_state: tuple[WordPiece, ReaderOptions]
 
 
-@contextlib.contextmanager
-def _held_back(number: signal.Signals) -> Iterator[None]:
-    """While open, a signal waits; Ctrl-C reaches a whole process group, and is ours to handle."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _start_worker(folder: str, options: ReaderOptions) -> None:
     global _worker_state
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    begin_as_worker()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core, one thread each
     _worker_state = (WordPiece.from_pretrained(folder), options)
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process once its parent is gone: a killed parent cannot tell its workers."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _encode_in_worker(pieces: list[reader.Piece]) -> Encoded:
@@ -163,7 +143,7 @@ def encode_all(
     ) as pool:
         try:
             for batch in texts:
-                with _held_back(signal.SIGINT):  # workers start here, and inherit it
+                with held_back(signal.SIGINT):  # workers start here, and inherit it
                     waiting.append(pool.submit(_encode_in_worker, batch))
                 if len(waiting) > 2 * num_processes:
                     yield waiting.popleft().result()

@@ -29,6 +29,7 @@ SHORT_PROB = 0.1  # share of pairs built to a random shorter length
 _BLOCK_DOCUMENTS = 512  # documents whose examples are shuffled together, at most ...
 _BLOCK_TOKENS = 4 << 20  # ... and about how many tokens, so that long documents fit into memory
 _PART_TOKENS = 1 << 16  # a longer document is built in parts of about this size
+_PARTS_KEPT = 64  # blocks of which the number of parts is remembered
 _MOST_STRETCHES = 1 << 20  # that a text of fewer than four documents is cut into
 _HELD_OUT_KEY = 2019  # the split does not depend on the seed: seeds compare on the same text
 _EVAL_SEED = 2019  # evaluation masks are fixed
@@ -77,8 +78,8 @@ class Example(NamedTuple):
     next_sentence_label: int | None
 
 
-class _Packed(NamedTuple):
-    """The examples of a document in few arrays, to be sent from one process to another.
+class PackedExamples(NamedTuple):
+    """Examples in few arrays, to be sent from one process to another.
 
     ids: all tokens. places: all mlm_positions, then all mlm_labels. sizes: (5, examples), of each
     its tokens, first_length, predictions, label, and whether it has a label.
@@ -89,7 +90,8 @@ class _Packed(NamedTuple):
     sizes: np.ndarray
 
 
-def _pack(examples: list[Example]) -> _Packed:
+def pack(examples: list[Example]) -> PackedExamples:
+    """Examples in few arrays."""
     columns = [
         (len(e.input_ids), e.first_length, len(e.mlm_positions), e.next_sentence_label or 0)
         for e in examples
@@ -97,14 +99,15 @@ def _pack(examples: list[Example]) -> _Packed:
     paired = [e.next_sentence_label is not None for e in examples]
     none = [np.zeros(0, np.int64)]
     places = [*(e.mlm_positions for e in examples), *(e.mlm_labels for e in examples)]
-    return _Packed(
+    return PackedExamples(
         np.concatenate([e.input_ids for e in examples] or none).astype(np.int32),
         np.concatenate(places or none).astype(np.int32),
         np.array([(*c, p) for c, p in zip(columns, paired, strict=True)], np.int32).reshape(-1, 5),
     )
 
 
-def _unpack(packed: _Packed) -> list[Example]:
+def unpack(packed: PackedExamples) -> list[Example]:
+    """What was packed."""
     ids = packed.ids.astype(np.int64)
     positions, labels = packed.places.astype(np.int64).reshape(2, -1)
     examples, at, slot = [], 0, 0
@@ -372,22 +375,40 @@ def split_documents(store: TokenStore, nsp: str) -> tuple[Documents, Documents]:
     )
 
 
+class BlockPlace(NamedTuple):
+    """Whose examples are shuffled together: of an epoch's block, of all documents a part."""
+
+    epoch: int
+    block: int
+    part: int
+
+
 class ExampleStream:
     """The endless, repeatable sequence of training examples, with a position that can be saved."""
 
-    def __init__(self, builder: ExampleBuilder, seed: int, spread: Spread | None = None) -> None:
+    def __init__(
+        self,
+        builder: ExampleBuilder,
+        seed: int,
+        spread: Spread | None = None,
+        build: Callable[[ExampleStream, BlockPlace], list[Example]] | None = None,
+    ) -> None:
         """Begins at the first epoch.
 
         Args:
             spread: as `World.map`, where several processes build the documents of a block
                 together; then all of them must move through the stream alike.
+            build: what gives the examples of a place instead of `built`, such as one that has
+                them built ahead.
         """
         self.builder, self.seed, self.spread = builder, seed, spread
+        self._build_place = build or ExampleStream.built
         mean = max(1, builder.store.counts.tokens // (len(builder.documents.starts) - 1))
         self.block_documents = max(1, min(_BLOCK_DOCUMENTS, _BLOCK_TOKENS // mean))
         self.epoch = self.block = self.part = self.offset = 0
         self._examples: list[Example] | None = None
         self._parts = 1  # of the longest document in the block; known with the examples
+        self._most_parts: dict[tuple[int, int], int] = {}  # by epoch and block
 
     @property
     def num_blocks(self) -> int:
@@ -396,16 +417,16 @@ class ExampleStream:
     @property
     def epochs_done(self) -> float:
         """How often the corpus has been gone through, as a fraction of documents."""
-        start, stop = self._span()
+        start, stop = self._span(self.block)
         within = self.offset / len(self.current_block()) if self.offset else 0.0
         if self.part:
             self.current_block()
         within = (self.part + within) / self._parts
         return self.epoch + (start + within * (stop - start)) / len(self.builder.documents)
 
-    def _span(self) -> tuple[int, int]:
-        """First and last + 1 place of the block's documents in the epoch's order."""
-        start = self.block * self.block_documents
+    def _span(self, block: int) -> tuple[int, int]:
+        """First and last + 1 place of a block's documents in the epoch's order."""
+        start = block * self.block_documents
         return start, min(start + self.block_documents, len(self.builder.documents))
 
     def state(self) -> dict[str, int]:
@@ -426,26 +447,53 @@ class ExampleStream:
     def current_block(self) -> list[Example]:
         """The shuffled examples of the block, and of its part, that the position is in."""
         if self._examples is None:
-            order = Permutation(len(self.builder.documents), self.seed, self.epoch)
-            positions = [order[i] for i in range(*self._span())]
-            parts = [self.builder.documents.num_parts(position) for position in positions]
-            wanted = [p for p, count in zip(positions, parts, strict=True) if self.part < count]
-            examples = [example for built in self._build(wanted) for example in built]
-            self._parts = max(parts)
-            rng = np.random.default_rng([self.seed, self.epoch, self.block, 1 + self.part])
-            self._examples = [examples[i] for i in rng.permutation(len(examples))]
+            self._parts = self._parts_in(self.epoch, self.block)
+            self._examples = self._build_place(self, BlockPlace(self.epoch, self.block, self.part))
         return self._examples
 
-    def _build(self, positions: list[int]) -> Iterable[list[Example]]:
+    def _positions(self, epoch: int, block: int) -> list[int]:
+        """The block's documents, by their positions in the set."""
+        order = Permutation(len(self.builder.documents), self.seed, epoch)
+        return [order[i] for i in range(*self._span(block))]
+
+    def _parts_of(self, positions: list[int]) -> list[int]:
+        return [self.builder.documents.num_parts(position) for position in positions]
+
+    def _parts_in(self, epoch: int, block: int) -> int:
+        """How many parts the block's longest document has."""
+        if (epoch, block) not in self._most_parts:
+            if len(self._most_parts) >= _PARTS_KEPT:
+                self._most_parts.clear()
+            self._most_parts[epoch, block] = max(self._parts_of(self._positions(epoch, block)))
+        return self._most_parts[epoch, block]
+
+    def built(self, place: BlockPlace) -> list[Example]:
+        """The examples of a place, in their order; a pure function of the seed and the place."""
+        positions = self._positions(place.epoch, place.block)
+        parts = self._parts_of(positions)
+        wanted = [p for p, count in zip(positions, parts, strict=True) if place.part < count]
+        examples = [example for found in self._build(wanted, place) for example in found]
+        rng = np.random.default_rng([self.seed, place.epoch, place.block, 1 + place.part])
+        return [examples[i] for i in rng.permutation(len(examples))]
+
+    def following(self, place: BlockPlace) -> BlockPlace:
+        """The place after one."""
+        if place.part + 1 < self._parts_in(place.epoch, place.block):
+            return place._replace(part=place.part + 1)
+        if place.block + 1 < self.num_blocks:
+            return BlockPlace(place.epoch, place.block + 1, 0)
+        return BlockPlace(place.epoch + 1, 0, 0)
+
+    def _build(self, positions: list[int], place: BlockPlace) -> Iterable[list[Example]]:
         """The examples of each document, or of its part."""
 
         def build(number: int) -> list[Example]:
-            return self.builder.build(self.seed, self.epoch, positions[number], self.part)
+            return self.builder.build(self.seed, place.epoch, positions[number], place.part)
 
         if self.spread is None:
             return map(build, range(len(positions)))
-        packed = self.spread(lambda number: _pack(build(number)), len(positions))
-        return map(_unpack, packed)
+        packed = self.spread(lambda number: pack(build(number)), len(positions))
+        return map(unpack, packed)
 
     def take(self, count: int) -> list[Example]:
         """The next `count` examples."""

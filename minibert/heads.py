@@ -17,6 +17,9 @@ from minibert.convert import PretrainedMixin
 from minibert.kernels import Dropout, linear_cross_entropy
 from minibert.losses import IGNORE_INDEX
 from minibert.model import ACTIVATIONS, BertModel, init_weights
+from minibert.packing import copied
+
+_SLOTS = 128  # on a GPU the decoder takes a multiple of so many rows, which products like
 
 
 class MaskedLMScore(NamedTuple):
@@ -86,14 +89,23 @@ class MaskedLMHead(nn.Module):
 
 def gather_positions(hidden: Tensor, positions: Tensor) -> Tensor:
     """Rows of (B, T, D) at (B, M) -> (B, M, D)."""
-    rows = _rows_at(hidden, _flat_positions(hidden, positions))
+    rows = _rows_at(hidden, _flat_positions(hidden, positions.to(hidden.device)))
     return rows.view(*positions.shape, -1)
 
 
 def _flat_positions(hidden: Tensor, positions: Tensor) -> Tensor:
     """(B, M) in T -> (B*M,) in B*T."""
     batch, length, _ = hidden.shape
-    return (positions + torch.arange(batch, device=hidden.device)[:, None] * length).reshape(-1)
+    return (positions + torch.arange(batch, device=positions.device)[:, None] * length).reshape(-1)
+
+
+@torch.compiler.disable
+def _used_slots(places: Tensor, labels: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
+    """Of (R,) places and labels those with a label, and unlabelled ones up to a multiple."""
+    used = (labels != IGNORE_INDEX).nonzero()[:, 0]
+    places, labels = places.index_select(0, used), labels.index_select(0, used)
+    more = -len(used) % multiple
+    return F.pad(places, (0, more)), F.pad(labels, (0, more), value=IGNORE_INDEX)
 
 
 def _rows_at(hidden: Tensor, places: Tensor) -> Tensor:
@@ -130,7 +142,8 @@ class BertForPreTraining(PretrainedMixin, nn.Module):
         Args:
             input_ids, token_type_ids, attention_mask: (B, T), as in `BertModel`.
             mlm_positions: (B, M) indices into T; the vocabulary is scored there only. Without
-                them every position is scored, which costs a (B, T, V) tensor.
+                them every position is scored, which costs a (B, T, V) tensor. Of a GPU's model
+                they and the labels may be on the host, which spares unused slots.
             mlm_labels: (B, M) original ids, IGNORE_INDEX in unused slots, for their loss instead
                 of scores; (B, T) without positions.
         """
@@ -157,9 +170,11 @@ class BertForPreTraining(PretrainedMixin, nn.Module):
             places = torch.arange(flat.numel(), device=flat.device)
         else:
             places = _flat_positions(hidden, positions)
-        if flat.is_cpu and not torch.compiler.is_compiling():
-            used = (flat != IGNORE_INDEX).nonzero()[:, 0]  # elsewhere shapes had better stay
-            places, flat = places.index_select(0, used), flat.index_select(0, used)
+        if flat.is_cpu and not hidden.is_cpu:
+            slots = _used_slots(places, flat, _SLOTS)
+            places, flat = (copied(part, hidden.device) for part in slots)
+        elif flat.is_cpu and not torch.compiler.is_compiling():
+            places, flat = _used_slots(places, flat, 1)  # elsewhere shapes had better stay
         return self.mlm.score(_rows_at(hidden, places), words, flat)
 
 

@@ -218,7 +218,11 @@ def _replace_by_gradient(
     # The highest share is at least 1 / V, so its logarithm is safe.
     log_sum = highest - shares.amax(1).log()
     loss = ((log_sum - own) * is_labelled).sum()
-    shares.scatter_add_(1, places, -torch.ones_like(places, dtype=shares.dtype))
+    if scores.is_cpu:
+        shares.scatter_add_(1, places, -torch.ones_like(places, dtype=shares.dtype))
+    else:  # where a compiler makes one pass of it all, and scattering would not repeat to the bit
+        words = torch.arange(shares.shape[1], device=shares.device)
+        shares = torch.where(words == places, shares - 1, shares)
     if not may_ask or not bool(is_labelled.all()):
         shares.mul_(is_labelled[:, None])
     product.copy_(shares)

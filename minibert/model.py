@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from minibert.config import BertConfig
 from minibert.convert import PretrainedMixin
 from minibert.kernels import Dropout, attention
+from minibert.packing import PackedLayout, copied, packed_attention, packed_layout
 from minibert.unpadding import Group, Layout, full_layout, unpadded_layout
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -71,7 +72,9 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)  # query, key, value side by side: one product
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, layout: Layout, first_only: bool = False) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout | PackedLayout, first_only: bool = False) -> Tensor:
+        if isinstance(layout, PackedLayout):
+            return self.output(self._attend_packed(self.qkv(x), layout, first_only))
         split = zip(layout.split(self.qkv(x)), layout.groups, strict=True)
         parts = [self._attend(rows, group, first_only) for rows, group in split]
         joined = torch.cat(parts) if first_only else layout.join(parts)
@@ -85,6 +88,17 @@ class SelfAttention(nn.Module):
         context = attention(query, key, value, group.mask, dropout_prob)  # (B, H, T, K)
         merged = context.transpose(1, 2).flatten(2)  # (B, T or 1, D)
         return merged.squeeze(1) if first_only else group.unpad(merged)  # (B, D) or (r, D)
+
+    def _attend_packed(self, qkv: Tensor, layout: PackedLayout, first_only: bool) -> Tensor:
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # each (R, H, K)
+        starts = layout.starts
+        if first_only:
+            query, starts = query.index_select(0, layout.first_rows(query.device)), layout.counts
+        dropout_prob = self.dropout_prob * self.training
+        context = packed_attention(
+            query, key, value, starts, layout.starts, layout.longest, dropout_prob
+        )
+        return context.flatten(1)  # (R, D) or (B, D)
 
 
 class FeedForward(nn.Module):
@@ -111,7 +125,7 @@ class Layer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, layout: Layout, first_only: bool = False) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout | PackedLayout, first_only: bool = False) -> Tensor:
         attended = self.attention(x, layout, first_only)
         if first_only:
             x = x.index_select(0, layout.first_rows(x.device))  # (B, D)
@@ -161,7 +175,8 @@ class BertModel(PretrainedMixin, nn.Module):
         Args:
             input_ids: (B, T) int64.
             token_type_ids: (B, T), 0 or 1: which segment; all 0 when left out.
-            attention_mask: (B, T), 1 or True = attend; all tokens are attended when left out.
+            attention_mask: (B, T), 1 or True = attend; all tokens are attended when left out. On a
+                GPU padding is computed unless the mask is on the host.
             output_hidden_states: also return the embeddings and every layer's output.
             first_only: the last layer computes the first token alone, which is all that the pooler
                 reads; padding must not stand in front.
@@ -174,7 +189,7 @@ class BertModel(PretrainedMixin, nn.Module):
             raise ValueError("first_only leaves the last hidden states out; ask for one of the two")
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
-        layout = self._layout(input_ids, attention_mask)
+        layout: Layout | PackedLayout = self._layout(input_ids, attention_mask)
         x = self.embeddings(
             layout.take(input_ids), layout.take(token_type_ids), layout.positions(input_ids.device)
         )  # (R, D)
@@ -187,7 +202,7 @@ class BertModel(PretrainedMixin, nn.Module):
         kept = tuple(map(layout.restore, states)) if output_hidden_states else ()
         return BertOutput(last, self.pooler(last), kept)
 
-    def _layout(self, input_ids: Tensor, attention_mask: Tensor | None) -> Layout:
+    def _layout(self, input_ids: Tensor, attention_mask: Tensor | None) -> Layout | PackedLayout:
         batch, length = input_ids.shape
         positions = self.config.max_position_embeddings
         if length > positions:
@@ -195,10 +210,21 @@ class BertModel(PretrainedMixin, nn.Module):
                 f"sequence of {length} tokens, but max_position_embeddings is {positions}"
             )
         mask = None if attention_mask is None else attention_mask.bool()
+        if mask is not None and mask.is_cpu and not input_ids.is_cpu:
+            if input_ids.is_cuda and _computes_in_16_bits(self.embeddings.word.weight):
+                return packed_layout(mask, input_ids.device)
+            mask = copied(mask, input_ids.device)
         # Compiled code wants shapes that stay, and a GPU would have to tell its own first.
-        if mask is None or torch.compiler.is_compiling() or mask.device.type != "cpu":
+        if mask is None or torch.compiler.is_compiling() or not mask.is_cpu:
             return full_layout((batch, length), mask)
         return unpadded_layout(mask)
+
+
+def _computes_in_16_bits(weight: Tensor) -> bool:
+    """Whether matrix products are of 16-bit numbers, by autocast or the weights' own dtype."""
+    kind = weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    return dtype in (torch.bfloat16, torch.float16)
 
 
 def init_weights(module: nn.Module, config: BertConfig) -> None:

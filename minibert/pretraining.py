@@ -5,6 +5,7 @@ files -> vocabulary -> token store -> pairs and masks -> BERT (MLM + NSP) -> run
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from minibert import corpus
+from minibert.ahead import BuildersAhead
 from minibert.cache import data_fingerprint
 from minibert.compiling import compile_if_it_pays
 from minibert.config import PRESETS, BertConfig, preset
@@ -38,6 +40,7 @@ from minibert.fitting import Trial, micro_batch_size
 from minibert.heads import BertForPreTraining
 from minibert.initialisation import neighbour_attention, unigram_bias
 from minibert.losses import next_sentence_loss
+from minibert.machine import num_cpus
 from minibert.optim import Budget, build_optimizer
 from minibert.run_folder import RunFolder
 from minibert.runs import (
@@ -68,6 +71,7 @@ from minibert.train import Batch, Loop, StepData, Term
 from minibert.vocabulary import corpus_vocabulary
 from minibert.world import ALONE, World, join_world
 
+_BUILDERS = 4  # processes that build examples for a GPU, at most
 _EVAL_DURING = 256  # held-out sequences scored while training
 _MIN_TOKENS, _EPOCHS, _MAX_TOKENS = 500_000, 6, 50_000_000  # see `default_steps`
 
@@ -317,11 +321,13 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
     more = f" and {len(files) - 1:,} more file(s)" if len(files) > 1 else ""
     empty = f"; {num_empty:,} empty file(s) left out" if num_empty else ""
     log_line("data", f"{what} {files[0]}{more}{empty}")
-    with join_world() as world:
-        if settings.dry_run:
-            return _pretrain_in(None, settings, files, world, started)
-        with RunFolder(settings.output or "runs/pretrain", world.is_main) as folder:
-            return _pretrain_in(folder, settings, files, world, started)
+    with contextlib.ExitStack() as stack:
+        world = stack.enter_context(join_world())
+        folder = None
+        if not settings.dry_run:
+            folder = RunFolder(settings.output or "runs/pretrain", world.is_main)
+            stack.enter_context(folder)
+        return _pretrain_in(folder, settings, files, world, started, stack)
 
 
 def _pretrain_in(
@@ -330,6 +336,7 @@ def _pretrain_in(
     files: list[Path],
     world: World,
     started: float,
+    stack: contextlib.ExitStack,
 ) -> RunResult:
     begun = begun_run(folder, "pretrain", settings, world)
     cache = Path(settings.cache_dir) if settings.cache_dir else None
@@ -354,7 +361,8 @@ def _pretrain_in(
     placed(model, settings, runtime)
     forward = wrapped(model, settings, runtime, begun, all_used=settings.nsp != "none")
     spread = world.map if world.size > 1 else None
-    stream = ExampleStream(source.training, settings.seed, spread)
+    builders = _builders_ahead(source.training, settings.seed, runtime, stack)
+    stream = ExampleStream(source.training, settings.seed, spread, builders)
     data = PretrainingData(stream, settings.batch_size, settings.batch_size, world)
     trial = Trial(model, forward, pretraining_terms, data.largest, runtime)
     data.micro_batch_size = micro = micro_batch_size(settings, begun, trial)
@@ -428,6 +436,18 @@ def _pretrain_in(
         write_json(folder.path / "results.json", results)
         closing_table(results, folder.path)
     return RunResult(folder.path, results, model)
+
+
+def _builders_ahead(
+    training: ExampleBuilder, seed: int, runtime: Runtime, stack: contextlib.ExitStack
+) -> BuildersAhead | None:
+    """Processes that build examples while a GPU trains; a CPU has no core to spare for them."""
+    count = min(_BUILDERS, num_cpus() - 1)
+    if not runtime.runs_ahead or runtime.world.size > 1 or count < 1:
+        return None
+    builders = BuildersAhead(training, seed, count)
+    stack.callback(builders.close)
+    return builders
 
 
 def _tokenizer_folder(

@@ -19,6 +19,7 @@ from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.estimate import run_folder_bytes, step_memory, told_bytes
 from minibert.flops import measure_peak_flops, training_flops
+from minibert.layerwise import Layerwise
 from minibert.machine import launched
 from minibert.model import FeedForward, SelfAttention
 from minibert.optim import Budget
@@ -258,11 +259,16 @@ def wrapped(
     """
     forward: Any = model
     if runtime.world.size > 1 and not settings.shard:  # a sharded model sees to it by itself
-        devices = [runtime.device.index] if runtime.device.type == "cuda" else None
+        # No device is named: it would move what is to stay on the host.
         forward = DistributedDataParallel(
-            model, devices, find_unused_parameters=not all_used, gradient_as_bucket_view=True
+            model, find_unused_parameters=not all_used, gradient_as_bucket_view=True
         )
-    return torch.compile(forward) if compile_choice(settings, begun) else forward
+    return compiled(forward, model, runtime) if compile_choice(settings, begun) else forward
+
+
+def compiled(forward: Callable[..., Any], model: nn.Module, runtime: Runtime) -> Callable[..., Any]:
+    """A forward as torch.compile makes it: whole on a CPU, on a GPU layer by layer."""
+    return Layerwise(forward, model) if runtime.runs_ahead else torch.compile(forward)
 
 
 def check_vocabulary(tokenizer: WordPiece, config: BertConfig) -> None:

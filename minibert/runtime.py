@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from minibert.errors import InputError
+from minibert.packing import copied
 from minibert.world import ALONE, World
 
+_READ_ON_HOST = ("attention_mask", "mlm_positions", "mlm_labels")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc, malloc.h
 
 
@@ -44,11 +46,13 @@ class Runtime:
         return self.device.type == "cuda"
 
     def place(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The batch on the device; to a GPU it is copied while the host goes on."""
-        if not self.runs_ahead:
-            return {name: part.to(self.device) for name, part in batch.items()}
+        """The batch on the device; to a GPU it is copied while the host goes on.
+
+        What says which tokens are real and which are predicted stays on the host of a GPU: the
+        model reads it there, and need not wait to know how many there are.
+        """
         return {
-            name: part.pin_memory().to(self.device, non_blocking=True)
+            name: part if self.runs_ahead and name in _READ_ON_HOST else copied(part, self.device)
             for name, part in batch.items()
         }
 

@@ -17,8 +17,30 @@ PACKAGE = ROOT / "minibert"
 # From the ground up; a module may import from lower rows, and within its row without a circle.
 LAYERS = [
     {"errors", "files", "version", "config", "settings", "machine", "progress"},
-    {"kernels", "unpadding", "model", "heads", "losses", "convert", "initialisation", "quantised"},
-    {"tokenizer", "corpus", "cache", "encoding", "vocabulary", "store", "examples", "download"},
+    {
+        "kernels",
+        "unpadding",
+        "packing",
+        "layerwise",
+        "model",
+        "heads",
+        "losses",
+        "convert",
+        "initialisation",
+        "quantised",
+    },
+    {
+        "tokenizer",
+        "corpus",
+        "cache",
+        "encoding",
+        "vocabulary",
+        "store",
+        "examples",
+        "ahead",
+        "download",
+        "workers",
+    },
     {
         "world",
         "sharding",
@@ -41,6 +63,7 @@ ACROSS = {
     ("examples", "losses"),  # IGNORE_INDEX
     ("checkpoint", "convert"),  # save_tensors
     ("estimate", "kernels"),  # SCORES_HELD
+    ("runtime", "packing"),  # copied
 }
 
 

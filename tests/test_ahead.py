@@ -1,0 +1,73 @@
+"""Examples built ahead by other processes are those that the stream builds by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samples import write_corpus
+
+from minibert import examples
+from minibert.ahead import BuildersAhead
+from minibert.corpus import ReaderOptions
+from minibert.examples import (
+    Example,
+    ExampleBuilder,
+    ExampleOptions,
+    ExampleStream,
+    split_documents,
+)
+from minibert.store import open_store
+from minibert.vocabulary import corpus_vocabulary
+
+
+@pytest.fixture
+def builder(tmp_path: Path, cache: Path) -> ExampleBuilder:
+    """Of 57 documents in one block."""
+    files = [write_corpus(tmp_path / "text.txt", documents=60)]
+    tokenizer = corpus_vocabulary(files, 200, ReaderOptions(), True, True, cache, exact=False)
+    store = open_store(files, tokenizer, ReaderOptions(), cache)
+    training, _ = split_documents(store, "nsp")
+    return ExampleBuilder(store, tokenizer, training, ExampleOptions(max_seq_length=24))
+
+
+def equal(ours: list[Example], theirs: list[Example]) -> bool:
+    pairs = [(a, b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)]
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_the_stream_is_the_same_also_after_seeking(builder: ExampleBuilder) -> None:
+    alone = ExampleStream(builder, seed=3)
+    ahead = BuildersAhead(builder, seed=3, num_processes=2)
+    try:
+        stream = ExampleStream(builder, 3, build=ahead)
+        while alone.epoch < 3:
+            assert equal(stream.take(100), alone.take(100))
+            assert stream.state() == alone.state()
+            assert stream.epochs_done == alone.epochs_done
+        position, wanted = stream.state(), stream.take(40)
+        stream.take(100)
+        stream.seek(position)
+        assert equal(stream.take(40), wanted)
+    finally:
+        ahead.close()
+
+
+def test_what_follows_a_place_is_where_the_stream_goes(
+    builder: ExampleBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples, "_PART_TOKENS", 16)  # every document has several parts
+    monkeypatch.setattr(examples, "_BLOCK_DOCUMENTS", 6)
+    visited = []
+
+    def build(self: ExampleStream, place: examples.BlockPlace) -> list[Example]:
+        visited.append(place)
+        return self.built(place)
+
+    stream = ExampleStream(builder, 1, build=build)
+    while stream.epoch < 2:
+        stream.take(8)
+    assert any(place.part for place in visited)
+    followers = [stream.following(place) for place in visited[:-1]]
+    assert followers == visited[1:]
