@@ -26,10 +26,12 @@ import torch
 from benchmarks.lengths import draw_lengths
 from benchmarks.pretraining import transformers_config
 from benchmarks.turns import KEEP_MEMORY, Variant
+from minibert import runs
 from minibert.config import BertConfig
 from minibert.flops import training_flops
 from minibert.heads import BertForSequenceClassification
 from minibert.optim import Budget, build_optimizer
+from minibert.packing import copied
 from minibert.runtime import start_runtime
 from minibert.tasks.classification import ClassificationData, classification_terms, pad
 from minibert.train import Loop, LoopSettings, StepData
@@ -50,6 +52,7 @@ class Work:
     max_seq_length: int
     batch_size: int
     lengths: str  # a kind of `draw_lengths`
+    device: str = "cpu"
 
     @property
     def config(self) -> BertConfig:
@@ -101,12 +104,12 @@ class _Recorded(ClassificationData):
 class Ours:
     """`Loop.take_step` with the defaults of `finetune.py`."""
 
-    def __init__(self, **work: Any) -> None:
+    def __init__(self, deterministic: bool = True, compiled: bool = False, **work: Any) -> None:
         self.work = Work(**work)
         size = self.work.batch_size
-        runtime = start_runtime("cpu", "auto", deterministic=True)
+        runtime = start_runtime(self.work.device, "auto", deterministic)
         torch.manual_seed(0)
-        model = BertForSequenceClassification(self.work.config).train()
+        model = BertForSequenceClassification(self.work.config).train().to(runtime.device)
         self.data = _Recorded(*make_examples(self.work), 0, size, size, 0)
         self.loop = Loop(
             model,
@@ -117,6 +120,7 @@ class Ours:
             runtime,
             None,
             evaluate=dict,
+            forward=runs.compiled(model, model, runtime) if compiled else None,
         )
 
     def step(self) -> dict[str, float]:
@@ -131,16 +135,18 @@ class HuggingFace:
 
     Args:
         padding: "max_length", "dynamic" or "buckets".
-        bf16: autocast.
+        bf16: autocast. compiled: by torch.compile.
     """
 
-    def __init__(self, padding: str, bf16: bool, **work: Any) -> None:
+    def __init__(self, padding: str, bf16: bool, compiled: bool = False, **work: Any) -> None:
         import transformers
 
         self.work, self.bf16, self.padding = Work(**work), bf16, padding
         torch.manual_seed(0)
         theirs = transformers_config(self.work.config)
-        self.model = transformers.BertForSequenceClassification(theirs).train()
+        self.device = torch.device(self.work.device)
+        self.model = transformers.BertForSequenceClassification(theirs).train().to(self.device)
+        self.forward = torch.compile(self.model) if compiled else self.model
         parameters = self.model.parameters()
         self.optimizer = torch.optim.AdamW(parameters, lr=2e-5, weight_decay=0.01, fused=True)
         self.batches = self._endless()
@@ -168,8 +174,10 @@ class HuggingFace:
         lengths: list[int] = []
         for _ in range(_TIMED_TOGETHER):
             sequences, labels = next(self.batches)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-                out = self.model(**self._padded(sequences), labels=torch.from_numpy(labels))
+            batch = self._padded(sequences) | {"labels": torch.from_numpy(labels)}
+            batch = {name: copied(part, self.device) for name, part in batch.items()}
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                out = self.forward(**batch)
             out.loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)

@@ -21,12 +21,14 @@ import torch
 
 from benchmarks.lengths import draw_lengths
 from benchmarks.turns import KEEP_MEMORY, Variant
+from minibert import runs
 from minibert.config import BertConfig, preset
 from minibert.examples import Example, collate
 from minibert.flops import training_flops
 from minibert.heads import BertForPreTraining
 from minibert.losses import IGNORE_INDEX
 from minibert.optim import Budget, build_optimizer
+from minibert.packing import copied
 from minibert.pretraining import pretraining_terms
 from minibert.runtime import start_runtime
 from minibert.train import Loop, LoopSettings, StepData
@@ -35,6 +37,7 @@ _VOCABULARY = 30_522
 _CLS, _SEP, _MASK, _FIRST = 101, 102, 103, 999  # of the published vocabulary
 SETTLE_SECONDS, TURN_SECONDS = 30.0, 2.0  # of every variant
 _BATCHES = 256  # more than any variant takes
+_BATCHES_ON_GPU = 16  # large ones
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Work:
     max_seq_length: int
     batch_size: int
     lengths: str  # a kind of `draw_lengths`
+    device: str = "cpu"
 
     @property
     def config(self) -> BertConfig:
@@ -92,13 +96,13 @@ def useful(work: Work, batch: list[Example]) -> dict[str, float]:
 class Ours:
     """`Loop.take_step` with the defaults of `pretrain.py`."""
 
-    def __init__(self, **work: Any) -> None:
+    def __init__(self, deterministic: bool = True, compiled: bool = False, **work: Any) -> None:
         self.work = Work(**work)
         self.slots = max(1, round(0.15 * self.work.max_seq_length))
-        self.batches, self.number = make_batches(self.work), 0
-        runtime = start_runtime("cpu", "auto", deterministic=True)
+        self.batches, self.number = make_batches(self.work, self._num_batches), 0
+        runtime = start_runtime(self.work.device, "auto", deterministic)
         torch.manual_seed(0)
-        model = BertForPreTraining(self.work.config).train()
+        model = BertForPreTraining(self.work.config).train().to(runtime.device)
         self.loop = Loop(
             model,
             self,
@@ -108,7 +112,12 @@ class Ours:
             runtime,
             None,
             evaluate=dict,
+            forward=runs.compiled(model, model, runtime) if compiled else None,
         )
+
+    @property
+    def _num_batches(self) -> int:
+        return _BATCHES if self.work.device == "cpu" else _BATCHES_ON_GPU
 
     epochs_done = 0.0
 
@@ -119,7 +128,7 @@ class Ours:
         """There is one position."""
 
     def take(self) -> StepData:
-        examples = self.batches[self.number % _BATCHES]
+        examples = self.batches[self.number % len(self.batches)]
         batch = collate(examples, self.slots)
         counts = {"mlm": sum(len(e.mlm_positions) for e in examples), "nsp": len(examples)}
         lengths = [len(e.input_ids) for e in examples]
@@ -127,7 +136,7 @@ class Ours:
 
     def step(self) -> dict[str, float]:
         self.loop.take_step()
-        return useful(self.work, self.batches[self.number % _BATCHES])
+        return useful(self.work, self.batches[self.number % len(self.batches)])
 
 
 def transformers_config(config: BertConfig) -> Any:
@@ -151,15 +160,18 @@ class HuggingFace:
         import transformers
 
         self.work, self.best = Work(**work), best
-        self.batches, self.number = make_batches(self.work), 0
+        self.device = torch.device(self.work.device)
+        self.batches, self.number = make_batches(self.work, self._num_batches), 0
         torch.manual_seed(0)
         theirs = transformers_config(self.work.config)
-        self.model = transformers.BertForPreTraining(theirs).train()
+        self.model = transformers.BertForPreTraining(theirs).train().to(self.device)
         self.forward = torch.compile(self.model) if best else self.model
         parameters = self.model.parameters()
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
         if best:
             self._compile()
+
+    _num_batches = Ours._num_batches
 
     def _compile(self) -> None:
         """Compiles before anything is timed: for one length, and for any once it has seen two."""
@@ -169,7 +181,7 @@ class HuggingFace:
             self.step()
 
     def step(self) -> dict[str, float]:
-        examples = self.batches[self.number % _BATCHES]
+        examples = self.batches[self.number % len(self.batches)]
         longest = max(len(e.input_ids) for e in examples)
         ids, types, mask = torch.zeros(3, len(examples), longest, dtype=torch.long)
         labels = torch.full_like(ids, IGNORE_INDEX)
@@ -182,7 +194,10 @@ class HuggingFace:
                 example.mlm_labels
             )
         pairs = torch.tensor([e.next_sentence_label for e in examples])
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.best):
+        ids, types, mask, labels, pairs = (
+            copied(part, self.device) for part in (ids, types, mask, labels, pairs)
+        )
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.best):
             out = self.forward(
                 input_ids=ids,
                 token_type_ids=types,

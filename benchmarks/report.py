@@ -26,6 +26,7 @@ Results = dict[str, dict[str, Any]]
 # does not do. Its docstring heads its section.
 BENCHMARKS = {
     "pretraining": "benchmarks.pretraining",
+    "gpu": "benchmarks.gpu",
     "finetuning": "benchmarks.finetuning",
     "prediction": "benchmarks.prediction",
     "tokenising": "benchmarks.tokenising",

@@ -22,7 +22,7 @@ from minibert import corpus
 from minibert.ahead import BuildersAhead
 from minibert.cache import data_fingerprint
 from minibert.compiling import compile_if_it_pays
-from minibert.config import PRESETS, BertConfig, preset
+from minibert.config import BertConfig, preset
 from minibert.errors import InputError
 from minibert.examples import (
     Example,
@@ -264,6 +264,18 @@ def _prepare_text(
     )
 
 
+def _new_config(settings: PretrainSettings) -> BertConfig:
+    """The shape of a new network, its vocabulary aside."""
+    changes: dict[str, int] = {}
+    if settings.num_layers is not None:
+        changes["num_hidden_layers"] = settings.num_layers
+    if settings.hidden_size is not None:
+        changes["hidden_size"] = settings.hidden_size
+        changes["num_attention_heads"] = settings.hidden_size // 64
+        changes["intermediate_size"] = 4 * settings.hidden_size
+    return preset(settings.preset or DEFAULT_PRESET, **changes)
+
+
 def _build_model(
     settings: PretrainSettings, source: _Source, start: Path | None
 ) -> BertForPreTraining:
@@ -276,8 +288,10 @@ def _build_model(
     if start is not None:
         config = BertConfig.from_pretrained(start)
     else:
-        config = preset(settings.preset or DEFAULT_PRESET, vocab_size=tokenizer.vocab_size)
-        config = dataclasses.replace(config, pad_token_id=tokenizer.pad_id)
+        config = _new_config(settings)
+        config = dataclasses.replace(
+            config, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id
+        )
     check_vocabulary(tokenizer, config)
     config = model_config(settings, config)
     torch.manual_seed(settings.seed)
@@ -349,8 +363,7 @@ def _pretrain_in(
     runtime = start_or_replay_runtime(settings, begun, world)
     start = open_model_folder(settings.model, settings.cache_dir) if settings.model else None
     check_not_start(folder, start)
-    preset_name = settings.preset or DEFAULT_PRESET
-    config = BertConfig.from_pretrained(start) if start else PRESETS[preset_name]
+    config = BertConfig.from_pretrained(start) if start else _new_config(settings)
     model_config(settings, config)  # refused before the text is read
     with world.main_first():  # the others find vocabulary and tokens ready
         source = _prepare_text(settings, files, _tokenizer_folder(settings, start, folder, begun))

@@ -32,6 +32,7 @@ class StepProfiler:
             activities=activities,
             schedule=schedule(wait=_WAIT, warmup=_WARMUP, active=_STEPS, repeat=1),
             on_trace_ready=self._finish,
+            acc_events=True,  # there is one cycle; else some versions warn
         )
         self._steps = 0
         self._profile.start()

@@ -32,7 +32,8 @@ from minibert.tokenizer import WordPiece
 from minibert.train import Loop, LoopSettings, LoopState, StepData, Utilisation, fit
 from minibert.world import ALONE, World
 
-_MEASURED_ROWS = 8192  # of the matrix products that tell the machine's peak, at most
+# Of the matrix products that tell the machine's peak, at most: on a CPU, on a GPU.
+_MEASURED_ROWS, _MEASURED_ON_GPU = 8192, 65_536
 _TIMED_ROWS = 200  # rows scored to tell how long all of them will take
 
 
@@ -128,7 +129,9 @@ def utilisation(
     if peak is None:
         micro = settings.micro_batch_size
         rows = (micro if isinstance(micro, int) else settings.batch_size) * settings.max_seq_length
-        peak = measure_peak_flops(config, min(rows, _MEASURED_ROWS), runtime)
+        most = _MEASURED_ON_GPU if runtime.runs_ahead else _MEASURED_ROWS
+        with torch.random.fork_rng([runtime.device] if runtime.runs_ahead else []):
+            peak = measure_peak_flops(config, min(rows, most), runtime)
         # All at once, as in a step: processes of one machine share its cores.
         peak = float(runtime.world.sum(torch.tensor(peak, dtype=torch.float64)))
 

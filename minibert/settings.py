@@ -219,6 +219,10 @@ class PretrainSettings(RunSettings):
     preset: str | None = setting(
         None, f"size of the network; default {DEFAULT_PRESET}", choices=tuple(PRESETS)
     )
+    num_layers: int | None = setting(None, "layers, instead of the preset's")
+    hidden_size: int | None = setting(
+        None, "width, instead of the preset's; a head for every 64, four times as much inside"
+    )
     model: str | None = setting(None, "go on from this model folder, with its vocabulary")
     vocab_size: int | None = setting(
         None, "WordPiece to train; default 4,096 / 8,192 / 16,384 / 30,522 by the size of the text"
@@ -259,8 +263,13 @@ class PretrainSettings(RunSettings):
                 found.append(f"{flag(name)} has no use with {flag(reused[0])}: its own is kept")
         if self.model and self.init:
             found.append("--init has no use with --model: its weights are kept")
-        if self.model and self.preset:
-            found.append("--preset has no use with --model: its size is kept")
+        for name in ("preset", "num_layers", "hidden_size"):
+            if self.model and getattr(self, name) is not None:
+                found.append(f"{flag(name)} has no use with --model: its size is kept")
+        if self.num_layers is not None and self.num_layers < 1:
+            found.append(f"--num-layers is {self.num_layers}, must be at least 1")
+        if self.hidden_size is not None and (self.hidden_size < 1 or self.hidden_size % 64):
+            found.append(f"--hidden-size is {self.hidden_size}, must be a multiple of 64")
         if reused and self.vocab_size:
             found.append(
                 f"--vocab-size has no use with {flag(reused[0])}, whose vocabulary is kept"

@@ -155,6 +155,8 @@ BAD_PRETRAINING = {
     "no such device": ("--device cuda:7", ["cuda:7", "cpu"]),
     "no device": ("--device toaster", ["toaster", "cpu"]),
     "unknown preset": ("--preset tinny", ["tinny", "tiny"]),
+    "no layers": ("--num-layers 0", ["--num-layers", "at least 1"]),
+    "odd width": ("--hidden-size 100", ["--hidden-size", "multiple of 64"]),
     "unknown choice": ("--masking words", ["words", "whole-word"]),
     "negative rate": ("--learning-rate -1", ["--learning-rate", "above 0"]),
     "infinite rate": ("--learning-rate inf", ["--learning-rate"]),

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from samples import one_thread, write_corpus, write_reviews  # noqa: F401
 
 import minibert
+from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
@@ -69,6 +70,17 @@ def test_pretraining_goes_on_from_a_model_with_its_vocabulary(
         assert torch.allclose(after[name], value, atol=1e-8), name
     for name in ("vocab.txt", "tokenizer.json"):
         assert (further.folder / name).read_text() == (pretrained.folder / name).read_text()
+
+
+def test_layers_and_width_replace_those_of_the_preset(world: Path) -> None:
+    found = pretrain_in(
+        world, "shaped", preset="tiny", vocab_size=60, num_layers=3, hidden_size=192
+    )
+    config = BertConfig.from_pretrained(found.folder)
+    heads, inside = config.num_attention_heads, config.intermediate_size
+    assert (config.num_hidden_layers, config.hidden_size, heads, inside) == (3, 192, 3, 768)
+    with pytest.raises(InputError, match="--num-layers has no use with --model"):
+        pretrain_in(world, "again", model=str(found.folder), num_layers=2)
 
 
 def test_random_weights_keep_shape_and_vocabulary_and_nothing_else(
