@@ -80,7 +80,7 @@ class _Variant:
     def _advance(self, steps: int) -> dict[str, float]:
         # Determinism is a switch of the process, and each variant wants its own.
         is_free = self.name == "HF best" or "--no-deterministic" in self.name
-        torch.use_deterministic_algorithms(not is_free, warn_only=True)
+        torch.use_deterministic_algorithms(not is_free)
         done = {"tokens": 0.0, "flops": 0.0}
         torch.cuda.synchronize()
         start = time.perf_counter()

@@ -41,6 +41,9 @@ def attention(
     """
     is_slow = query.dtype == torch.bfloat16 or dropout_prob > 0
     is_square = query.shape == key.shape  # not the one query of a text's first token
+    if query.is_cuda and torch.are_deterministic_algorithms_enabled() and query.requires_grad:
+        # With a mask or in float32 PyTorch's own would not repeat to the bit.
+        return attention_by_products(query, key, value, mask, dropout_prob)
     if not (_is_eager_cpu(query) and is_slow and is_square):
         return F.scaled_dot_product_attention(query, key, value, mask, dropout_prob)
     return attention_by_products(query, key, value, mask, dropout_prob)
@@ -50,8 +53,9 @@ def attention_by_products(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_prob: float
 ) -> Tensor:
     """`attention`, written out; the (T, T) weights of every head are held in memory."""
-    batch, heads, length, size = query.shape
-    query, key, value = (x.reshape(batch * heads, length, size) for x in (query, key, value))
+    batch, heads, asked, size = query.shape
+    length = key.shape[2]
+    query, key, value = (x.reshape(batch * heads, -1, size) for x in (query, key, value))
     bias = query.new_zeros(())
     if mask is not None:
         # The lowest number and not -inf: rows without any key stay finite.
@@ -59,7 +63,7 @@ def attention_by_products(
         bias = bias.expand(batch, heads, 1, length).reshape(batch * heads, 1, length)
     scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=size**-0.5)
     weights = dropout(scores.softmax(-1), dropout_prob)
-    return torch.bmm(weights, value).view(batch, heads, length, size)
+    return torch.bmm(weights, value).view(batch, heads, asked, size)
 
 
 def dropout(x: Tensor, prob: float) -> Tensor:

@@ -11,7 +11,7 @@ K = D/H head size, F intermediate_size, V vocabulary, N layers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from minibert.kernels import Dropout, attention
 from minibert.packing import PackedLayout, copied, packed_attention, packed_layout
 from minibert.unpadding import Group, Layout, full_layout, unpadded_layout
 
+_STACKED = 6  # layers that a compiler takes whole, at most: it takes as long as they are many
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,  # exact, with erf: the published BERT
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -194,13 +195,33 @@ class BertModel(PretrainedMixin, nn.Module):
             layout.take(input_ids), layout.take(token_type_ids), layout.positions(input_ids.device)
         )  # (R, D)
         states = [x]
-        for number, layer in enumerate(self.layers, 1):
-            x = layer(x, layout, first_only and number == len(self.layers))
+        for number, layers in enumerate(self.stacks(1 if output_hidden_states else _STACKED), 1):
+            is_last = number * len(layers) == len(self.layers)
+            x = self.run_stack(layers, x, layout, first_only and is_last)
             if output_hidden_states:
                 states.append(x)
         last = layout.restore_firsts(x) if first_only else layout.restore(x)  # (B, T or 1, D)
         kept = tuple(map(layout.restore, states)) if output_hidden_states else ()
         return BertOutput(last, self.pooler(last), kept)
+
+    def stacks(self, most: int) -> list[tuple[Layer, ...]]:
+        """The layers in stacks of equally many, at most so many; a compiler takes a stack whole."""
+        layers: tuple[Any, ...] = tuple(self.layers)
+        count = len(layers)
+        size = most
+        while count % size:
+            size -= 1
+        return [layers[i : i + size] for i in range(0, count, size)]
+
+    @staticmethod
+    def run_stack(
+        layers: tuple[Layer, ...], x: Tensor, layout: Layout | PackedLayout, first_only: bool
+    ) -> Tensor:
+        """(R, D) through some layers -> (R, D), or (B, D) of the first tokens."""
+        for layer in layers[:-1]:
+            x = layer(x, layout)
+        out: Tensor = layers[-1](x, layout, first_only)
+        return out
 
     def _layout(self, input_ids: Tensor, attention_mask: Tensor | None) -> Layout | PackedLayout:
         batch, length = input_ids.shape

@@ -57,7 +57,7 @@ def loss_and_gradients(
     total = sum(term.loss_sum / term.num_labels for term in terms.values())
     assert isinstance(total, Tensor)
     total.backward()
-    found = {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
+    found = {n: p.grad.cpu().clone() for n, p in model.named_parameters() if p.grad is not None}
     return found | {"loss": total.detach().cpu()[None]}
 
 
@@ -106,7 +106,7 @@ def test_cross_entropy_of_scores_never_held_at_once(monkeypatch: pytest.MonkeyPa
     labels[::5] = IGNORE_INDEX
     found = []
     for device in ("cpu", "cuda"):
-        parts = [p.to(device).requires_grad_() for p in (x, weight, bias)]
+        parts = [p.detach().to(device).requires_grad_() for p in (x, weight, bias)]
         loss, _ = linear_cross_entropy(*parts, labels.to(device))
         loss.backward()
         found.append([loss.detach().cpu()[None], *(p.grad.cpu() for p in parts)])  # type: ignore[union-attr]
