@@ -274,8 +274,10 @@ class PretrainSettings(RunSettings):
 class FinetuneSettings(RunSettings):
     """Stage two: a pretrained model and labelled data to an evaluated model."""
 
-    task: str = setting("", "named task: imdb")
-    data: str | None = setting(None, "folder or archive in the task's public format")
+    task: str = setting("", "named task, such as imdb")
+    data: str | None = setting(None, "folder or file in the task's public format")
+    dev_data: str | None = setting(None, "file of the dev split; default: cut from train")
+    test_data: str | None = setting(None, "file of the test split; default: dev is scored")
     model: str | None = setting(None, "model folder; default runs/pretrain if it is finished")
     random_weights: bool = setting(
         False, "keep the model's config and tokenizer, redraw all weights"
@@ -286,6 +288,15 @@ class FinetuneSettings(RunSettings):
     max_seq_length: int = setting(256, "tokens per sequence, special tokens included")
     truncation: str = setting("head", "what is kept of a long text", choices=("head", "head+tail"))
     learning_rate: float | None = setting(None, "peak rate of AdamW; default 2e-4")
+    select: str | None = setting(
+        None, "dev figure that chooses the weights; default: that of the task's field"
+    )
+    patience: int | None = setting(
+        None, "stop after this many evaluations without a better dev figure"
+    )
+    freeze_layers: int | None = setting(
+        None, "keep the embeddings and this many of the lowest layers as they are"
+    )
     dev_fraction: float = setting(0.1, "share of train that is cut off as dev split")
     limit: int | None = setting(None, "use this many training examples, drawn class by class")
 
@@ -295,6 +306,14 @@ class FinetuneSettings(RunSettings):
             found.append("--task is missing; as in --task imdb")
         if self.reinit_layers < 0:
             found.append(f"--reinit-layers is {self.reinit_layers}, must be 0 or more")
+        if self.freeze_layers is not None and self.freeze_layers < 0:
+            found.append(f"--freeze-layers is {self.freeze_layers}, must be 0 or more")
+        if self.freeze_layers is not None and self.random_weights:
+            found.append("--freeze-layers has no use with --random-weights, which redraws all")
+        if self.patience is not None and self.patience < 1:
+            found.append(f"--patience is {self.patience}, must be at least 1")
+        if not self.data and (self.dev_data or self.test_data):
+            found.append("--dev-data and --test-data go with --data, the training examples")
         if self.reinit_layers and self.random_weights:
             found.append("--reinit-layers has no use with --random-weights, which redraws all")
         if not 0 < self.dev_fraction < 1:

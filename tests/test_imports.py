@@ -32,7 +32,11 @@ LAYERS = [
         "metrics",
         "train",
     },
-    {"runs", "fitting", "compiling", "pretraining", "tasks", "tasks.classification", "finetuning"},
+    {
+        *("runs", "fitting", "compiling", "pretraining", "finetuning"),
+        *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.labelled"),
+        "tasks.classification",
+    },
     {"predict", "evaluation"},
     {"cli", "__main__"},
 ]
@@ -112,6 +116,15 @@ def test_the_loop_knows_no_model_and_no_task() -> None:
         "corpus",
     }
     assert not reached & forbidden
+
+
+def test_stages_know_the_protocol_and_the_table_but_no_family() -> None:
+    shared = {"tasks", "tasks.base", "tasks.batches", "tasks.splits"}
+    for name in ("finetuning", "predict", "evaluation", "cli"):
+        families = {n for n in imports_of(modules()[name]) if n.startswith("tasks")} - shared
+        assert not families, f"{name} knows {families}"
+    for name in shared - {"tasks"}:
+        assert not {n for n in imports_of(modules()[name]) if n.startswith("tasks")} - shared
 
 
 def test_there_are_no_circles() -> None:

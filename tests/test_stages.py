@@ -21,7 +21,8 @@ from minibert.files import bundled_data
 from minibert.finetuning import finetune
 from minibert.pretraining import default_learning_rate, default_steps, pretrain
 from minibert.runs import RunResult
-from minibert.tasks.classification import read_imdb, tfidf_baseline
+from minibert.tasks.classification import tfidf_baseline
+from minibert.tasks.labelled import read_imdb
 
 ROOT = Path(__file__).parent.parent
 LOOP: dict[str, Any] = {
@@ -109,6 +110,26 @@ def test_redrawn_layers_are_the_top_ones_and_the_pooler(
 def test_more_layers_than_there_are_cannot_be_redrawn(world: Path, pretrained: RunResult) -> None:
     with pytest.raises(InputError, match="2 layers"):
         finetune_in(world, "none", model=str(pretrained.folder), reinit_layers=3)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_frozen_layers_stay_to_the_bit_and_the_others_learn(
+    world: Path, pretrained: RunResult, count: int
+) -> None:
+    run = finetune_in(world, f"frozen-{count}", model=str(pretrained.folder), freeze_layers=count)
+    before, after = weights(pretrained.folder), weights(run.folder)
+    kept = {k for k in before.keys() & after.keys() if torch.equal(before[k], after[k])}
+    lowest = ("bert.embeddings.", *(f"bert.encoder.layer.{i}." for i in range(count)))
+    assert kept == {k for k in before.keys() & after.keys() if k.startswith(lowest)}
+
+
+def test_patience_ends_a_run_that_no_longer_gains(world: Path, pretrained: RunResult) -> None:
+    still = {"learning_rate": 1e-12, "eval_every": 1, "max_steps": 9}
+    run = finetune_in(world, "patient", model=str(pretrained.folder), patience=2, **still)
+    assert (run.figures["best_step"], run.figures["steps"]) == (1, 3)
+    chosen = finetune_in(world, "f1", model=str(pretrained.folder), select="f1", **still)
+    assert chosen.figures["steps"] == 9
+    assert "dev_f1" in chosen.figures
 
 
 def test_a_classifier_of_other_classes_gives_its_backbone(

@@ -1,257 +1,229 @@
-"""Single-text classification: readers, encoding, batches, head, figures and a baseline.
+"""Classification of texts: encoding, loss, votes of windows, figures and a baseline.
 
-In: labelled texts, as the public data set lays them out. Out: padded batches of similar length for
-`BertForSequenceClassification`, and accuracy, F1 and confusion matrix of its predictions.
+In: labelled texts (`labelled.py`). Out: features for `BertForSequenceClassification`, and
+accuracy, F1 and confusion matrix of its predictions.
 
 Shapes: B batch, T tokens, C classes.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import hashlib
-import lzma
-import re
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
+from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError
-from minibert.files import bundled_data
 from minibert.heads import BertForSequenceClassification
 from minibert.losses import classification_loss
 from minibert.metrics import classification_figures, confusion_matrix
 from minibert.runtime import Runtime
+from minibert.settings import FinetuneSettings
+from minibert.tasks.base import Predictor, Source, Splits, Task
+from minibert.tasks.batches import Feature
+from minibert.tasks.labelled import (
+    IMDB_CLASSES,
+    LabelledText,
+    clean_text,
+    read_imdb,
+    same_text,
+)
 from minibert.tokenizer import WordPiece
-from minibert.train import Batch, StepData, Term
-from minibert.world import ALONE, World
+from minibert.train import Batch, Term
 
-_MARKUP = re.compile(r"<[a-zA-Z/][^<>]{0,40}>")  # <br />, <i>, </b>
-_SPLIT_SEED = 2019  # the dev split does not depend on the seed: seeds compare on the same examples
-_POOL_BATCHES = 50  # batches whose examples are sorted by length together
+_LISTED_ERRORS = 50
 
 
-class LabelledText(NamedTuple):
-    """One example; `label` is a class index. `id` says where it comes from."""
+class PublicSet(NamedTuple):
+    """A named set: its classes, where it is looked for, its sample, its reader."""
 
-    id: str
-    text: str
-    label: int
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The examples of a task, with what the reader noticed."""
-
-    train: list[LabelledText]
-    test: list[LabelledText]
-    source: str
-    notes: tuple[str, ...] = ()
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of every example."""
-        digest = hashlib.sha256()
-        for example in (*self.train, *self.test):
-            digest.update(f"{example.id}\t{example.label}\t{example.text}\n".encode())
-        return digest.hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class ClassificationTask:
-    """A named task: its classes, where its data lies, and how it is read."""
-
-    name: str
     labels: tuple[str, ...]
-    places: tuple[str, ...]  # looked in when no --data is given, below the working folder
-    sample: str  # name of the bundled sample
-    read: Callable[[Path], Splits]
+    places: tuple[str, ...]
+    sample: str
+    read: Callable[[Path], Splits[LabelledText]]
 
-    def find_data(self, data: str | None) -> tuple[Path, str]:
-        """The data to use and a line that says which: what was named, downloaded, or bundled.
+
+PUBLIC = {"imdb": PublicSet(IMDB_CLASSES, ("data/downloads/aclImdb",), "imdb", read_imdb)}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One text's answer: the likeliest label, its probability, and all of them."""
+
+    text: str
+    prediction: str
+    score: float
+    probabilities: dict[str, float]
+
+
+class ClassificationTask(Task[LabelledText, np.ndarray]):
+    """One class for each text; a prediction is the (C,) float32 probabilities of the classes."""
+
+    names = tuple(PUBLIC)
+    model_class = BertForSequenceClassification
+    selectable = ("accuracy", "f1", "matthews")
+    labels: tuple[str, ...] = ()
+
+    def __init__(self, settings: FinetuneSettings) -> None:
+        super().__init__(settings)
+        self.public = PUBLIC[self.name]
+        self.labels, self.places = self.public.labels, self.public.places
+        self.sample = self.public.sample
+
+    # --- data and classes ------------------------------------------------------------------------
+
+    def read(self, source: Source) -> Splits[LabelledText]:
+        return self.public.read(source.path)
+
+    def same(self, example: LabelledText) -> str:
+        return same_text(example.text)
+
+    def stratum(self, example: LabelledText) -> Hashable:
+        return example.label
+
+    def restore(self, folder: Path, config: BertConfig, tokenizer: WordPiece) -> None:
+        super().restore(folder, config, tokenizer)
+        named = config.id2label or {}
+        self.labels = tuple(named.get(i, f"LABEL_{i}") for i in range(config.num_labels))
+
+    def config_fields(self) -> dict[str, Any]:
+        return {
+            "id2label": dict(enumerate(self.labels)),
+            "problem_type": "single_label_classification",
+        }
+
+    # --- features and loss -----------------------------------------------------------------------
+
+    def encode(self, examples: Sequence[LabelledText]) -> list[list[Feature]]:
+        settings = self.settings
+        rows = encode(
+            [clean_text(e.text) for e in examples],
+            self.tokenizer,
+            settings.max_seq_length,
+            settings.truncation,
+        )
+        index: dict[Any, int] = {label: number for number, label in enumerate(self.labels)}
+        return [
+            [Feature({"input_ids": ids}, {} if e.label is None else {"labels": index[e.label]})]
+            for e, ids in zip(examples, rows, strict=True)
+        ]
+
+    def terms(self, forward: Callable[..., Any], batch: Batch) -> dict[str, Term]:
+        return classification_terms(forward, batch)
+
+    # --- predictions and figures -----------------------------------------------------------------
+
+    def outputs(self, model: Any, batch: dict[str, Tensor]) -> list[np.ndarray]:
+        logits = model(**inputs_of(batch), first_only=True).logits
+        return list(logits.float().softmax(-1).cpu().numpy())
+
+    def decode(
+        self,
+        examples: Sequence[LabelledText],
+        features: list[list[Feature]],
+        outputs: list[list[np.ndarray]],
+    ) -> list[np.ndarray]:
+        return [windows[0] for windows in outputs]
+
+    def _indices(self, examples: Sequence[LabelledText]) -> np.ndarray:
+        """(examples,) class numbers.
 
         Raises:
-            InputError: a named path that does not exist, or no sample in this installation.
+            InputError: a label that is none of the classes.
         """
-        if data is not None:
-            if not Path(data).exists():
-                raise InputError(f"--data {data} does not exist; expected the {self.name} data")
-            return Path(data), f"{self.name}, the data in {data}"
-        for place in map(Path, self.places):
-            if place.exists():
-                return place, f"{self.name}, the full set in {place}"
-        sample = bundled_data() / self.sample
-        if not sample.is_dir():
-            raise InputError(f"no data for {self.name}; name it with --data")
-        return sample, (
-            f"{self.name}, the bundled sample (small, for trying out); "
-            f"`minibert download {self.name}` fetches the full set"
-        )
-
-
-# --- the public IMDb set --------------------------------------------------------------------------
-
-_IMDB_CLASSES = ("neg", "pos")
-
-
-def read_imdb(path: Path) -> Splits:
-    """Reads the Large Movie Review Dataset (Maas et al. 2011), as folder or as tar archive.
-
-    Files are `train|test/pos|neg/<id>_<stars>.txt`; other files are ignored. Markup such as
-    `<br />` becomes a space.
-
-    Raises:
-        InputError: a split or a class is missing, or a file is not UTF-8.
-    """
-    found: dict[tuple[str, str], list[LabelledText]] = {}
-    marked = 0
-    for name, content in sorted(_imdb_files(path)):
-        split, label, file = name.split("/")
-        try:
-            text = content.decode()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: {name}, byte {error.start} is not UTF-8") from None
-        clean = clean_text(text)
-        marked += bool(_MARKUP.search(text))
-        example = LabelledText(
-            f"{split}/{label}/{file.removesuffix('.txt')}", clean, _IMDB_CLASSES.index(label)
-        )
-        found.setdefault((split, label), []).append(example)
-    for split in ("train", "test"):
-        for label in _IMDB_CLASSES:
-            if (split, label) not in found:
-                raise InputError(
-                    f"{path} has no reviews under {split}/{label}; expected aclImdb with "
-                    f"train and test, each with pos and neg"
-                )
-    train = [e for label in _IMDB_CLASSES for e in found["train", label]]
-    test = [e for label in _IMDB_CLASSES for e in found["test", label]]
-    seen = {_same(e.text) for e in train}
-    shared = sum(_same(e.text) in seen for e in test)
-    notes = [f"{len(train):,} reviews to train on, {len(test):,} to test on"]
-    if marked:
-        notes.append(f"{marked:,} with markup, which was dropped")
-    if len(seen) < len(train):
-        notes.append(f"{len(train) - len(seen):,} repeated within train")
-    if shared:
-        notes.append(f"{shared:,} test texts occur in train, too")
-    empty = sum(not e.text for e in (*train, *test))
-    if empty:
-        notes.append(f"{empty:,} empty")
-    return Splits(train, test, str(path), tuple(notes))
-
-
-def clean_text(text: str) -> str:
-    """A text without markup and NUL characters, white space made single spaces."""
-    return " ".join(_MARKUP.sub(" ", text).replace("\0", "").split())
-
-
-def _imdb_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(split/class/file, content) of the labelled reviews below a folder or in a tar archive."""
-    pattern = re.compile(r"(?:^|/)((?:train|test)/(?:pos|neg)/[^/]+\.txt)$")
-    if path.is_dir():
-        root = path / "aclImdb" if (path / "aclImdb").is_dir() else path
-        for file in root.glob("*/*/*.txt"):
-            name = file.relative_to(root).as_posix()
-            if pattern.search(name):
-                yield name, file.read_bytes()
-        return
-    try:
-        with _open_archive(path) as plain:
-            with tarfile.open(fileobj=plain, mode="r|") as archive:
-                for member in archive:
-                    match = pattern.search(member.name)
-                    if match and member.isfile():
-                        handle = archive.extractfile(member)
-                        assert handle is not None  # a plain file
-                        yield match.group(1), handle.read()
-            while plain.read(1 << 20):  # to the end, where the checksum is compared
-                pass
-    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise InputError(f"{path} is neither a folder nor a whole tar archive: {error}") from None
-
-
-def _open_archive(path: Path) -> IO[bytes]:
-    """The tar stream of an archive, unpacked by what its first bytes say."""
-    with path.open("rb") as handle:
-        head = handle.read(6)
-    openers: dict[bytes, Callable[..., Any]] = {
-        b"\x1f\x8b": gzip.open,
-        b"\xfd7zXZ": lzma.open,
-        b"BZh": bz2.open,
-    }
-    opener = next((o for magic, o in openers.items() if head.startswith(magic)), open)
-    stream: IO[bytes] = opener(path, "rb")
-    return stream
-
-
-IMDB = ClassificationTask("imdb", _IMDB_CLASSES, ("data/downloads/aclImdb",), "imdb", read_imdb)
-
-
-# --- splits ---------------------------------------------------------------------------------------
-
-
-def _same(text: str) -> str:
-    """What two copies of a text share."""
-    return " ".join(text.lower().split())
-
-
-def cut_dev(
-    examples: list[LabelledText], fraction: float
-) -> tuple[list[LabelledText], list[LabelledText]]:
-    """Cuts a dev split off, class by class; copies of a text stay on one side.
-
-    Args:
-        fraction: share of each class that goes to dev, at least one example.
-
-    Raises:
-        InputError: a class with fewer than two different texts.
-    """
-    rng = np.random.default_rng(_SPLIT_SEED)
-    groups: dict[str, list[LabelledText]] = {}
-    for example in examples:
-        groups.setdefault(_same(example.text), []).append(example)
-    dev_ids: set[str] = set()
-    for label in sorted({e.label for e in examples}):
-        texts = sorted(text for text, group in groups.items() if group[0].label == label)
-        if len(texts) < 2:
+        index: dict[Any, int] = {label: number for number, label in enumerate(self.labels)}
+        unknown = sorted({str(e.label) for e in examples} - index.keys())
+        if unknown:
             raise InputError(
-                f"class {label} has {len(texts)} different text(s); a dev split needs 2"
+                f"the model has the classes {', '.join(self.labels)}, the data {', '.join(unknown)}"
             )
-        wanted = max(1, round(fraction * sum(len(groups[t]) for t in texts)))
-        taken = 0
-        for i in rng.permutation(len(texts))[:-1]:  # one text of each class stays in train
-            if taken >= wanted:
-                break
-            dev_ids |= {e.id for e in groups[texts[i]]}
-            taken += len(groups[texts[i]])
-    train = [e for e in examples if e.id not in dev_ids]
-    return train, [e for e in examples if e.id in dev_ids]
+        return np.array([index[e.label] for e in examples], np.int64)
+
+    def _matrix(
+        self, examples: Sequence[LabelledText], predictions: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        chosen = np.stack(predictions).argmax(-1)
+        return confusion_matrix(self._indices(examples), chosen, len(self.labels))
+
+    def score(
+        self, examples: Sequence[LabelledText], predictions: Sequence[np.ndarray]
+    ) -> dict[str, float]:
+        return score(np.stack(predictions), self._indices(examples))
+
+    def details(
+        self, examples: Sequence[LabelledText], predictions: Sequence[np.ndarray]
+    ) -> dict[str, Any]:
+        return {"confusion_matrix": self._matrix(examples, predictions).tolist()}
+
+    def table(self, results: dict[str, Any]) -> str:
+        return confusion_text(self.labels, results["confusion_matrix"])
+
+    def baseline(
+        self, train: Sequence[LabelledText], test: Sequence[LabelledText]
+    ) -> dict[str, float]:
+        figures = tfidf_baseline(train, test)
+        return {"tfidf_accuracy": figures["accuracy"], "tfidf_f1": figures["f1"]}
+
+    def row(self, example: LabelledText, prediction: np.ndarray) -> dict[str, Any]:
+        """`score` is the chosen class's share."""
+        return {
+            "id": example.id,
+            "text": example.text,
+            "label": example.label,
+            "prediction": self.labels[int(prediction.argmax())],
+            "score": round(float(prediction.max()), 6),
+        }
+
+    def errors(
+        self, examples: Sequence[LabelledText], predictions: Sequence[np.ndarray]
+    ) -> list[str]:
+        """The wrong answers that the model was surest of."""
+        rows = [self.row(e, p) for e, p in zip(examples, predictions, strict=True)]
+        wrong = [row for row in rows if row["label"] != row["prediction"]]
+        wrong.sort(key=lambda row: -row["score"])
+        return [
+            f"{row['id']}: {row['label']}, taken for {row['prediction']} ({row['score']:.0%})\n"
+            f"{row['text']}"
+            for row in wrong[:_LISTED_ERRORS]
+        ]
+
+    # --- use -------------------------------------------------------------------------------------
+
+    def example_of(self, given: Any, number: int) -> LabelledText:
+        if not isinstance(given, str):
+            raise InputError(f"text {number} is {type(given).__name__}; expected a string")
+        return LabelledText(str(number), given, None)
+
+    def answer(self, example: LabelledText, prediction: np.ndarray) -> Prediction:
+        shares = {n: float(share) for n, share in zip(self.labels, prediction, strict=True)}
+        best = self.labels[int(prediction.argmax())]
+        return Prediction(example.text, best, shares[best], shares)
+
+    def predictor(self, model: nn.Module, runtime: Runtime) -> ClassificationPredictor:
+        return ClassificationPredictor(model, self, runtime)
 
 
-def limit_examples(examples: list[LabelledText], count: int) -> list[LabelledText]:
-    """Draws `count` examples, as many of each class as there are classes to share them."""
-    rng = np.random.default_rng(_SPLIT_SEED)
-    labels = sorted({e.label for e in examples})
-    chosen: list[LabelledText] = []
-    for label in labels:
-        own = [e for e in examples if e.label == label]
-        share = count // len(labels) + (labels.index(label) < count % len(labels))
-        order = rng.permutation(len(own))[:share]
-        chosen += [own[i] for i in sorted(order)]
-    return chosen
+class ClassificationPredictor(Predictor):
+    """A fine-tuned classifier; see `Predictor`."""
+
+    task: ClassificationTask
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names in the order of their indices."""
+        return list(self.task.labels)
+
+    def probabilities(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+        """Class probabilities of each text, (texts, C), in their order; cleaned as in training."""
+        examples = self.examples(texts)
+        return np.stack(self.task.predict(self.model, examples, batch_size, self.runtime))
 
 
-# --- encoding and batches -------------------------------------------------------------------------
+# --- encoding -------------------------------------------------------------------------------------
 
 
 def encode(
@@ -274,134 +246,21 @@ def encode(
     return encoded
 
 
-def pad(encoded: list[np.ndarray], pad_id: int) -> dict[str, Tensor]:
-    """input_ids and attention_mask, (B, T) int64, padded to the longest of the batch."""
-    length = max(len(ids) for ids in encoded)
-    input_ids = np.full((len(encoded), length), pad_id, np.int64)
-    mask = np.zeros((len(encoded), length), np.int64)
-    for row, ids in enumerate(encoded):
-        input_ids[row, : len(ids)] = ids
-        mask[row, : len(ids)] = 1
-    return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
+# --- loss and figures -----------------------------------------------------------------------------
+
+_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
-class ClassificationData:
-    """Optimiser steps over labelled texts; batches hold texts of similar length.
-
-    Of several processes each takes its share of every batch.
-
-    The order of an epoch is a pure function of the seed and the epoch.
-    """
-
-    def __init__(
-        self,
-        encoded: list[np.ndarray],
-        labels: np.ndarray,
-        pad_id: int,
-        batch_size: int,
-        micro_batch_size: int,
-        seed: int,
-        world: World = ALONE,
-    ) -> None:
-        self.encoded, self.labels, self.pad_id = encoded, labels, pad_id
-        self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
-        self.world = world
-        self.epoch = self.batch = 0
-        self._order: list[np.ndarray] | None = None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-len(self.encoded) // self.batch_size)
-
-    @property
-    def epochs_done(self) -> float:
-        return self.epoch + self.batch / self.steps_per_epoch
-
-    def state(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "batch": self.batch}
-
-    def seek(self, state: dict[str, int]) -> None:
-        self.epoch, self.batch, self._order = state["epoch"], state["batch"], None
-
-    def order(self) -> list[np.ndarray]:
-        """The epoch's batches as arrays of example numbers.
-
-        Examples are shuffled, sorted by length within pools of 50 batches, cut into batches, and
-        the batches are shuffled again.
-        """
-        rng = np.random.default_rng([self.seed, self.epoch])
-        shuffled = rng.permutation(len(self.encoded))
-        lengths = np.array([len(ids) for ids in self.encoded])
-        pool = _POOL_BATCHES * self.batch_size
-        pools = [shuffled[i : i + pool] for i in range(0, len(shuffled), pool)]
-        flat = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pools])
-        batches = [flat[i : i + self.batch_size] for i in range(0, len(flat), self.batch_size)]
-        return [batches[i] for i in rng.permutation(len(batches))]
-
-    def largest(self, size: int) -> dict[str, Tensor]:
-        """A batch of `size` texts as long as the longest, for trying what fits into memory."""
-        batch = pad([max(self.encoded, key=len)] * size, self.pad_id)
-        return batch | {"labels": torch.zeros(size, dtype=torch.int64)}
-
-    def take(self) -> StepData:
-        """The next batch, in micro-batches."""
-        if self._order is None:
-            self._order = self.order()
-        chosen = self._order[self.batch]
-        own = chosen[self.world.rank :: self.world.size]
-        is_filler = not len(own)  # more processes than texts
-        own = chosen[:1] if is_filler else own
-        micro = []
-        for start in range(0, len(own), self.micro_batch_size):
-            part = own[start : start + self.micro_batch_size]
-            batch = pad([self.encoded[i] for i in part], self.pad_id)
-            micro.append(batch | {"labels": torch.from_numpy(self.labels[part])})
-        self.batch += 1
-        if self.batch == self.steps_per_epoch:
-            self.epoch, self.batch, self._order = self.epoch + 1, 0, None
-        num_slots = sum(batch["input_ids"].numel() for batch in micro)
-        lengths = [len(self.encoded[i]) for i in chosen]
-        return StepData(micro, {"task": len(chosen)}, lengths, num_slots, is_filler)
-
-
-# --- loss, prediction, figures --------------------------------------------------------------------
+def inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """The part of a batch that the backbone takes."""
+    return {name: batch[name] for name in _INPUTS if name in batch}
 
 
 def classification_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term]:
     """The one loss term of the task on a batch with input_ids, attention_mask and labels."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    out = model(**inputs, first_only=True)  # the classifier reads no other token
+    out = model(**inputs_of(batch), first_only=True)  # the classifier reads no other token
     hits = (out.logits.argmax(-1) == batch["labels"]).sum()
     return {"task": Term(*classification_loss(out.logits, batch["labels"]), hits)}
-
-
-@torch.no_grad()
-def predict_probabilities(
-    model: BertForSequenceClassification,
-    encoded: Sequence[np.ndarray],
-    pad_id: int,
-    batch_size: int,
-    runtime: Runtime,
-) -> np.ndarray:
-    """Class probabilities (examples, C) in the order given; long texts are batched with long ones.
-
-    The model should be in eval mode. Every process scores its share and returns the whole.
-    """
-    order = np.argsort([len(ids) for ids in encoded], kind="stable")
-    found = np.zeros((len(encoded), model.config.num_labels), np.float32)
-    rounds = runtime.world.rounds(range(0, len(order), batch_size))
-    quiet = None if runtime.world.is_main else True
-    # Shown where it takes long; a short evaluation leaves the training's own bar alone.
-    bar = tqdm(rounds, desc="scoring", unit="batch", disable=quiet, leave=False, delay=5)
-    for start, counts in bar:
-        chosen = order[start : start + batch_size]
-        batch = pad([encoded[i] for i in chosen], pad_id)
-        with runtime.autocast():
-            out = model(**runtime.place(batch), first_only=True)
-        if counts:
-            found[chosen] = out.logits.float().softmax(-1).cpu().numpy()
-    whole: np.ndarray = runtime.world.sum(torch.from_numpy(found)).numpy()
-    return whole
 
 
 def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -412,7 +271,18 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return classification_figures(matrix) | {"loss": float(-np.log(np.maximum(own, 1e-30)).mean())}
 
 
-def tfidf_baseline(train: list[LabelledText], test: list[LabelledText]) -> dict[str, float]:
+def confusion_text(labels: Sequence[str], matrix: list[list[int]]) -> str:
+    """The confusion matrix as a small table: rows true, columns predicted."""
+    width = max(9, *(len(label) + 2 for label in labels))
+    head = f"{'true':<{width}}" + "".join(f"{label:>{width}}" for label in labels)
+    rows = [
+        f"{label:<{width}}" + "".join(f"{count:>{width},}" for count in row)
+        for label, row in zip(labels, matrix, strict=True)
+    ]
+    return "\n".join([f"confusion (columns: predicted)\n{head}", *rows])
+
+
+def tfidf_baseline(train: Sequence[LabelledText], test: Sequence[LabelledText]) -> dict[str, float]:
     """Accuracy and macro F1 of TF-IDF + logistic regression, the line a model has to pass.
 
     Words and word pairs, sublinear counts, scikit-learn's default strength.
@@ -430,10 +300,12 @@ def tfidf_baseline(train: list[LabelledText], test: list[LabelledText]) -> dict[
     vectorizer = TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(train) >= 100 else 1
     )
+    names = sorted({str(e.label) for e in (*train, *test)})
+    index = {name: number for number, name in enumerate(names)}
     model = LogisticRegression(max_iter=1000)
-    model.fit(vectorizer.fit_transform([e.text for e in train]), [e.label for e in train])
+    known = [index[str(e.label)] for e in train]
+    model.fit(vectorizer.fit_transform([e.text for e in train]), known)
     predictions = model.predict(vectorizer.transform([e.text for e in test]))
-    labels = np.array([e.label for e in test])
-    num_labels = max(int(labels.max()), int(predictions.max())) + 1
-    figures = classification_figures(confusion_matrix(labels, predictions, num_labels))
+    labels = np.array([index[str(e.label)] for e in test])
+    figures = classification_figures(confusion_matrix(labels, predictions, len(names)))
     return {"accuracy": figures["accuracy"], "f1": figures["f1"]}
