@@ -34,7 +34,7 @@ from minibert.heads import BertForSequenceClassification
 from minibert.runtime import start_runtime
 from minibert.settings import FinetuneSettings
 from minibert.tasks.classification import ClassificationTask
-from minibert.tasks.labelled import read_imdb
+from minibert.tasks.labelled_sets import read_imdb
 from minibert.tasks.splits import limit_examples
 from minibert.tokenizer import WordPiece, train_wordpiece
 

@@ -245,7 +245,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         )
         made_here.add_argument("--batch-size", type=int, default=32, help="texts per forward")
     download = command("download", "fetch a public data set, resumably")
-    download.add_argument("name", metavar="NAME", help="imdb, wikitext, wikitext-2 or wikitext-103")
+    download.add_argument("name", metavar="NAME", help="imdb, sst2, rte, qnli or wikitext")
     download.add_argument("--directory", default="data/downloads", help="where it is unpacked")
     return parser, made
 

@@ -143,9 +143,6 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
     started = time.perf_counter()
     settings = settings or FinetuneSettings.from_dict(values, "finetune")
     task = find_task(settings.task)(settings)
-    if settings.select is not None and settings.select not in task.selectable:
-        near = did_you_mean(settings.select, task.selectable)
-        raise InputError(f"--select {settings.select!r} is no figure of {task.name}{near}")
     source = task.find_data()
     log_line("data", source.said)
     with join_world() as world:
@@ -255,6 +252,9 @@ class _Run:
         tokenizer = WordPiece.from_pretrained(folder)
         check_vocabulary(tokenizer, BertConfig.from_pretrained(folder))
         self.task.learn(train, tokenizer)
+        if settings.select is not None and settings.select not in self.task.selectable:
+            near = did_you_mean(settings.select, self.task.selectable)
+            raise InputError(f"--select {settings.select!r} is no figure of {self.task.name}{near}")
         model = _build_model(settings, self.task, folder)
         placed(model, settings, self.runtime)
         return _Start(folder, digest, tokenizer, model)

@@ -278,6 +278,16 @@ class FinetuneSettings(RunSettings):
     data: str | None = setting(None, "folder or file in the task's public format")
     dev_data: str | None = setting(None, "file of the dev split; default: cut from train")
     test_data: str | None = setting(None, "file of the test split; default: dev is scored")
+    text_column: str | None = setting(None, "column or key of the text; default text")
+    text_pair_column: str | None = setting(None, "column of the second text, for tasks on pairs")
+    label_column: str | None = setting(None, "column or key of the label; default label")
+    label_separator: str | None = setting(
+        None, "what parts the labels of a text that may have several; JSON lists need none"
+    )
+    class_weights: str = setting(
+        "none", "of the loss: none, balanced, or name=weight,name=weight, or a JSON object"
+    )
+    label_smoothing: float = setting(0.0, "share of the target that is spread over all classes")
     model: str | None = setting(None, "model folder; default runs/pretrain if it is finished")
     random_weights: bool = setting(
         False, "keep the model's config and tokenizer, redraw all weights"
@@ -286,7 +296,11 @@ class FinetuneSettings(RunSettings):
         0, "redraw the pooler and this many top layers, which pretraining has specialised"
     )
     max_seq_length: int = setting(256, "tokens per sequence, special tokens included")
-    truncation: str = setting("head", "what is kept of a long text", choices=("head", "head+tail"))
+    truncation: str = setting(
+        "head",
+        "what is kept of a long text; windows: all of it, in overlapping parts that vote",
+        choices=("head", "tail", "head+tail", "windows"),
+    )
     learning_rate: float | None = setting(None, "peak rate of AdamW; default 2e-4")
     select: str | None = setting(
         None, "dev figure that chooses the weights; default: that of the task's field"
@@ -306,6 +320,8 @@ class FinetuneSettings(RunSettings):
             found.append("--task is missing; as in --task imdb")
         if self.reinit_layers < 0:
             found.append(f"--reinit-layers is {self.reinit_layers}, must be 0 or more")
+        if not 0 <= self.label_smoothing < 1:
+            found.append(f"--label-smoothing is {self.label_smoothing}, must be in [0, 1)")
         if self.freeze_layers is not None and self.freeze_layers < 0:
             found.append(f"--freeze-layers is {self.freeze_layers}, must be 0 or more")
         if self.freeze_layers is not None and self.random_weights:

@@ -34,8 +34,8 @@ LAYERS = [
     },
     {
         *("runs", "fitting", "compiling", "pretraining", "finetuning"),
-        *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.labelled"),
-        "tasks.classification",
+        *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.tables", "tasks.texts"),
+        *("tasks.labelled", "tasks.labelled_sets", "tasks.classification"),
     },
     {"predict", "evaluation"},
     {"cli", "__main__"},
@@ -119,7 +119,7 @@ def test_the_loop_knows_no_model_and_no_task() -> None:
 
 
 def test_stages_know_the_protocol_and_the_table_but_no_family() -> None:
-    shared = {"tasks", "tasks.base", "tasks.batches", "tasks.splits"}
+    shared = {"tasks", *(f"tasks.{m}" for m in "base batches splits tables texts".split())}
     for name in ("finetuning", "predict", "evaluation", "cli"):
         families = {n for n in imports_of(modules()[name]) if n.startswith("tasks")} - shared
         assert not families, f"{name} knows {families}"

@@ -22,7 +22,7 @@ from minibert.runtime import Runtime
 from minibert.settings import FinetuneSettings
 from minibert.tasks.batches import Feature, infer
 from minibert.tasks.classification import ClassificationTask
-from minibert.tasks.labelled import read_imdb
+from minibert.tasks.labelled_sets import read_imdb
 from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
 
 # --- the layer ------------------------------------------------------------------------------------

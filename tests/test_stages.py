@@ -22,7 +22,7 @@ from minibert.finetuning import finetune
 from minibert.pretraining import default_learning_rate, default_steps, pretrain
 from minibert.runs import RunResult
 from minibert.tasks.classification import tfidf_baseline
-from minibert.tasks.labelled import read_imdb
+from minibert.tasks.labelled_sets import read_imdb
 
 ROOT = Path(__file__).parent.parent
 LOOP: dict[str, Any] = {

@@ -27,12 +27,13 @@ from minibert.tasks.batches import Feature, TaskData, infer, pad
 from minibert.tasks.classification import (
     ClassificationTask,
     confusion_text,
-    encode,
     score,
     tfidf_baseline,
 )
-from minibert.tasks.labelled import IMDB_CLASSES, LabelledText, read_imdb
+from minibert.tasks.labelled import LabelledText
+from minibert.tasks.labelled_sets import IMDB_CLASSES, read_imdb
 from minibert.tasks.splits import cut_dev, limit_examples
+from minibert.tasks.texts import encode
 from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
 
 IMDB = ClassificationTask(FinetuneSettings(task="imdb"))
@@ -236,22 +237,25 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
 
 def test_head_keeps_the_beginning(tokenizer: WordPiece) -> None:
     text = " ".join("abcdefghijklmnopqrst")  # ids 5 to 24
-    (ids,) = encode([text], tokenizer, 10, "head")
+    ((row,),) = encode([(text, None)], tokenizer, 10, "head")
+    ids = row["input_ids"]
     assert ids.tolist() == [2, *range(5, 13), 3]
 
 
 def test_head_and_tail_keep_a_quarter_and_the_end(tokenizer: WordPiece) -> None:
     text = " ".join("abcdefghijklmnopqrst")
-    (ids,) = encode([text], tokenizer, 10, "head+tail")
+    ((row,),) = encode([(text, None)], tokenizer, 10, "head+tail")
+    ids = row["input_ids"]
     assert ids.tolist() == [2, 5, 6, *range(19, 25), 3]
 
 
-@pytest.mark.parametrize("truncation", ["head", "head+tail"])
+@pytest.mark.parametrize("truncation", ["head", "tail", "head+tail", "windows"])
 def test_texts_that_fit_are_kept_whole(tokenizer: WordPiece, truncation: str) -> None:
-    texts = ["", "a", " ".join("abcdefgh")]
-    rows = encode(texts, tokenizer, 10, truncation)
+    texts = [("", None), ("a", None), (" ".join("abcdefgh"), None)]
+    rows = [row["input_ids"] for (row,) in encode(texts, tokenizer, 10, truncation)]
     assert [r.tolist() for r in rows] == [[2, 3], [2, 5, 3], [2, *range(5, 13), 3]]
-    assert all(len(r) <= 10 for r in encode([" ".join("abcdefghi")], tokenizer, 10, truncation))
+    (windows,) = encode([(" ".join("abcdefghi"), None)], tokenizer, 10, truncation)
+    assert all(len(row["input_ids"]) <= 10 for row in windows)
 
 
 def test_padding_is_masked() -> None:

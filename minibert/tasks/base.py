@@ -83,7 +83,8 @@ class Task(ABC, Generic[E, P]):
             `save_pretrained` of `convert.PretrainedMixin`.
         head: how the names of the head's weights begin; only these may be drawn anew.
         metric: the figure that chooses weights on dev where `--select` names none.
-        selectable: the figures that `--select` may name; higher is better.
+        selectable: the figures that `--select` may name, once the task has learnt; higher is
+            better.
         learning_rate, epochs: where the settings name none.
         places: where the public set is looked for when there is no `--data`.
         sample: the bundled sample, a name below `data/`.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from minibert.losses import IGNORE_INDEX
 from minibert.runtime import Runtime
-from minibert.train import StepData
+from minibert.train import Batch, StepData
 from minibert.world import ALONE, World
 
 T = TypeVar("T")
@@ -78,6 +78,14 @@ def _padded(rows: Sequence[np.ndarray], filler: int) -> Tensor:
     for number, row in enumerate(rows):
         filled[number, : len(row)] = row
     return torch.from_numpy(filled)
+
+
+_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
+
+
+def inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """The part of a batch that the backbone takes."""
+    return {name: batch[name] for name in _INPUTS if name in batch}
 
 
 class TaskData:

@@ -1,99 +1,155 @@
-"""Classification of texts: encoding, loss, votes of windows, figures and a baseline.
+"""Classification of texts and pairs: encoding, loss, votes of windows, figures and a baseline.
 
-In: labelled texts (`labelled.py`). Out: features for `BertForSequenceClassification`, and
-accuracy, F1 and confusion matrix of its predictions.
+In: labelled texts (`labelled.py`, `labelled_sets.py`), encoded by `texts.py`. Out: features for
+`BertForSequenceClassification`, and the figures of its predictions.
 
 Shapes: B batch, T tokens, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from minibert.config import BertConfig
-from minibert.errors import InputError, MissingExtraError
+from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.heads import BertForSequenceClassification
-from minibert.losses import classification_loss
-from minibert.metrics import classification_figures, confusion_matrix
+from minibert.losses import classification_loss, multi_label_loss
+from minibert.metrics import (
+    class_figures,
+    classification_figures,
+    confusion_matrix,
+    matrix_counts,
+    multi_label_counts,
+    multi_label_figures,
+)
 from minibert.runtime import Runtime
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Predictor, Source, Splits, Task
-from minibert.tasks.batches import Feature
+from minibert.tasks.batches import Feature, inputs_of
 from minibert.tasks.labelled import (
-    IMDB_CLASSES,
     LabelledText,
+    classes_of,
     clean_text,
-    read_imdb,
+    names_of,
+    read_own,
     same_text,
 )
+from minibert.tasks.labelled_sets import PUBLIC
+from minibert.tasks.texts import encode
 from minibert.tokenizer import WordPiece
 from minibert.train import Batch, Term
 
 _LISTED_ERRORS = 50
-
-
-class PublicSet(NamedTuple):
-    """A named set: its classes, where it is looked for, its sample, its reader."""
-
-    labels: tuple[str, ...]
-    places: tuple[str, ...]
-    sample: str
-    read: Callable[[Path], Splits[LabelledText]]
-
-
-PUBLIC = {"imdb": PublicSet(IMDB_CLASSES, ("data/downloads/aclImdb",), "imdb", read_imdb)}
+_WIDEST_MATRIX = 6  # classes of a confusion matrix that is printed
+_MULTI = "multi_label_classification"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One text's answer: the likeliest label, its probability, and all of them."""
+    """One text's answer: the likeliest label, its probability, and all of them.
+
+    Of a text that may have several labels, prediction holds those more likely than not.
+    """
 
     text: str
-    prediction: str
+    prediction: str | list[str]
     score: float
     probabilities: dict[str, float]
 
 
-class ClassificationTask(Task[LabelledText, np.ndarray]):
-    """One class for each text; a prediction is the (C,) float32 probabilities of the classes."""
+@dataclass(frozen=True)
+class PairPrediction(Prediction):
+    """The answer to a pair of texts."""
 
-    names = tuple(PUBLIC)
+    text_pair: str
+
+
+class ClassificationTask(Task[LabelledText, np.ndarray]):
+    """A class for each text, or for each pair; or any number of classes.
+
+    A prediction is the (C,) float32 probabilities of the classes, of a text that was cut into
+    windows the mean over them.
+    """
+
+    names = (*PUBLIC, "classification")
     model_class = BertForSequenceClassification
-    selectable = ("accuracy", "f1", "matthews")
-    labels: tuple[str, ...] = ()
+    selectable: tuple[str, ...] = ("accuracy", "f1", "matthews")
 
     def __init__(self, settings: FinetuneSettings) -> None:
         super().__init__(settings)
-        self.public = PUBLIC[self.name]
-        self.labels, self.places = self.public.labels, self.public.places
-        self.sample = self.public.sample
+        self.public = PUBLIC.get(self.name)
+        self.labels: tuple[str, ...] = self.public.labels if self.public else ()
+        self.multi = False
+        self.weights: Tensor | None = None
+        if self.public:
+            self.places = tuple(f"data/downloads/{place}" for place in self.public.places)
+            self.sample = self.name
+        self.pairs = self.public.pairs if self.public and not self._own else self._own_pairs
+
+    @property
+    def _own(self) -> bool:
+        """Whether the data is a table of the user's own, by the name or by named columns."""
+        s = self.settings
+        columns = (s.text_column, s.text_pair_column, s.label_column, s.label_separator)
+        return self.public is None or any(columns)
+
+    @property
+    def _own_pairs(self) -> bool:
+        return self.settings.text_pair_column is not None
 
     # --- data and classes ------------------------------------------------------------------------
 
     def read(self, source: Source) -> Splits[LabelledText]:
-        return self.public.read(source.path)
+        if self.public is not None and not self._own:
+            extra = [flag for flag, _ in self._named_paths() if flag != "--data"]
+            if extra:
+                raise InputError(
+                    f"{extra[0]} goes with a table of your own; name its columns, as in "
+                    f"--text-column text, or leave it out: {self.name} has its own splits"
+                )
+            return self.public.read(source.path)
+        if self.settings.data is None:
+            raise InputError("--text-column and the like go with --data, a table of your own")
+        return read_own(self.settings)
 
     def same(self, example: LabelledText) -> str:
-        return same_text(example.text)
+        return same_text(example)
 
     def stratum(self, example: LabelledText) -> Hashable:
-        return example.label
+        # Sets of classes are too many to draw within each.
+        return example.label if isinstance(example.label, str) else ""
+
+    def learn(self, train: list[LabelledText], tokenizer: WordPiece) -> None:
+        super().learn(train, tokenizer)
+        self.multi = any(isinstance(e.label, tuple) for e in train)
+        if self._own:
+            self.labels = classes_of(train)
+        if self.multi:
+            self.metric, self.selectable = "f1_micro", ("accuracy", "f1", "f1_micro")
+        elif self._positive is not None:
+            self.selectable += ("f1_binary",)
+        counts = Counter(name for e in train for name in names_of(e))
+        self.weights = class_weights(self.settings.class_weights, self.labels, counts)
 
     def restore(self, folder: Path, config: BertConfig, tokenizer: WordPiece) -> None:
         super().restore(folder, config, tokenizer)
         named = config.id2label or {}
         self.labels = tuple(named.get(i, f"LABEL_{i}") for i in range(config.num_labels))
+        self.multi = config.problem_type == _MULTI
 
     def config_fields(self) -> dict[str, Any]:
         return {
             "id2label": dict(enumerate(self.labels)),
-            "problem_type": "single_label_classification",
+            "problem_type": _MULTI if self.multi else "single_label_classification",
         }
 
     # --- features and loss -----------------------------------------------------------------------
@@ -101,25 +157,53 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
     def encode(self, examples: Sequence[LabelledText]) -> list[list[Feature]]:
         settings = self.settings
         rows = encode(
-            [clean_text(e.text) for e in examples],
+            [(clean_text(e.text), e.text_pair and clean_text(e.text_pair)) for e in examples],
             self.tokenizer,
             settings.max_seq_length,
             settings.truncation,
         )
-        index: dict[Any, int] = {label: number for number, label in enumerate(self.labels)}
-        return [
-            [Feature({"input_ids": ids}, {} if e.label is None else {"labels": index[e.label]})]
-            for e, ids in zip(examples, rows, strict=True)
-        ]
+        found = []
+        for example, windows in zip(examples, rows, strict=True):
+            labels = {} if example.label is None else {"labels": self._target(example)}
+            found.append([Feature(inputs, labels) for inputs in windows])
+        return found
+
+    def _target(self, example: LabelledText) -> int | np.ndarray:
+        """The class number; with several labels (C,) float32, 1 on its classes.
+
+        Raises:
+            InputError: a label that is none of the classes.
+        """
+        unknown = sorted(set(names_of(example)) - set(self.labels))
+        if unknown:
+            raise InputError(
+                f"the model has the classes {', '.join(self.labels)}, the data {', '.join(unknown)}"
+            )
+        numbers = [self.labels.index(name) for name in names_of(example)]
+        if not self.multi:
+            if len(numbers) != 1 or isinstance(example.label, tuple):
+                raise InputError(f"{example.id} has {len(numbers)} labels, the model one for each")
+            return numbers[0]
+        target = np.zeros(len(self.labels), np.float32)
+        target[numbers] = 1
+        return target
+
+    def _targets(self, examples: Sequence[LabelledText]) -> np.ndarray:
+        """(examples,) class numbers, or (examples, C) truth values."""
+        found = np.array([self._target(e) for e in examples])
+        return found > 0.5 if self.multi else found
 
     def terms(self, forward: Callable[..., Any], batch: Batch) -> dict[str, Term]:
-        return classification_terms(forward, batch)
+        return classification_terms(
+            forward, batch, self.weights, self.settings.label_smoothing, self.multi
+        )
 
     # --- predictions and figures -----------------------------------------------------------------
 
     def outputs(self, model: Any, batch: dict[str, Tensor]) -> list[np.ndarray]:
-        logits = model(**inputs_of(batch), first_only=True).logits
-        return list(logits.float().softmax(-1).cpu().numpy())
+        logits = model(**inputs_of(batch), first_only=True).logits.float()
+        shares = logits.sigmoid() if self.multi else logits.softmax(-1)
+        return list(shares.cpu().numpy())
 
     def decode(
         self,
@@ -127,55 +211,94 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         features: list[list[Feature]],
         outputs: list[list[np.ndarray]],
     ) -> list[np.ndarray]:
-        return [windows[0] for windows in outputs]
+        return [windows[0] if len(windows) == 1 else np.mean(windows, 0) for windows in outputs]
 
-    def _indices(self, examples: Sequence[LabelledText]) -> np.ndarray:
-        """(examples,) class numbers.
-
-        Raises:
-            InputError: a label that is none of the classes.
-        """
-        index: dict[Any, int] = {label: number for number, label in enumerate(self.labels)}
-        unknown = sorted({str(e.label) for e in examples} - index.keys())
-        if unknown:
-            raise InputError(
-                f"the model has the classes {', '.join(self.labels)}, the data {', '.join(unknown)}"
-            )
-        return np.array([index[e.label] for e in examples], np.int64)
-
-    def _matrix(
+    def _counts(
         self, examples: Sequence[LabelledText], predictions: Sequence[np.ndarray]
-    ) -> np.ndarray:
-        chosen = np.stack(predictions).argmax(-1)
-        return confusion_matrix(self._indices(examples), chosen, len(self.labels))
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Hits, answers and labels of each class."""
+        shares, targets = np.stack(predictions), self._targets(examples)
+        if self.multi:
+            return multi_label_counts(targets, shares > 0.5)
+        matrix = confusion_matrix(targets, shares.argmax(-1), len(self.labels))
+        return matrix_counts(matrix)
 
     def score(
         self, examples: Sequence[LabelledText], predictions: Sequence[np.ndarray]
     ) -> dict[str, float]:
-        return score(np.stack(predictions), self._indices(examples))
+        shares, targets = np.stack(predictions), self._targets(examples)
+        if self.multi:
+            loss = -np.log(np.maximum(np.where(targets, shares, 1 - shares), 1e-30))
+            return multi_label_figures(targets, shares > 0.5) | {"loss": float(loss.mean())}
+        figures = score(shares, targets)
+        if self._positive is not None:
+            by_class = class_figures(*self._counts(examples, predictions))
+            figures["f1_binary"] = float(by_class["f1"][self._positive])
+        return figures
 
     def details(
         self, examples: Sequence[LabelledText], predictions: Sequence[np.ndarray]
     ) -> dict[str, Any]:
-        return {"confusion_matrix": self._matrix(examples, predictions).tolist()}
+        by_class = class_figures(*self._counts(examples, predictions))
+        columns = {key: values.tolist() for key, values in by_class.items()}
+        found: dict[str, Any] = {}
+        if not self.multi:
+            shares, targets = np.stack(predictions), self._targets(examples)
+            matrix = confusion_matrix(targets, shares.argmax(-1), len(self.labels))
+            found["confusion_matrix"] = matrix.tolist()
+        found["per_class"] = {
+            label: {key: values[number] for key, values in columns.items()}
+            for number, label in enumerate(self.labels)
+        }
+        return found
 
     def table(self, results: dict[str, Any]) -> str:
-        return confusion_text(self.labels, results["confusion_matrix"])
+        parts = [per_class_text(results["per_class"])]
+        if not self.multi and len(self.labels) <= _WIDEST_MATRIX:
+            parts.append(confusion_text(self.labels, results["confusion_matrix"]))
+        return "\n".join(parts)
 
     def baseline(
         self, train: Sequence[LabelledText], test: Sequence[LabelledText]
     ) -> dict[str, float]:
+        if self.multi:
+            raise ValueError("the TF-IDF baseline is for one label a text")
         figures = tfidf_baseline(train, test)
-        return {"tfidf_accuracy": figures["accuracy"], "tfidf_f1": figures["f1"]}
+        majority = Counter(e.label for e in train).most_common(1)[0][0]
+        return {
+            "tfidf_accuracy": figures["accuracy"],
+            "tfidf_f1": figures["f1"],
+            "majority_accuracy": sum(e.label == majority for e in test) / len(test),
+        }
+
+    @property
+    def _positive(self) -> int | None:
+        """The number of the class whose F1 the field quotes."""
+        name = self.public.positive if self.public else None
+        return self.labels.index(name) if name in self.labels else None
+
+    def _chosen(self, prediction: np.ndarray) -> str | list[str]:
+        if self.multi:
+            return [name for name, p in zip(self.labels, prediction, strict=True) if p > 0.5]
+        return self.labels[int(prediction.argmax())]
+
+    def _surety(self, prediction: np.ndarray) -> float:
+        """The chosen class's share; of several labels that of the least sure yes or no."""
+        if self.multi:
+            return float(np.maximum(prediction, 1 - prediction).min())
+        return float(prediction.max())
 
     def row(self, example: LabelledText, prediction: np.ndarray) -> dict[str, Any]:
         """`score` is the chosen class's share."""
+        pair = {} if example.text_pair is None else {"text_pair": example.text_pair}
+        label = list(example.label) if isinstance(example.label, tuple) else example.label
         return {
             "id": example.id,
             "text": example.text,
-            "label": example.label,
-            "prediction": self.labels[int(prediction.argmax())],
-            "score": round(float(prediction.max()), 6),
+            **pair,
+            "label": label,
+            "prediction": self._chosen(prediction),
+            "score": round(self._surety(prediction), 6),
         }
 
     def errors(
@@ -186,25 +309,48 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         wrong = [row for row in rows if row["label"] != row["prediction"]]
         wrong.sort(key=lambda row: -row["score"])
         return [
-            f"{row['id']}: {row['label']}, taken for {row['prediction']} ({row['score']:.0%})\n"
-            f"{row['text']}"
+            f"{row['id']}: {_told(row['label'])}, taken for {_told(row['prediction'])} "
+            f"({row['score']:.0%})\n"
+            + "\n".join(row[key] for key in ("text", "text_pair") if key in row)
             for row in wrong[:_LISTED_ERRORS]
         ]
 
     # --- use -------------------------------------------------------------------------------------
 
+    def parse_line(self, line: str) -> Any:
+        """Of a pair: two texts with a tab between, or a JSON list or object of them."""
+        if not self.pairs:
+            return line
+        try:
+            return json.loads(line) if line.lstrip()[:1] in ("[", "{") else line.split("\t")
+        except json.JSONDecodeError:
+            return line.split("\t")
+
     def example_of(self, given: Any, number: int) -> LabelledText:
-        if not isinstance(given, str):
-            raise InputError(f"text {number} is {type(given).__name__}; expected a string")
-        return LabelledText(str(number), given, None)
+        texts = given
+        if isinstance(given, Mapping):
+            texts = [given[key] for key in ("text", "text_pair") if key in given]
+        if isinstance(texts, str):
+            texts = [texts]
+        wanted = "two texts, as a tab between them or a list of two" if self.pairs else "a string"
+        fits = isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)
+        if not fits or len(texts) != (2 if self.pairs else 1):
+            raise InputError(f"text {number} is {given!r:.60}; expected {wanted}")
+        return LabelledText(str(number), texts[0], None, texts[1] if self.pairs else None)
 
     def answer(self, example: LabelledText, prediction: np.ndarray) -> Prediction:
         shares = {n: float(share) for n, share in zip(self.labels, prediction, strict=True)}
-        best = self.labels[int(prediction.argmax())]
-        return Prediction(example.text, best, shares[best], shares)
+        own = self._chosen(prediction), self._surety(prediction), shares
+        if example.text_pair is not None:
+            return PairPrediction(example.text, *own, example.text_pair)
+        return Prediction(example.text, *own)
 
     def predictor(self, model: nn.Module, runtime: Runtime) -> ClassificationPredictor:
         return ClassificationPredictor(model, self, runtime)
+
+
+def _told(label: str | list[str]) -> str:
+    return label if isinstance(label, str) else ", ".join(label) or "none"
 
 
 class ClassificationPredictor(Predictor):
@@ -223,44 +369,70 @@ class ClassificationPredictor(Predictor):
         return np.stack(self.task.predict(self.model, examples, batch_size, self.runtime))
 
 
-# --- encoding -------------------------------------------------------------------------------------
+def class_weights(given: str, labels: Sequence[str], counts: Mapping[str, int]) -> Tensor | None:
+    """The (C,) float32 weights that `--class-weights` asks for; None for equal ones.
 
-
-def encode(
-    texts: list[str], tokenizer: WordPiece, max_seq_length: int, truncation: str
-) -> list[np.ndarray]:
-    """[CLS] text [SEP] of each text, at most `max_seq_length` ids.
+    "balanced" is examples / (classes x examples of the class), so the mean over train is 1.
 
     Args:
-        truncation: "head" keeps the beginning; "head+tail" keeps a quarter from the beginning and
-            the rest from the end (Sun et al. 2019, section 5.3.1, keep 128 of 510 in front).
+        counts: training examples of each class.
+
+    Raises:
+        InputError: not a form that is known, an unknown class, or a weight below 0.
     """
-    room = max_seq_length - 2
-    head = room if truncation == "head" else room // 4
-    encoded = []
-    for start in range(0, len(texts), 1000):
-        for ids in tokenizer.ids(texts[start : start + 1000]):
-            if len(ids) > room:
-                ids = ids[:head] + ids[len(ids) - (room - head) :]
-            encoded.append(np.array([tokenizer.cls_id, *ids, tokenizer.sep_id], np.int64))
-    return encoded
+    if given == "none":
+        return None
+    if given == "balanced":
+        total = sum(counts.values())
+        found = [total / (len(labels) * counts[n]) if counts.get(n) else 0.0 for n in labels]
+        return torch.tensor(found)
+    weights = dict.fromkeys(labels, 1.0)
+    for name, weight in _weights_given(given).items():
+        if name not in weights:
+            raise InputError(f"--class-weights: no class {name!r}{did_you_mean(name, labels)}")
+        weights[name] = weight
+    if not all(0 <= w < float("inf") for w in weights.values()):
+        raise InputError(f"--class-weights {given}: weights must be 0 or more")
+    return torch.tensor(list(weights.values()))
+
+
+def _weights_given(given: str) -> dict[str, float]:
+    try:
+        if given.lstrip().startswith("{"):
+            return {str(name): float(weight) for name, weight in json.loads(given).items()}
+        parted = (part.rpartition("=") for part in given.split(","))
+        return {name.strip(): float(weight) for name, _, weight in parted}
+    except (ValueError, TypeError):
+        raise InputError(
+            f"--class-weights {given!r}: expected none, balanced, name=weight,name=weight or a "
+            f"JSON object"
+        ) from None
 
 
 # --- loss and figures -----------------------------------------------------------------------------
 
-_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
+def classification_terms(
+    model: Callable[..., Any],
+    batch: Batch,
+    weights: Tensor | None = None,
+    smoothing: float = 0.0,
+    multi: bool = False,
+) -> dict[str, Term]:
+    """The one loss term of the task on a batch with input_ids, attention_mask and labels.
 
-def inputs_of(batch: Batch) -> dict[str, Tensor]:
-    """The part of a batch that the backbone takes."""
-    return {name: batch[name] for name in _INPUTS if name in batch}
-
-
-def classification_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term]:
-    """The one loss term of the task on a batch with input_ids, attention_mask and labels."""
-    out = model(**inputs_of(batch), first_only=True)  # the classifier reads no other token
-    hits = (out.logits.argmax(-1) == batch["labels"]).sum()
-    return {"task": Term(*classification_loss(out.logits, batch["labels"]), hits)}
+    Args:
+        weights: (C,), of the classes in the loss.
+        multi: labels are (B, C), 1.0 on the classes of each text.
+    """
+    logits = model(**inputs_of(batch), first_only=True).logits  # the classifier reads [CLS] alone
+    labels = batch["labels"]
+    weights = None if weights is None else weights.to(logits.device)
+    if multi:
+        hits = ((logits > 0) == (labels > 0.5)).sum()
+        return {"task": Term(*multi_label_loss(logits, labels, weights, smoothing), hits)}
+    hits = (logits.argmax(-1) == labels).sum()
+    return {"task": Term(*classification_loss(logits, labels, weights, smoothing), hits)}
 
 
 def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -269,6 +441,17 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     matrix = confusion_matrix(labels, probabilities.argmax(-1), num_labels)
     own = probabilities[np.arange(len(labels)), labels]
     return classification_figures(matrix) | {"loss": float(-np.log(np.maximum(own, 1e-30)).mean())}
+
+
+def per_class_text(per_class: dict[str, dict[str, float]]) -> str:
+    """Precision, recall, F1 and support of each class as a small table."""
+    width = max(9, *(len(label) + 2 for label in per_class))
+    keys = ("precision", "recall", "f1", "support")
+    lines = [f"{'class':<{width}}" + "".join(f"{key:>11}" for key in keys)]
+    for label, figures in per_class.items():
+        cells = "".join(f"{figures[key]:>11.4f}" for key in keys[:3])
+        lines.append(f"{label:<{width}}{cells}{figures['support']:>11,}")
+    return "\n".join(lines)
 
 
 def confusion_text(labels: Sequence[str], matrix: list[list[int]]) -> str:
@@ -280,6 +463,10 @@ def confusion_text(labels: Sequence[str], matrix: list[list[int]]) -> str:
         for label, row in zip(labels, matrix, strict=True)
     ]
     return "\n".join([f"confusion (columns: predicted)\n{head}", *rows])
+
+
+def _whole(example: LabelledText) -> str:
+    return f"{example.text} {example.text_pair or ''}".rstrip()
 
 
 def tfidf_baseline(train: Sequence[LabelledText], test: Sequence[LabelledText]) -> dict[str, float]:
@@ -304,8 +491,8 @@ def tfidf_baseline(train: Sequence[LabelledText], test: Sequence[LabelledText]) 
     index = {name: number for number, name in enumerate(names)}
     model = LogisticRegression(max_iter=1000)
     known = [index[str(e.label)] for e in train]
-    model.fit(vectorizer.fit_transform([e.text for e in train]), known)
-    predictions = model.predict(vectorizer.transform([e.text for e in test]))
+    model.fit(vectorizer.fit_transform([_whole(e) for e in train]), known)
+    predictions = model.predict(vectorizer.transform([_whole(e) for e in test]))
     labels = np.array([index[str(e.label)] for e in test])
     figures = classification_figures(confusion_matrix(labels, predictions, len(names)))
     return {"accuracy": figures["accuracy"], "f1": figures["f1"]}
