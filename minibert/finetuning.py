@@ -22,6 +22,7 @@ from minibert.files import bundled_data, write_atomically, write_json, write_jso
 from minibert.fitting import Trial, micro_batch_size
 from minibert.model import init_weights
 from minibert.optim import Budget, build_optimizer
+from minibert.repeats import repeat
 from minibert.run_folder import RunFolder
 from minibert.runs import (
     RunResult,
@@ -140,8 +141,16 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
         InputError: settings, model or data that cannot be used.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
-    started = time.perf_counter()
     settings = settings or FinetuneSettings.from_dict(values, "finetune")
+    if settings.seeds > 1 and not settings.dry_run:
+        find_task(settings.task)(settings).find_data()  # before a folder is made: either may fail
+        return repeat(settings, _finetune_once)
+    return _finetune_once(settings)
+
+
+def _finetune_once(settings: FinetuneSettings) -> RunResult:
+    """One run with one seed."""
+    started = time.perf_counter()
     task = find_task(settings.task)(settings)
     source = task.find_data()
     log_line("data", source.said)

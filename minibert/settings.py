@@ -308,6 +308,9 @@ class FinetuneSettings(RunSettings):
     patience: int | None = setting(
         None, "stop after this many evaluations without a better dev figure"
     )
+    seeds: int = setting(
+        1, "runs with seed, seed + 1, ... in one folder, for mean and standard deviation"
+    )
     freeze_layers: int | None = setting(
         None, "keep the embeddings and this many of the lowest layers as they are"
     )
@@ -320,6 +323,8 @@ class FinetuneSettings(RunSettings):
             found.append("--task is missing; as in --task imdb")
         if self.reinit_layers < 0:
             found.append(f"--reinit-layers is {self.reinit_layers}, must be 0 or more")
+        if self.seeds < 1:
+            found.append(f"--seeds is {self.seeds}, must be at least 1")
         if not 0 <= self.label_smoothing < 1:
             found.append(f"--label-smoothing is {self.label_smoothing}, must be in [0, 1)")
         if self.freeze_layers is not None and self.freeze_layers < 0:

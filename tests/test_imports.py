@@ -33,7 +33,7 @@ LAYERS = [
         "train",
     },
     {
-        *("runs", "fitting", "compiling", "pretraining", "finetuning"),
+        *("runs", "fitting", "compiling", "pretraining", "repeats", "finetuning"),
         *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.tables", "tasks.texts"),
         *("tasks.labelled", "tasks.labelled_sets", "tasks.classification"),
     },
