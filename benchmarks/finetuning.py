@@ -8,7 +8,7 @@ plain is the usual loop: transformers' BertForSequenceClassification in fp32 wit
 padding="max_length". HF dynamic pads to the longest of the batch. HF best has batches of similar
 length, bf16 autocast and an allocator that keeps its memory; with torch.compile, which wants few
 lengths (multiples of 64), it measured 0.76 times as fast, so it is not compiled. Ours is
-`Loop.take_step` over `ClassificationData`, the very code that `finetune.py` runs, with its
+`Loop.take_step` over `TaskData`, the very code that `finetune.py` runs, with its
 defaults. Forward, backward, clipping (ours alone) and AdamW are timed, two batches at a time, for
 with batches of similar length no two cost the same. Each variant runs for a while before it is
 timed, until memory and compiled kernels are those of a long run.
@@ -33,7 +33,9 @@ from minibert.heads import BertForSequenceClassification
 from minibert.optim import Budget, build_optimizer
 from minibert.packing import copied
 from minibert.runtime import start_runtime
-from minibert.tasks.classification import ClassificationData, classification_terms, pad
+from minibert.settings import FinetuneSettings
+from minibert.tasks.batches import Feature, TaskData, pad
+from minibert.tasks.classification import ClassificationTask, classification_terms
 from minibert.train import Loop, LoopSettings, StepData
 
 _CLS, _SEP, _FIRST = 101, 102, 999  # of the published vocabulary
@@ -90,7 +92,7 @@ def useful(work: Work, lengths: list[int]) -> dict[str, float]:
     return {"tokens": sum(lengths), "flops": training_flops(work.config, lengths)}
 
 
-class _Recorded(ClassificationData):
+class _Recorded(TaskData):
     """Remembers how long the sequences of the steps were."""
 
     lengths: list[int]
@@ -110,7 +112,10 @@ class Ours:
         runtime = start_runtime(self.work.device, "auto", deterministic)
         torch.manual_seed(0)
         model = BertForSequenceClassification(self.work.config).train().to(runtime.device)
-        self.data = _Recorded(*make_examples(self.work), 0, size, size, 0)
+        examples = zip(*make_examples(self.work), strict=True)
+        features = [Feature({"input_ids": ids}, {"labels": int(label)}) for ids, label in examples]
+        count = ClassificationTask(FinetuneSettings(task="imdb")).count
+        self.data = _Recorded(features, lambda f: pad(f, 0), count, size, size, 0)
         self.loop = Loop(
             model,
             self.data,
@@ -164,7 +169,7 @@ class HuggingFace:
                 yield [sequences[i] for i in batch], labels[batch]
 
     def _padded(self, sequences: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        batch = pad(sequences, 0)
+        batch = pad([Feature({"input_ids": ids}, {}) for ids in sequences], 0)
         if self.padding != "max_length":
             return batch
         more = (0, self.work.max_seq_length - batch["input_ids"].shape[1])

@@ -14,7 +14,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from minibert.tasks.classification import clean_text
+from minibert.tasks.labelled import clean_text
 
 _UNLABELLED = re.compile(r"(?:^|/)train/unsup/[^/]+\.txt$")
 _LABELLED = re.compile(r"(?:^|/)(?:train|test)/(?:pos|neg)/[^/]+\.txt$")

@@ -32,8 +32,10 @@ from minibert.files import bundled_data
 from minibert.flops import measure_peak_flops, training_flops
 from minibert.heads import BertForSequenceClassification
 from minibert.runtime import start_runtime
-from minibert.tasks import find_task
-from minibert.tasks.classification import limit_examples
+from minibert.settings import FinetuneSettings
+from minibert.tasks.classification import ClassificationTask
+from minibert.tasks.labelled_sets import read_imdb
+from minibert.tasks.splits import limit_examples
 from minibert.tokenizer import WordPiece, train_wordpiece
 
 UNIT = "examples"
@@ -52,8 +54,8 @@ CONFIG = BertConfig(
 
 def prepare(folder: Path, num_texts: int) -> None:
     """Writes the model, its tokenizer, the texts and their lengths in tokens."""
-    reviews = find_task("imdb").read(bundled_data() / "imdb")
-    words = " ".join(e.text for e in (*reviews.train, *reviews.test)).split()
+    reviews = read_imdb(bundled_data() / "imdb")
+    words = " ".join(e.text for e in (*reviews.train, *(reviews.test or ()))).split()
     trained = train_wordpiece(lambda: iter([" ".join(words)]), CONFIG.vocab_size, exact=False)
     filler = [f"[unused{i}]" for i in range(CONFIG.vocab_size - trained.vocab_size)]
     vocabulary = folder / "vocab.txt"
@@ -153,9 +155,12 @@ def measure(name: str, rounds: int, texts: list[Path]) -> dict[str, Any]:
 
 def unchanged_labels(run: Path, data: str | None, limit: int) -> dict[str, tuple[float, float]]:
     """Share of labels as in fp32, and accuracy, of each precision on the IMDb test texts."""
-    task = find_task("imdb")
-    examples = limit_examples(task.read(task.find_data(data)[0]).test, limit)
-    texts, labels = [e.text for e in examples], np.array([e.label for e in examples])
+    task = ClassificationTask(FinetuneSettings(task="imdb", data=data))
+    test = task.read(task.find_data()).test
+    assert test is not None
+    examples = limit_examples(task, test, limit)
+    texts = [e.text for e in examples]
+    labels = np.array([task.labels.index(str(e.label)) for e in examples])
     answers = {
         precision: minibert.load(run, "cpu", precision).probabilities(texts).argmax(1)
         for precision in ("fp32", "bf16", "int8")

@@ -168,8 +168,10 @@ def _predict(values: dict[str, Any]) -> None:
 
     predictor = load(values["folder"], values["device"], values["precision"])
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    for found in predictor.predict(texts, values["batch_size"]):
-        print(json.dumps(dataclasses.asdict(found), ensure_ascii=not is_utf8))
+    given = [predictor.task.parse_line(text) for text in texts]
+    for found in predictor.predict(given, values["batch_size"]):
+        row = found if isinstance(found, dict) else dataclasses.asdict(found)
+        print(json.dumps(row, ensure_ascii=not is_utf8))
 
 
 def _lines(content: str) -> list[str]:
@@ -243,7 +245,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         )
         made_here.add_argument("--batch-size", type=int, default=32, help="texts per forward")
     download = command("download", "fetch a public data set, resumably")
-    download.add_argument("name", metavar="NAME", help="imdb, wikitext, wikitext-2 or wikitext-103")
+    download.add_argument("name", metavar="NAME", help="imdb, sst2, rte, qnli or wikitext")
     download.add_argument("--directory", default="data/downloads", help="where it is unpacked")
     return parser, made
 

@@ -71,6 +71,18 @@ def _wikitext(size: str, checksum: str) -> Source:
     )
 
 
+def _glue(name: str, archive: str, folder: str, description: str) -> Source:
+    """One of GLUE's sets (Wang et al. 2019), at the address its own download script names."""
+    return Source(
+        name=name,
+        url=f"https://dl.fbaipublicfiles.com/glue/data/{archive}.zip",
+        archive=f"{archive}.zip",
+        checksum=None,
+        folder=folder,
+        description=f"{description}, as in GLUE; no licence stated",
+    )
+
+
 SOURCES: dict[str, Source] = {
     "imdb": Source(
         name="imdb",
@@ -82,6 +94,9 @@ SOURCES: dict[str, Source] = {
         description="IMDB: 50,000 film reviews, positive or negative, and 50,000 without labels; "
         "no licence stated, to be cited as Maas et al. 2011",
     ),
+    "sst2": _glue("sst2", "SST-2", "SST-2", "SST-2: phrases of film reviews, two classes"),
+    "rte": _glue("rte", "RTE", "RTE", "RTE: does one sentence follow from another"),
+    "qnli": _glue("qnli", "QNLIv2", "QNLI", "QNLI: does a sentence answer a question"),
     # Both as in mlx-data (python/mlx/data/datasets/wikitext.py), taken at the publisher's address.
     "wikitext-2": _wikitext(
         "2", "sha256:92675f1d63015c1c8b51f1656a52d5bdbc33aafa60cc47a218a66e7ee817488c"

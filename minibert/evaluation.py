@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from minibert.errors import InputError
 from minibert.files import write_jsonl
-from minibert.finetuning import prediction_rows
-from minibert.metrics import confusion_matrix
 from minibert.predict import load
 from minibert.runs import log_line
-from minibert.tasks import find_task
-from minibert.tasks.classification import score
+from minibert.tasks.splits import parts_of
 
 
 def evaluate(
@@ -30,13 +26,14 @@ def evaluate(
 
     Args:
         folder: a run folder of `finetune`.
-        data: in the task's public format; by default the data that the task finds by itself.
+        data: in the task's public format, or as the run's own; by default the run's. Of data
+            without a labelled test split all is scored.
         split: "test" or "train".
         precision: of matrix products, "int8" included; None: that of the run.
         predictions: a file for one JSON object per example.
 
     Returns:
-        task, dataset, num_eval, accuracy, f1, matthews, loss (nats), confusion_matrix.
+        task, dataset, num_eval, the figures of the task and what else its results.json holds.
 
     Raises:
         InputError: no model, no data, or a model of other classes than the data's.
@@ -50,26 +47,28 @@ def evaluate(
     if predictions is not None and not Path(predictions).parent.is_dir():
         raise InputError(f"--predictions {predictions}: {Path(predictions).parent} does not exist")
     predictor = load(folder, device, precision)
-    if predictor.task is None:
+    if not (Path(folder) / "run.json").is_file():
         raise InputError(
             f"{folder} has no run.json that names its task; fine-tune it with minibert"
         )
-    task = find_task(predictor.task)
-    if tuple(predictor.labels) != task.labels:
-        raise InputError(f"{folder} has the classes {predictor.labels}, the data {task.labels}")
-    path, which = task.find_data(data)
-    log_line("data", which)
-    splits = task.read(path)
-    examples = splits.test if split == "test" else splits.train
-    probabilities = predictor.probabilities([e.text for e in examples], batch_size)
-    labels = np.array([e.label for e in examples])
+    task = predictor.task
+    if data is not None:
+        task.settings = dataclasses.replace(task.settings, data=data, dev_data=None, test_data=None)
+    source = task.find_data()
+    log_line("data", source.said)
+    splits = task.read(source)
+    if split == "train" or (data is not None and splits.test is None):
+        examples = splits.train
+    else:
+        examples = parts_of(task, splits, task.settings.dev_fraction, None).test
+    found = task.predict(predictor.model, examples, batch_size, predictor.runtime)
     if predictions is not None:
-        write_jsonl(Path(predictions), prediction_rows(task, examples, probabilities))
-    matrix = confusion_matrix(labels, probabilities.argmax(-1), len(task.labels))
+        rows = [task.row(e, p) for e, p in zip(examples, found, strict=True)]
+        write_jsonl(Path(predictions), rows)
     return {
         "task": task.name,
         "dataset": splits.source,
         "num_eval": len(examples),
-        **score(probabilities, labels),
-        "confusion_matrix": matrix.tolist(),
+        **task.score(examples, found),
+        **task.details(examples, found),
     }

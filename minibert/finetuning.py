@@ -1,25 +1,28 @@
-"""Stage two: a pretrained model folder + labelled data -> an evaluated model folder."""
+"""Stage two: a pretrained model folder + labelled data -> an evaluated model folder.
+
+What is particular to a task stands in its family's file of `minibert.tasks`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import nn
 
 from minibert.compiling import compile_if_it_pays
 from minibert.config import BertConfig
-from minibert.errors import InputError, MissingExtraError
-from minibert.files import bundled_data, write_json, write_jsonl
+from minibert.errors import InputError, MissingExtraError, did_you_mean
+from minibert.files import bundled_data, write_atomically, write_json, write_jsonl
 from minibert.fitting import Trial, micro_batch_size
-from minibert.heads import BertForSequenceClassification
-from minibert.metrics import confusion_matrix
 from minibert.model import init_weights
 from minibert.optim import Budget, build_optimizer
+from minibert.repeats import repeat
 from minibert.run_folder import RunFolder
 from minibert.runs import (
     RunResult,
@@ -44,25 +47,13 @@ from minibert.runs import (
 )
 from minibert.settings import FinetuneSettings
 from minibert.tasks import find_task
-from minibert.tasks.classification import (
-    ClassificationData,
-    ClassificationTask,
-    LabelledText,
-    Splits,
-    classification_terms,
-    cut_dev,
-    encode,
-    limit_examples,
-    predict_probabilities,
-    score,
-    tfidf_baseline,
-)
+from minibert.tasks.base import Source, Splits, Task
+from minibert.tasks.batches import Feature, TaskData, flat, infer
+from minibert.tasks.splits import Parts, parts_of
 from minibert.tokenizer import WordPiece
-from minibert.train import Loop
+from minibert.train import Loop, LoopSettings
 from minibert.world import World, join_world
 
-_EPOCHS = 3.0
-_LEARNING_RATE = 2e-4
 _PRETRAINED = "runs/pretrain"
 
 
@@ -86,34 +77,29 @@ def choose_model(settings: FinetuneSettings) -> Path:
     return folder
 
 
-def _build_model(
-    settings: FinetuneSettings, task: ClassificationTask, folder: Path
-) -> BertForSequenceClassification:
-    """The classifier on the chosen backbone.
+def _build_model(settings: FinetuneSettings, task: Task[Any, Any], folder: Path) -> nn.Module:
+    """The task's head on the chosen backbone.
 
     Raises:
         InputError: the sequence length is beyond the model's positions, or the folder is damaged.
     """
-    own = BertConfig.from_pretrained(folder)
-    config = dataclasses.replace(
-        model_config(settings, own),
-        id2label=dict(enumerate(task.labels)),
-        problem_type="single_label_classification",
-    )
+    config = model_config(settings, BertConfig.from_pretrained(folder))
     torch.manual_seed(settings.seed)
-    if settings.random_weights:
-        return BertForSequenceClassification(config)
-    # A classifier of other classes is of no use; the backbone is.
-    left_out = ("classifier.",) if own.id2label != config.id2label else ()
-    model = BertForSequenceClassification.from_pretrained(folder, config, left_out)
-    log_line("weights", str(model.load_report))
+    model = task.build(
+        folder, dataclasses.replace(config, **task.config_fields()), settings.random_weights
+    )
+    if not settings.random_weights:
+        log_line("weights", str(getattr(model, "load_report", "")))
     if settings.reinit_layers:
         redraw_top(model, settings.reinit_layers)
         log_line("redrawn", f"the top {settings.reinit_layers} layer(s) and the pooler")
+    if settings.freeze_layers is not None:
+        freeze_lowest(model, settings.freeze_layers)
+        log_line("frozen", f"the embeddings and the lowest {settings.freeze_layers} layer(s)")
     return model
 
 
-def redraw_top(model: BertForSequenceClassification, count: int) -> None:
+def redraw_top(model: Any, count: int) -> None:
     """Draws the pooler and the top layers anew, keeping what lies below.
 
     What the top of a pretrained encoder has learnt serves the pretraining task, and a fresh top is
@@ -129,6 +115,19 @@ def redraw_top(model: BertForSequenceClassification, count: int) -> None:
         init_weights(part, model.config)
 
 
+def freeze_lowest(model: Any, count: int) -> None:
+    """Keeps the embeddings and the lowest layers as they are in training.
+
+    Raises:
+        InputError: the model has fewer layers.
+    """
+    layers = model.bert.layers
+    if count > len(layers):
+        raise InputError(f"--freeze-layers {count}, but the model has {len(layers)} layers")
+    for frozen in (model.bert.embeddings, *layers[:count]):
+        frozen.requires_grad_(False)
+
+
 def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResult:
     """Fine-tunes a model on a task, chooses the best epoch on dev, scores test once.
 
@@ -142,192 +141,248 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
         InputError: settings, model or data that cannot be used.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
-    started = time.perf_counter()
     settings = settings or FinetuneSettings.from_dict(values, "finetune")
-    task = find_task(settings.task)
-    data_path, which = task.find_data(settings.data)
-    log_line("data", which)
+    if settings.seeds > 1 and not settings.dry_run:
+        find_task(settings.task)(settings).find_data()  # before a folder is made: either may fail
+        return repeat(settings, _finetune_once)
+    return _finetune_once(settings)
+
+
+def _finetune_once(settings: FinetuneSettings) -> RunResult:
+    """One run with one seed."""
+    started = time.perf_counter()
+    task = find_task(settings.task)(settings)
+    source = task.find_data()
+    log_line("data", source.said)
     with join_world() as world:
         if settings.dry_run:
-            return _finetune_in(None, settings, task, data_path, world, started)
+            return _Run(None, task, source, world, started).carry_out()
         with RunFolder(settings.output or f"runs/{task.name}", world.is_main) as folder:
-            return _finetune_in(folder, settings, task, data_path, world, started)
+            return _Run(folder, task, source, world, started).carry_out()
 
 
-def _labels(examples: list[LabelledText]) -> np.ndarray:
-    return np.array([e.label for e in examples], np.int64)
+@dataclass
+class _Start:
+    """The model that is trained, and where it came from."""
+
+    folder: Path
+    digest: str
+    tokenizer: WordPiece
+    model: Any
 
 
-def _finetune_in(
-    folder: RunFolder | None,
-    settings: FinetuneSettings,
-    task: ClassificationTask,
-    data_path: Path,
-    world: World,
-    started: float,
-) -> RunResult:
-    begun = begun_run(folder, "finetune", settings, world)
-    splits, train, dev = _read(settings, task, data_path)
-    if folder is not None and begun is not None:
-        folder.check_same_data(splits.fingerprint)
-        if folder.results is not None:
-            return finished_run(folder)
-    runtime = start_or_replay_runtime(settings, begun, world)
-    source = choose_model(settings)
-    check_not_start(folder, source)
-    digest = weights_digest(source)
-    if begun is not None and begun["resolved"].get("start_weights") != digest:
-        raise InputError(f"--resume: the weights in {source} have changed; --overwrite starts anew")
-    tokenizer = WordPiece.from_pretrained(source)
-    check_vocabulary(tokenizer, BertConfig.from_pretrained(source))
-    model = _build_model(settings, task, source)
-    placed(model, settings, runtime)
-    forward = wrapped(model, settings, runtime, begun)
+class _Run:
+    """One fine-tuning run: data -> model -> loop -> results, each step from the one before."""
 
-    def encoded(examples: list[LabelledText]) -> list[np.ndarray]:
-        texts = [e.text for e in examples]
-        return encode(texts, tokenizer, settings.max_seq_length, settings.truncation)
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        task: Task[Any, Any],
+        source: Source,
+        world: World,
+        started: float,
+    ) -> None:
+        self.folder, self.task, self.source, self.world = folder, task, source, world
+        self.settings, self.started = task.settings, started
 
-    def probabilities(rows: Sequence[np.ndarray]) -> np.ndarray:
-        model.eval()
-        return predict_probabilities(model, rows, tokenizer.pad_id, micro, runtime)
+    def carry_out(self) -> RunResult:
+        """The whole run."""
+        settings, task, folder = self.settings, self.task, self.folder
+        self.begun = begun_run(folder, "finetune", settings, self.world)
+        splits, parts = self._read()
+        if folder is not None and self.begun is not None:
+            folder.check_same_data(splits.fingerprint)
+            if folder.results is not None:
+                return finished_run(folder)
+        self.runtime = start_or_replay_runtime(settings, self.begun, self.world)
+        start = self._start(parts.train)
+        data = TaskData(
+            flat(task.encode(parts.train)),
+            task.collate,
+            task.count,
+            settings.batch_size,
+            settings.batch_size,
+            settings.seed,
+            self.world,
+        )
+        test = task.encode(parts.test)
+        loop = self._loop(start, data, parts.dev, test)
+        record = self._record(splits, start, loop, data)
+        begun = self.begun is not None
+        resume = settings.resume != "no"
+        state = carry_out(loop, start.model, folder, None if begun else record, resume)
+        if folder is None or state is None:
+            return RunResult(Path(), {})
+        save_model(start.model, folder.path, self.world)
+        start.model.eval()
+        predictions = task.predict_encoded(
+            start.model, parts.test, test, data.micro_batch_size, self.runtime
+        )
+        if not self.world.is_main:
+            return RunResult(folder.path, {}, start.model)
+        start.tokenizer.save(folder.path)
+        task.save(folder.path)
+        results = _results(task, splits, parts, predictions) | {
+            f"dev_{loop.settings.select}": state.best,
+            "best_step": state.best_step,
+            "steps": state.step,
+            "seconds": state.seconds,
+        }
+        _write(folder.path, task, parts.test, predictions, results)
+        return RunResult(folder.path, results, start.model)
 
-    train_rows, dev_rows, test_rows = map(encoded, (train, dev, splits.test))
-    data = ClassificationData(
-        train_rows,
-        _labels(train),
-        tokenizer.pad_id,
-        settings.batch_size,
-        settings.batch_size,
-        settings.seed,
-        world,
-    )
-    trial = Trial(model, forward, classification_terms, data.largest, runtime)
-    data.micro_batch_size = micro = micro_batch_size(settings, begun, trial)
-    if begun is not None:
-        budget = Budget(**begun["resolved"]["budget"])
-    elif settings.max_minutes:
-        left = training_seconds(settings.max_minutes, started, probabilities, test_rows)
-        budget = Budget(seconds=world.from_main(left))
-    else:
-        budget = _budget(settings, data)
-    rate = settings.learning_rate or _LEARNING_RATE
-    settings_of_loop = loop_settings(settings, rate, budget, select="accuracy")
-    if settings.eval_every is None:
-        settings_of_loop = dataclasses.replace(settings_of_loop, eval_every=data.steps_per_epoch)
-    use = utilisation(settings, model.config, runtime, begun)
-    loop = Loop(
-        model,
-        data,
-        classification_terms,
-        build_optimizer(model, rate, settings.weight_decay),
-        settings_of_loop,
-        runtime,
-        folder,
-        evaluate=lambda: score(probabilities(dev_rows), _labels(dev)),
-        forward=forward,
-        utilisation=use,
-    )
-    compiled = compile_if_it_pays(settings, begun, loop)
-    record = run_record("finetune", settings, splits.fingerprint, runtime)
-    record["resolved"] |= {
-        "start": str(source),
-        "start_weights": digest,
-        "data": str(data_path),
-        "micro_batch_size": micro,
-        "compile": compiled,
-        "learning_rate": rate,
-        "budget": dataclasses.asdict(loop.settings.budget),
-        "peak_flops": use.peak_flops,
-        "model": model.config.to_dict(),
-    }
-    state = carry_out(loop, model, folder, None if begun else record, settings.resume != "no")
-    if folder is None or state is None:
-        return RunResult(Path(), {})
-    test = probabilities(test_rows)
-    save_model(model, folder.path, world)
-    if not world.is_main:
-        return RunResult(folder.path, {}, model)
-    write_jsonl(folder.path / "predictions.jsonl", prediction_rows(task, splits.test, test))
-    tokenizer.save(folder.path)
-    results = _results(task, splits, train, test) | {
-        "dev_accuracy": state.best,
-        "best_step": state.best_step,
-        "steps": state.step,
-        "seconds": state.seconds,
-    }
-    write_json(folder.path / "results.json", results)
-    closing_table(results, folder.path)
-    print(confusion_text(task, results["confusion_matrix"]), flush=True)
-    return RunResult(folder.path, results, model)
+    def _read(self) -> tuple[Splits[Any], Parts]:
+        """The task's data, and its parts; what was found is printed."""
+        splits = self.task.read(self.source)
+        log_line("found", "; ".join(splits.notes))
+        parts = parts_of(self.task, splits, self.settings.dev_fraction, self.settings.limit)
+        text = f"{len(parts.train):,} train, {len(parts.dev):,} dev"
+        if parts.scored == "dev":
+            text += "; there is no labelled test split: dev is scored, which chose the weights, too"
+        else:
+            text += f", {len(parts.test):,} test"
+        log_line("split", text)
+        return splits, parts
 
+    def _start(self, train: list[Any]) -> _Start:
+        """The chosen model with the task's head, placed.
 
-def _read(
-    settings: FinetuneSettings, task: ClassificationTask, data_path: Path
-) -> tuple[Splits, list[LabelledText], list[LabelledText]]:
-    """The task's data, with train and dev parted; what was found is printed."""
-    splits = task.read(data_path)
-    log_line("found", "; ".join(splits.notes))
-    train, dev = cut_dev(splits.train, settings.dev_fraction)
-    if settings.limit is not None:
-        train = limit_examples(train, settings.limit)
-    log_line("split", f"{len(train):,} train, {len(dev):,} dev, {len(splits.test):,} test")
-    return splits, train, dev
+        Raises:
+            InputError: the model cannot be used, or is not the one that the run began with.
+        """
+        settings, begun = self.settings, self.begun
+        folder = choose_model(settings)
+        check_not_start(self.folder, folder)
+        digest = weights_digest(folder)
+        if begun is not None and begun["resolved"].get("start_weights") != digest:
+            raise InputError(
+                f"--resume: the weights in {folder} have changed; --overwrite starts anew"
+            )
+        tokenizer = WordPiece.from_pretrained(folder)
+        check_vocabulary(tokenizer, BertConfig.from_pretrained(folder))
+        self.task.learn(train, tokenizer)
+        if settings.select is not None and settings.select not in self.task.selectable:
+            near = did_you_mean(settings.select, self.task.selectable)
+            raise InputError(f"--select {settings.select!r} is no figure of {self.task.name}{near}")
+        model = _build_model(settings, self.task, folder)
+        placed(model, settings, self.runtime)
+        return _Start(folder, digest, tokenizer, model)
 
+    def _loop(
+        self, start: _Start, data: TaskData, dev: list[Any], test: list[list[Feature]]
+    ) -> Loop:
+        """The training loop, compiled where that pays; sets the data's micro-batch size."""
+        settings, task, model = self.settings, self.task, start.model
+        forward = wrapped(model, settings, self.runtime, self.begun)
+        trial = Trial(model, forward, task.terms, data.largest, self.runtime)
+        data.micro_batch_size = micro = micro_batch_size(settings, self.begun, trial)
+        dev_features = task.encode(dev)
+        rate = settings.learning_rate or task.learning_rate
 
-def _budget(settings: FinetuneSettings, data: ClassificationData) -> Budget:
-    """The budget in steps: of three epochs when none is asked for."""
-    if settings.max_steps:
-        return Budget(max_steps=settings.max_steps)
-    epochs = settings.epochs or _EPOCHS
-    log_line("budget", f"{epochs:g} epochs of {data.steps_per_epoch:,} steps")
-    return Budget(max_steps=max(1, round(epochs * data.steps_per_epoch)))
+        def infer_some(features: Sequence[list[Feature]]) -> None:
+            model.eval()
+            infer(task, model, flat(features), micro, self.runtime)
+
+        budget = self._budget(data, infer_some, test)
+        loop = Loop(
+            model,
+            data,
+            task.terms,
+            build_optimizer(model, rate, settings.weight_decay),
+            self._loop_settings(rate, budget, data),
+            self.runtime,
+            self.folder,
+            evaluate=lambda: task.dev_figures(model, dev, dev_features, micro, self.runtime),
+            forward=forward,
+            utilisation=utilisation(settings, model.config, self.runtime, self.begun),
+        )
+        self.compiled = compile_if_it_pays(settings, self.begun, loop)
+        return loop
+
+    def _loop_settings(self, rate: float, budget: Budget, data: TaskData) -> LoopSettings:
+        settings = self.settings
+        select = settings.select or self.task.metric
+        return dataclasses.replace(
+            loop_settings(settings, rate, budget, select=select),
+            eval_every=settings.eval_every or data.steps_per_epoch,
+            patience=settings.patience,
+        )
+
+    def _budget(
+        self,
+        data: TaskData,
+        infer_some: Callable[[Sequence[list[Feature]]], None],
+        test: list[list[Feature]],
+    ) -> Budget:
+        """The budget in steps, in seconds where minutes are given; else the task's own epochs."""
+        settings = self.settings
+        if self.begun is not None:
+            return Budget(**self.begun["resolved"]["budget"])
+        if settings.max_minutes:
+            left = training_seconds(settings.max_minutes, self.started, infer_some, test)
+            return Budget(seconds=self.world.from_main(left))
+        if settings.max_steps:
+            return Budget(max_steps=settings.max_steps)
+        epochs = settings.epochs or self.task.epochs
+        log_line("budget", f"{epochs:g} epochs of {data.steps_per_epoch:,} steps")
+        return Budget(max_steps=max(1, round(epochs * data.steps_per_epoch)))
+
+    def _record(
+        self, splits: Splits[Any], start: _Start, loop: Loop, data: TaskData
+    ) -> dict[str, Any]:
+        """The content of run.json."""
+        record = run_record("finetune", self.settings, splits.fingerprint, self.runtime)
+        assert loop.utilisation is not None
+        record["resolved"] |= {
+            "start": str(start.folder),
+            "start_weights": start.digest,
+            "data": str(self.source.path),
+            "micro_batch_size": data.micro_batch_size,
+            "compile": self.compiled,
+            "learning_rate": loop.settings.learning_rate,
+            "select": loop.settings.select,
+            "budget": dataclasses.asdict(loop.settings.budget),
+            "peak_flops": loop.utilisation.peak_flops,
+            "model": start.model.config.to_dict(),
+        }
+        return record
 
 
 def _results(
-    task: ClassificationTask, splits: Splits, train: list[LabelledText], test: np.ndarray
+    task: Task[Any, Any], splits: Splits[Any], parts: Parts, predictions: list[Any]
 ) -> dict[str, Any]:
     """Test figures beside the baseline's, for results.json."""
-    labels = _labels(splits.test)
-    figures = score(test, labels)
     results: dict[str, Any] = {
         "task": task.name,
         "dataset": splits.source,
-        "num_train": len(train),
-        "num_eval": len(labels),
-        **figures,
-        "confusion_matrix": confusion_matrix(labels, test.argmax(-1), len(task.labels)).tolist(),
+        "num_train": len(parts.train),
+        "num_eval": len(parts.test),
+        "scored": parts.scored,
+        **task.score(parts.test, predictions),
+        **task.details(parts.test, predictions),
     }
     try:
-        baseline = tfidf_baseline(train, splits.test)
-        results["tfidf_accuracy"], results["tfidf_f1"] = baseline["accuracy"], baseline["f1"]
+        results |= task.baseline(parts.train, parts.test)
     except (MissingExtraError, ValueError) as error:  # or texts without a usable word
         log_line("baseline", f"not scored: {error}")
     return results
 
 
-def prediction_rows(
-    task: ClassificationTask, examples: list[LabelledText], probabilities: np.ndarray
-) -> list[dict[str, Any]]:
-    """One object per example in order, for predictions.jsonl; score is the chosen class's share."""
-    return [
-        {
-            "id": example.id,
-            "text": example.text,
-            "label": task.labels[example.label],
-            "prediction": task.labels[int(row.argmax())],
-            "score": round(float(row.max()), 6),
-        }
-        for example, row in zip(examples, probabilities, strict=True)
-    ]
-
-
-def confusion_text(task: ClassificationTask, matrix: list[list[int]]) -> str:
-    """The confusion matrix as a small table: rows true, columns predicted."""
-    width = max(9, *(len(label) + 2 for label in task.labels))
-    head = f"{'true':<{width}}" + "".join(f"{label:>{width}}" for label in task.labels)
-    rows = [
-        f"{label:<{width}}" + "".join(f"{count:>{width},}" for count in row)
-        for label, row in zip(task.labels, matrix, strict=True)
-    ]
-    return "\n".join([f"confusion (columns: predicted)\n{head}", *rows])
+def _write(
+    folder: Path,
+    task: Task[Any, Any],
+    examples: list[Any],
+    predictions: list[Any],
+    results: dict[str, Any],
+) -> None:
+    """The files of a finished run, results.json last; figures and tables are printed."""
+    rows = [task.row(e, p) for e, p in zip(examples, predictions, strict=True)]
+    write_jsonl(folder / "predictions.jsonl", rows)
+    errors = "\n\n".join(task.errors(examples, predictions))
+    text = f"{errors}\n" if errors else ""
+    write_atomically(folder / "errors.txt", lambda p: p.write_text(text, encoding="utf-8"))
+    write_json(folder / "results.json", results)
+    closing_table(results, folder)
+    table = task.table(results)
+    if table:
+        print(table, flush=True)

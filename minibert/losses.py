@@ -52,16 +52,53 @@ def next_sentence_loss(nsp_logits: Tensor, next_sentence_label: Tensor) -> tuple
     return _cross_entropy(nsp_logits, next_sentence_label)
 
 
-def classification_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """L_task = - sum over examples i of log P(y_i | x_i; theta).
+def classification_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """L_task = - sum over examples i of v(y_i) log P(y_i | x_i; theta).
 
-    Devlin et al. 2019, section 4.1. The mean over examples is taken by the loop.
+    Devlin et al. 2019, section 4.1, where v is 1. The mean over examples is taken by the loop: the
+    sum of the weights does not enter it. With smoothing s the target is 1 - s + s/C on the class
+    and s/C on the others (Szegedy et al. 2016, section 7).
 
     Args:
         logits: (B, C).
         labels: (B,), class indices; IGNORE_INDEX where there is none.
+        weights: (C,), v of each class.
+        smoothing: s in [0, 1).
 
     Returns:
         The summed loss in nats, float32 scalar, and the number of labelled examples.
     """
-    return _cross_entropy(logits, labels)
+    total = F.cross_entropy(
+        logits.float(),
+        labels,
+        weight=weights,
+        ignore_index=IGNORE_INDEX,
+        reduction="sum",
+        label_smoothing=smoothing,
+    )
+    return total, (labels != IGNORE_INDEX).sum()
+
+
+def multi_label_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """L_task = - sum over examples i, classes c of v(c) log P(y_ic | x_i; theta), y yes or no.
+
+    The mean over examples and classes is taken by the loop.
+
+    Args:
+        logits: (B, C), of a logistic function.
+        labels: (B, C), 1.0 where the example is of the class.
+        weights: (C,), v of each class.
+        smoothing: s in [0, 1): targets are 1 - s/2 and s/2.
+
+    Returns:
+        The summed loss in nats, float32 scalar, and B * C.
+    """
+    targets = labels * (1 - smoothing) + smoothing / 2
+    total = F.binary_cross_entropy_with_logits(
+        logits.float(), targets, weight=weights, reduction="sum"
+    )
+    return total, labels.new_tensor(labels.numel()).long()

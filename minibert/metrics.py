@@ -1,4 +1,4 @@
-"""Classification figures from a confusion matrix, each as its field defines it."""
+"""Classification figures from counts, each as its field defines it."""
 
 from __future__ import annotations
 
@@ -35,4 +35,58 @@ def classification_figures(matrix: np.ndarray) -> dict[str, float]:
         "accuracy": float(hits.sum() / total),
         "f1": float(f1.mean()),
         "matthews": float(covariance / spread) if spread > 0 else 0.0,
+    }
+
+
+def class_figures(
+    hits: np.ndarray, predicted: np.ndarray, true: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Precision, recall and F1 of each class, 0 where the formula divides by nothing.
+
+    Args:
+        hits, predicted, true: (C,) counts: of both, of answers, of labels.
+
+    Returns:
+        precision, recall, f1, (C,) each, and support, which is `true`.
+    """
+
+    def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+        return np.divide(above, below, out=np.zeros(len(above)), where=below > 0)
+
+    return {
+        "precision": ratio(hits, predicted),
+        "recall": ratio(hits, true),
+        "f1": ratio(2 * hits, predicted + true),
+        "support": true,
+    }
+
+
+def matrix_counts(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hits, answers and labels of each class of a (C, C) confusion matrix, rows true."""
+    return np.diag(matrix), matrix.sum(axis=0), matrix.sum(axis=1)
+
+
+def multi_label_counts(
+    labels: np.ndarray, predictions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hits, answers and labels of each class of (examples, C) truth values."""
+    return (labels & predictions).sum(0), predictions.sum(0), labels.sum(0)
+
+
+def multi_label_figures(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """Figures of examples with any number of classes.
+
+    Args:
+        labels, predictions: (examples, C) truth values.
+
+    Returns:
+        accuracy: share of examples whose classes are all right. f1: mean over classes. f1_micro:
+        of all answers together. All in 0..1.
+    """
+    hits, predicted, true = multi_label_counts(labels, predictions)
+    both = predicted.sum() + true.sum()
+    return {
+        "accuracy": float((labels == predictions).all(axis=1).mean()),
+        "f1": float(class_figures(hits, predicted, true)["f1"].mean()),
+        "f1_micro": float(2 * hits.sum() / both) if both else 0.0,
     }

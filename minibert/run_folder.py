@@ -24,6 +24,7 @@ _OURS = (
     "tokenizer_config.json",
     "metrics.jsonl",
     "predictions.jsonl",
+    "errors.txt",
     "profile.json",
     "checkpoints",
     "run.json",  # last: until then the folder is known as a run's

@@ -283,8 +283,20 @@ class PretrainSettings(RunSettings):
 class FinetuneSettings(RunSettings):
     """Stage two: a pretrained model and labelled data to an evaluated model."""
 
-    task: str = setting("", "named task: imdb")
-    data: str | None = setting(None, "folder or archive in the task's public format")
+    task: str = setting("", "named task, such as imdb")
+    data: str | None = setting(None, "folder or file in the task's public format")
+    dev_data: str | None = setting(None, "file of the dev split; default: cut from train")
+    test_data: str | None = setting(None, "file of the test split; default: dev is scored")
+    text_column: str | None = setting(None, "column or key of the text; default text")
+    text_pair_column: str | None = setting(None, "column of the second text, for tasks on pairs")
+    label_column: str | None = setting(None, "column or key of the label; default label")
+    label_separator: str | None = setting(
+        None, "what parts the labels of a text that may have several; JSON lists need none"
+    )
+    class_weights: str = setting(
+        "none", "of the loss: none, balanced, or name=weight,name=weight, or a JSON object"
+    )
+    label_smoothing: float = setting(0.0, "share of the target that is spread over all classes")
     model: str | None = setting(None, "model folder; default runs/pretrain if it is finished")
     random_weights: bool = setting(
         False, "keep the model's config and tokenizer, redraw all weights"
@@ -293,8 +305,24 @@ class FinetuneSettings(RunSettings):
         0, "redraw the pooler and this many top layers, which pretraining has specialised"
     )
     max_seq_length: int = setting(256, "tokens per sequence, special tokens included")
-    truncation: str = setting("head", "what is kept of a long text", choices=("head", "head+tail"))
+    truncation: str = setting(
+        "head",
+        "what is kept of a long text; windows: all of it, in overlapping parts that vote",
+        choices=("head", "tail", "head+tail", "windows"),
+    )
     learning_rate: float | None = setting(None, "peak rate of AdamW; default 2e-4")
+    select: str | None = setting(
+        None, "dev figure that chooses the weights; default: that of the task's field"
+    )
+    patience: int | None = setting(
+        None, "stop after this many evaluations without a better dev figure"
+    )
+    seeds: int = setting(
+        1, "runs with seed, seed + 1, ... in one folder, for mean and standard deviation"
+    )
+    freeze_layers: int | None = setting(
+        None, "keep the embeddings and this many of the lowest layers as they are"
+    )
     dev_fraction: float = setting(0.1, "share of train that is cut off as dev split")
     limit: int | None = setting(None, "use this many training examples, drawn class by class")
 
@@ -304,6 +332,18 @@ class FinetuneSettings(RunSettings):
             found.append("--task is missing; as in --task imdb")
         if self.reinit_layers < 0:
             found.append(f"--reinit-layers is {self.reinit_layers}, must be 0 or more")
+        if self.seeds < 1:
+            found.append(f"--seeds is {self.seeds}, must be at least 1")
+        if not 0 <= self.label_smoothing < 1:
+            found.append(f"--label-smoothing is {self.label_smoothing}, must be in [0, 1)")
+        if self.freeze_layers is not None and self.freeze_layers < 0:
+            found.append(f"--freeze-layers is {self.freeze_layers}, must be 0 or more")
+        if self.freeze_layers is not None and self.random_weights:
+            found.append("--freeze-layers has no use with --random-weights, which redraws all")
+        if self.patience is not None and self.patience < 1:
+            found.append(f"--patience is {self.patience}, must be at least 1")
+        if not self.data and (self.dev_data or self.test_data):
+            found.append("--dev-data and --test-data go with --data, the training examples")
         if self.reinit_layers and self.random_weights:
             found.append("--reinit-layers has no use with --random-weights, which redraws all")
         if not 0 < self.dev_fraction < 1:

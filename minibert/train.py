@@ -104,7 +104,8 @@ class LoopSettings:
     warmup_ratio: share of the budget. log_every, eval_every, save_every: steps; the last two may
     be None for ten evaluations over the budget and a checkpoint every five minutes. select: the
     evaluation figure that chooses the weights to keep, None for the last ones. profile: trace a
-    few steps into the folder's profile.json.
+    few steps into the folder's profile.json. patience: evaluations without a better figure after
+    which the run ends.
     """
 
     learning_rate: float
@@ -117,6 +118,7 @@ class LoopSettings:
     save_every: int | None = None
     select: str | None = None
     profile: bool = False
+    patience: int | None = None
 
 
 @dataclass
@@ -131,6 +133,7 @@ class LoopState:
     tokens: int = 0
     best: float | None = None
     best_step: int = 0
+    waited: int = 0  # evaluations since the best one
     window: dict[str, float] = field(default_factory=dict)
     finished: bool = False
 
@@ -448,8 +451,9 @@ class Loop:
         figures = self.evaluate()
         self.model.train(was_training)
         chosen = figures[self.settings.select] if self.settings.select else None
+        self.state.waited += 1
         if chosen is not None and (self.state.best is None or chosen > self.state.best):
-            self.state.best, self.state.best_step = chosen, self.state.step
+            self.state.best, self.state.best_step, self.state.waited = chosen, self.state.step, 0
             if self.folder:
                 save_best(self.folder.checkpoints, self.state.step, self.model, self.world)
         row = {"step": self.state.step, "epoch": round(self.data.epochs_done, 6)}
@@ -504,6 +508,7 @@ class Loop:
                     self._emit(self.log_row(), bar)
                 if self._is_due(settings.eval_every, before, after) or state.finished:
                     self._emit(self.run_evaluation(), bar)
+                    state.finished |= 0 < (settings.patience or 0) <= state.waited
                 bar.update(min(1.0, after) - bar.n)
                 saved = self._save_is_due() or state.finished
                 if saved:

@@ -188,6 +188,11 @@ BAD_FINETUNING = {
     "unknown flag": ("--trunctation head", ["did you mean '--truncation'"]),
     "two budgets": ("--max-minutes 1", ["--max-steps and --max-minutes"]),
     "existing output": ("--output W/finetuned", ["--resume", "--overwrite"]),
+    "unknown figure": ("--select acuracy", ["did you mean 'accuracy'"]),
+    "no patience": ("--patience 0", ["--patience is 0"]),
+    "more layers than there are": ("--freeze-layers 3", ["--freeze-layers 3", "2 layers"]),
+    "frozen noise": ("--freeze-layers 1 --random-weights", ["--freeze-layers has no use"]),
+    "missing test data": ("--test-data W/none", ["--test-data", "none does not exist"]),
 }
 BAD_OTHERS = {
     "unknown command": ("pretrian", ["did you mean 'pretrain'"]),
@@ -550,7 +555,7 @@ def test_a_pretraining_folder_holds_what_the_contract_lists(world: Path) -> None
 
 def test_a_finetuning_folder_holds_what_the_contract_lists(world: Path) -> None:
     folder = world / "finetuned"
-    assert names_in(folder) == RUN_FILES | {"predictions.jsonl"}
+    assert names_in(folder) == RUN_FILES | {"predictions.jsonl", "errors.txt"}
     results = json.loads((folder / "results.json").read_text())
     assert results.keys() >= {
         *("accuracy", "f1", "task", "dataset", "num_train", "num_eval", "seconds"),

@@ -54,7 +54,11 @@ LAYERS = [
         "metrics",
         "train",
     },
-    {"runs", "fitting", "compiling", "pretraining", "tasks", "tasks.classification", "finetuning"},
+    {
+        *("runs", "fitting", "compiling", "pretraining", "repeats", "finetuning"),
+        *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.tables", "tasks.texts"),
+        *("tasks.labelled", "tasks.labelled_sets", "tasks.classification"),
+    },
     {"predict", "evaluation"},
     {"cli", "__main__"},
 ]
@@ -135,6 +139,15 @@ def test_the_loop_knows_no_model_and_no_task() -> None:
         "corpus",
     }
     assert not reached & forbidden
+
+
+def test_stages_know_the_protocol_and_the_table_but_no_family() -> None:
+    shared = {"tasks", *(f"tasks.{m}" for m in "base batches splits tables texts".split())}
+    for name in ("finetuning", "predict", "evaluation", "cli"):
+        families = {n for n in imports_of(modules()[name]) if n.startswith("tasks")} - shared
+        assert not families, f"{name} knows {families}"
+    for name in shared - {"tasks"}:
+        assert not {n for n in imports_of(modules()[name]) if n.startswith("tasks")} - shared
 
 
 def test_there_are_no_circles() -> None:

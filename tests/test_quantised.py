@@ -19,7 +19,11 @@ from minibert.errors import InputError
 from minibert.heads import BertForSequenceClassification
 from minibert.quantised import Int8Linear, quantise_linears
 from minibert.runtime import Runtime
-from minibert.tasks.classification import predict_probabilities, read_imdb
+from minibert.settings import FinetuneSettings
+from minibert.tasks.batches import Feature, infer
+from minibert.tasks.classification import ClassificationTask
+from minibert.tasks.labelled_sets import read_imdb
+from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
 
 # --- the layer ------------------------------------------------------------------------------------
 
@@ -82,7 +86,9 @@ def test_an_int8_model_is_not_saved() -> None:
 # --- a model --------------------------------------------------------------------------------------
 
 
-def test_int8_predictions_do_not_depend_on_batch_or_order(tiny_config: BertConfig) -> None:
+def test_int8_predictions_do_not_depend_on_batch_or_order(
+    tiny_config: BertConfig, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     model = BertForSequenceClassification(tiny_config).eval()
     for weight in model.parameters():
@@ -91,13 +97,21 @@ def test_int8_predictions_do_not_depend_on_batch_or_order(tiny_config: BertConfi
     assert not any(isinstance(part, nn.Linear) for part in model.bert.layers.modules())
     rng = np.random.default_rng(0)
     rows = [rng.integers(1, 80, n) for n in rng.integers(2, 40, 30)]
-    one = np.concatenate([predict_probabilities(model, [r], 0, 1, CPU) for r in rows])
+    task = ClassificationTask(FinetuneSettings(task="imdb"))
+    (tmp_path / "vocab.txt").write_text("\n".join(SPECIAL_TOKENS) + "\n")
+    task.tokenizer = WordPiece.from_pretrained(tmp_path)
+
+    def probabilities(given: list[np.ndarray], size: int) -> np.ndarray:
+        features = [Feature({"input_ids": ids}, {}) for ids in given]
+        return np.stack(infer(task, model, features, size, CPU))
+
+    one = np.concatenate([probabilities([r], 1) for r in rows])
     assert one.std(axis=0).min() > 0.05  # or a wrong order could not be told
-    many = predict_probabilities(model, rows, 0, 16, CPU)
+    many = probabilities(rows, 16)
     # A sum in another order may carry a number over the edge between two steps of 8 bits.
     np.testing.assert_allclose(many, one, atol=5e-3)
     order = rng.permutation(len(rows))
-    mixed = predict_probabilities(model, [rows[i] for i in order], 0, 7, CPU)
+    mixed = probabilities([rows[i] for i in order], 7)
     np.testing.assert_allclose(mixed, one[order], atol=5e-3)
 
 
@@ -122,7 +136,7 @@ def test_int8_gives_the_labels_of_fp32(run: Path) -> None:
     examples = read_imdb(run.parent / "reviews").test
     texts = [e.text for e in examples]
     exact = minibert.load(run, device="cpu", precision="fp32").probabilities(texts)
-    hits = exact.argmax(1) == [e.label for e in examples]
+    hits = exact.argmax(1) == [("neg", "pos").index(e.label) for e in examples]
     assert hits.mean() > 0.8  # a model at chance would say nothing
     rounded = minibert.load(run, device="cpu", precision="int8").probabilities(texts)
     assert 0 < np.abs(rounded - exact).max() < 0.05

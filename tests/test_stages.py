@@ -22,7 +22,8 @@ from minibert.files import bundled_data
 from minibert.finetuning import finetune
 from minibert.pretraining import default_learning_rate, default_steps, pretrain
 from minibert.runs import RunResult
-from minibert.tasks.classification import read_imdb, tfidf_baseline
+from minibert.tasks.classification import tfidf_baseline
+from minibert.tasks.labelled_sets import read_imdb
 
 ROOT = Path(__file__).parent.parent
 LOOP: dict[str, Any] = {
@@ -121,6 +122,60 @@ def test_redrawn_layers_are_the_top_ones_and_the_pooler(
 def test_more_layers_than_there_are_cannot_be_redrawn(world: Path, pretrained: RunResult) -> None:
     with pytest.raises(InputError, match="2 layers"):
         finetune_in(world, "none", model=str(pretrained.folder), reinit_layers=3)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_frozen_layers_stay_to_the_bit_and_the_others_learn(
+    world: Path, pretrained: RunResult, count: int
+) -> None:
+    run = finetune_in(world, f"frozen-{count}", model=str(pretrained.folder), freeze_layers=count)
+    before, after = weights(pretrained.folder), weights(run.folder)
+    kept = {k for k in before.keys() & after.keys() if torch.equal(before[k], after[k])}
+    lowest = ("bert.embeddings.", *(f"bert.encoder.layer.{i}." for i in range(count)))
+    assert kept == {k for k in before.keys() & after.keys() if k.startswith(lowest)}
+
+
+def test_seeds_give_mean_and_deviation_and_the_best_model(
+    world: Path, pretrained: RunResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"model": str(pretrained.folder), "learning_rate": 3e-3, "max_steps": 6, "seed": 4}
+    run = finetune_in(world, "seeds", seeds=3, **options)
+    alone = finetune_in(world, "seed-5-alone", **{**options, "seed": 5}).figures
+    own = run.figures["seeds"]
+    assert [figures["seed"] for figures in own] == [4, 5, 6]
+    assert own[1]["loss"] == alone["loss"]
+    losses = torch.tensor([figures["loss"] for figures in own], dtype=torch.float64)
+    assert run.figures["loss"] == pytest.approx(float(losses.mean()))
+    assert run.figures["loss_sd"] == pytest.approx(float(losses.std()))
+    assert run.figures["loss_sd"] > 0
+    best = run.figures["best_seed"]
+    assert max(own, key=lambda f: f["dev_accuracy"])["seed"] == best
+    chosen = run.folder / f"seed-{best}"
+    for name in ("model.safetensors", "predictions.jsonl", "vocab.txt"):
+        assert (run.folder / name).read_bytes() == (chosen / name).read_bytes()
+    answers = [minibert.load(folder).predict("storm river") for folder in (run.folder, chosen)]
+    assert answers[0] == answers[1]
+    # What is lost is done again, what is there is not; a finished one has nothing to do.
+    (run.folder / "results.json").unlink()
+    (run.folder / "seed-6/results.json").unlink()
+    capsys.readouterr()
+    assert finetune_in(world, "seeds", seeds=3, resume=True, **options).figures["loss_sd"] > 0
+    assert capsys.readouterr().err.count("holds a finished run") == 2
+    finetune_in(world, "seeds", seeds=3, resume=True, **options)
+    assert capsys.readouterr().err.count("holds a finished run") == 1
+    with pytest.raises(InputError, match="--resume goes on"):
+        finetune_in(world, "seeds", seeds=3, **options)
+    again = finetune_in(world, "seeds", seeds=2, overwrite=True, **options)
+    assert sorted(p.name for p in again.folder.glob("seed-*")) == ["seed-4", "seed-5"]
+
+
+def test_patience_ends_a_run_that_no_longer_gains(world: Path, pretrained: RunResult) -> None:
+    still = {"learning_rate": 1e-12, "eval_every": 1, "max_steps": 9}
+    run = finetune_in(world, "patient", model=str(pretrained.folder), patience=2, **still)
+    assert (run.figures["best_step"], run.figures["steps"]) == (1, 3)
+    chosen = finetune_in(world, "f1", model=str(pretrained.folder), select="f1", **still)
+    assert chosen.figures["steps"] == 9
+    assert "dev_f1" in chosen.figures
 
 
 def test_a_classifier_of_other_classes_gives_its_backbone(

@@ -18,24 +18,31 @@ from minibert import runs
 from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.files import bundled_data
-from minibert.finetuning import confusion_text, prediction_rows
 from minibert.heads import BertForSequenceClassification
 from minibert.runs import training_seconds
+from minibert.settings import FinetuneSettings
 from minibert.tasks import TASKS, find_task
+from minibert.tasks.base import Source
+from minibert.tasks.batches import Feature, TaskData, infer, pad
 from minibert.tasks.classification import (
-    IMDB,
-    ClassificationData,
-    LabelledText,
-    cut_dev,
-    encode,
-    limit_examples,
-    pad,
-    predict_probabilities,
-    read_imdb,
+    ClassificationTask,
+    confusion_text,
     score,
     tfidf_baseline,
 )
+from minibert.tasks.labelled import LabelledText
+from minibert.tasks.labelled_sets import IMDB_CLASSES, read_imdb
+from minibert.tasks.splits import cut_dev, limit_examples
+from minibert.tasks.texts import encode
 from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
+
+IMDB = ClassificationTask(FinetuneSettings(task="imdb"))
+CLASSES = ("neg", "pos")
+
+
+def find_imdb_data(data: str | None) -> Source:
+    return ClassificationTask(FinetuneSettings(task="imdb", data=data)).find_data()
+
 
 # --- the reader -----------------------------------------------------------------------------------
 
@@ -70,7 +77,7 @@ def test_a_folder_and_its_archives_are_read_alike(reviews: Path, shape: str) -> 
 def test_examples_keep_their_text_class_and_place(reviews: Path) -> None:
     for example in read_imdb(reviews).test:
         assert example.text == (reviews / f"{example.id}.txt").read_text()
-        assert IMDB.labels[example.label] in example.id
+        assert str(example.label) in example.id
 
 
 def test_fingerprint_follows_every_text(reviews: Path) -> None:
@@ -137,7 +144,7 @@ def test_links_in_an_archive_are_not_followed(reviews: Path) -> None:
 
 
 def test_tasks_are_found_by_name_and_unknown_ones_get_the_nearest() -> None:
-    assert find_task("imdb") is TASKS["imdb"]
+    assert find_task("imdb") is TASKS["imdb"] is ClassificationTask
     with pytest.raises(InputError, match="did you mean 'imdb'"):
         find_task("imbd")
 
@@ -146,16 +153,18 @@ def test_data_is_what_was_named_else_what_was_downloaded_else_the_sample(
     reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(reviews.parent)
-    path, which = IMDB.find_data(None)
+    path, which, is_sample = find_imdb_data(None)
     assert path == bundled_data() / "imdb"
     assert "bundled sample" in which
+    assert is_sample
     shutil.copytree(reviews, "data/downloads/aclImdb")
-    path, which = IMDB.find_data(None)
+    path, which, is_sample = find_imdb_data(None)
     assert path == Path("data/downloads/aclImdb")
     assert "full set" in which
-    assert IMDB.find_data(str(reviews))[0] == reviews
+    assert not is_sample
+    assert find_imdb_data(str(reviews)).path == reviews
     with pytest.raises(InputError, match="nowhere"):
-        IMDB.find_data("nowhere")
+        find_imdb_data("nowhere")
 
 
 # --- splits ---------------------------------------------------------------------------------------
@@ -163,7 +172,7 @@ def test_data_is_what_was_named_else_what_was_downloaded_else_the_sample(
 
 def examples(counts: tuple[int, ...] = (60, 20), copies: int = 0) -> list[LabelledText]:
     found = [
-        LabelledText(f"{label}/{i}", f"text {label} {i}", label)
+        LabelledText(f"{label}/{i}", f"text {label} {i}", CLASSES[label])
         for label, count in enumerate(counts)
         for i in range(count)
     ]
@@ -172,47 +181,47 @@ def examples(counts: tuple[int, ...] = (60, 20), copies: int = 0) -> list[Labell
 
 
 def test_dev_split_is_stratified() -> None:
-    train, dev = cut_dev(examples(), 0.1)
-    assert [sum(e.label == label for e in dev) for label in (0, 1)] == [6, 2]
+    train, dev = cut_dev(IMDB, examples(), 0.1)
+    assert [sum(e.label == label for e in dev) for label in CLASSES] == [6, 2]
     assert sorted(train + dev) == sorted(examples())
 
 
 def test_dev_split_keeps_the_order_and_does_not_depend_on_it() -> None:
-    train, dev = cut_dev(examples(), 0.25)
+    train, dev = cut_dev(IMDB, examples(), 0.25)
     assert train == [e for e in examples() if e in train]
-    other_train, other_dev = cut_dev(examples()[::-1], 0.25)
+    other_train, other_dev = cut_dev(IMDB, examples()[::-1], 0.25)
     assert (set(other_train), set(other_dev)) == (set(train), set(dev))
-    assert cut_dev(examples(), 0.25) == (train, dev)
+    assert cut_dev(IMDB, examples(), 0.25) == (train, dev)
 
 
 def test_copies_of_a_text_stay_on_one_side() -> None:
-    train, dev = cut_dev(examples(copies=40), 0.3)
+    train, dev = cut_dev(IMDB, examples(copies=40), 0.3)
     assert not {e.text.lower() for e in train} & {e.text.lower() for e in dev}
     assert any(e.id.startswith("copy") for e in dev)
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.5, 0.9, 0.99])
 def test_both_sides_of_a_split_have_every_class(fraction: float) -> None:
-    for side in cut_dev(examples((5, 2)), fraction):
-        assert {e.label for e in side} == {0, 1}
+    for side in cut_dev(IMDB, examples((5, 2)), fraction):
+        assert {e.label for e in side} == set(CLASSES)
 
 
 def test_a_class_of_one_text_cannot_be_split() -> None:
     with pytest.raises(InputError, match="needs 2"):
-        cut_dev(examples((5, 1)), 0.5)
+        cut_dev(IMDB, examples((5, 1)), 0.5)
 
 
 @pytest.mark.parametrize("count", [4, 5, 10, 11])
 def test_limit_draws_as_many_as_asked_for_class_by_class(count: int) -> None:
-    chosen = limit_examples(examples((30, 30)), count)
+    chosen = limit_examples(IMDB, examples((30, 30)), count)
     assert len(set(chosen)) == len(chosen) == count
-    share = sum(e.label for e in chosen)
+    share = sum(e.label == "pos" for e in chosen)
     assert abs(share - count / 2) < 1
-    assert limit_examples(examples((30, 30)), count) == chosen
+    assert limit_examples(IMDB, examples((30, 30)), count) == chosen
 
 
 def test_limit_beyond_the_data_keeps_all() -> None:
-    assert sorted(limit_examples(examples((6, 6)), 100)) == sorted(examples((6, 6)))
+    assert sorted(limit_examples(IMDB, examples((6, 6)), 100)) == sorted(examples((6, 6)))
 
 
 # --- encoding and batches -------------------------------------------------------------------------
@@ -228,28 +237,51 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
 
 def test_head_keeps_the_beginning(tokenizer: WordPiece) -> None:
     text = " ".join("abcdefghijklmnopqrst")  # ids 5 to 24
-    (ids,) = encode([text], tokenizer, 10, "head")
+    ((row,),) = encode([(text, None)], tokenizer, 10, "head")
+    ids = row["input_ids"]
     assert ids.tolist() == [2, *range(5, 13), 3]
 
 
 def test_head_and_tail_keep_a_quarter_and_the_end(tokenizer: WordPiece) -> None:
     text = " ".join("abcdefghijklmnopqrst")
-    (ids,) = encode([text], tokenizer, 10, "head+tail")
+    ((row,),) = encode([(text, None)], tokenizer, 10, "head+tail")
+    ids = row["input_ids"]
     assert ids.tolist() == [2, 5, 6, *range(19, 25), 3]
 
 
-@pytest.mark.parametrize("truncation", ["head", "head+tail"])
+@pytest.mark.parametrize("truncation", ["head", "tail", "head+tail", "windows"])
 def test_texts_that_fit_are_kept_whole(tokenizer: WordPiece, truncation: str) -> None:
-    texts = ["", "a", " ".join("abcdefgh")]
-    rows = encode(texts, tokenizer, 10, truncation)
+    texts = [("", None), ("a", None), (" ".join("abcdefgh"), None)]
+    rows = [row["input_ids"] for (row,) in encode(texts, tokenizer, 10, truncation)]
     assert [r.tolist() for r in rows] == [[2, 3], [2, 5, 3], [2, *range(5, 13), 3]]
-    assert all(len(r) <= 10 for r in encode([" ".join("abcdefghi")], tokenizer, 10, truncation))
+    (windows,) = encode([(" ".join("abcdefghi"), None)], tokenizer, 10, truncation)
+    assert all(len(row["input_ids"]) <= 10 for row in windows)
 
 
 def test_padding_is_masked() -> None:
-    batch = pad([np.array([2, 9, 3]), np.array([2, 3])], pad_id=0)
-    assert batch["input_ids"].tolist() == [[2, 9, 3], [2, 3, 0]]
+    longer = Feature({"input_ids": np.array([2, 9, 3])}, {"labels": 1})
+    batch = pad([longer, Feature({"input_ids": np.array([2, 3])}, {"labels": 0})], pad_id=7)
+    assert batch["input_ids"].tolist() == [[2, 9, 3], [2, 3, 7]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["labels"].tolist() == [1, 0]
+
+
+def test_sequences_of_labels_are_padded_with_what_is_ignored() -> None:
+    def feature(*ids: int) -> Feature:
+        inputs = {"input_ids": np.array(ids), "token_type_ids": np.ones(len(ids), np.int64)}
+        return Feature(inputs, {"labels": np.array(ids) % 3, "grade": 0.5})
+
+    batch = pad([feature(2, 3), feature(2, 9, 3)], pad_id=0)
+    assert batch["labels"].tolist() == [[2, 0, -100], [2, 0, 0]]
+    assert batch["token_type_ids"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert batch["grade"].dtype == torch.float32
+    assert batch["labels"].dtype == torch.int64
+
+
+def test_a_step_without_a_label_divides_by_one() -> None:
+    ignored = Feature({"input_ids": np.array([2, 3])}, {"labels": np.array([-100, -100])})
+    data = TaskData([ignored], lambda f: pad(f, 0), IMDB.count, 1, 1, 0)
+    assert data.take().counts == {"task": 1}
 
 
 def rows_of_any_length(count: int = 203) -> list[np.ndarray]:
@@ -257,12 +289,13 @@ def rows_of_any_length(count: int = 203) -> list[np.ndarray]:
     return [np.full(n, i + 10) for i, n in enumerate(lengths)]
 
 
-def stream(seed: int = 0, micro: int = 4) -> ClassificationData:
+def stream(seed: int = 0, micro: int = 4) -> TaskData:
     rows = rows_of_any_length()
-    return ClassificationData(rows, np.arange(len(rows)), 0, 8, micro, seed)
+    features = [Feature({"input_ids": ids}, {"labels": i}) for i, ids in enumerate(rows)]
+    return TaskData(features, lambda f: pad(f, 0), IMDB.count, 8, micro, seed)
 
 
-def epoch_of(data: ClassificationData) -> list[list[int]]:
+def epoch_of(data: TaskData) -> list[list[int]]:
     """The labels of each step; labels here are the numbers of the examples."""
     steps = [data.take() for _ in range(data.steps_per_epoch)]
     return [[int(i) for m in step.micro_batches for i in m["labels"]] for step in steps]
@@ -343,24 +376,41 @@ def classifier() -> BertForSequenceClassification:
 
 
 def test_predictions_do_not_depend_on_batch_or_order(
-    classifier: BertForSequenceClassification,
+    classifier: BertForSequenceClassification, tokenizer: WordPiece
 ) -> None:
+    task = ClassificationTask(FinetuneSettings(task="imdb"))
+    task.tokenizer = tokenizer
+
+    def probabilities(given: list[np.ndarray], size: int) -> np.ndarray:
+        features = [Feature({"input_ids": ids}, {}) for ids in given]
+        return np.stack(infer(task, classifier, features, size, CPU))
+
     rows = rows_of_any_length(40)
-    one = np.concatenate([predict_probabilities(classifier, [r], 0, 1, CPU) for r in rows])
+    one = np.concatenate([probabilities([r], 1) for r in rows])
     assert one.std(axis=0).min() > 0.05  # or a wrong order could not be told
-    many = predict_probabilities(classifier, rows, 0, 16, CPU)
+    many = probabilities(rows, 16)
     np.testing.assert_allclose(many, one, atol=1e-5)
     order = np.random.default_rng(0).permutation(len(rows))
-    mixed = predict_probabilities(classifier, [rows[i] for i in order], 0, 7, CPU)
+    mixed = probabilities([rows[i] for i in order], 7)
     np.testing.assert_allclose(mixed, one[order], atol=1e-5)
 
 
 def test_prediction_rows_follow_the_examples() -> None:
     shares = np.array([[0.9, 0.1], [0.25, 0.75]])
-    given = [LabelledText("a", "one", 0), LabelledText("b", "two", 0)]
-    assert prediction_rows(IMDB, given, shares) == [
+    given = [LabelledText("a", "one", "neg"), LabelledText("b", "two", "neg")]
+    assert [IMDB.row(e, p) for e, p in zip(given, shares, strict=True)] == [
         {"id": "a", "text": "one", "label": "neg", "prediction": "neg", "score": 0.9},
         {"id": "b", "text": "two", "label": "neg", "prediction": "pos", "score": 0.75},
+    ]
+
+
+def test_errors_are_the_wrong_answers_surest_first() -> None:
+    shares = np.array([[0.4, 0.6], [0.1, 0.9], [0.1, 0.9]])
+    labels = {"a": "neg", "b": "neg", "c": "pos"}
+    given = [LabelledText(i, f"text {i}", label) for i, label in labels.items()]
+    assert IMDB.errors(given, shares) == [
+        "b: neg, taken for pos (90%)\ntext b",
+        "a: neg, taken for pos (60%)\ntext a",
     ]
 
 
@@ -371,7 +421,7 @@ def test_score_of_known_probabilities() -> None:
 
 
 def test_confusion_table_shows_every_count() -> None:
-    text = confusion_text(IMDB, [[5, 1], [2, 1234]])
+    text = confusion_text(IMDB_CLASSES, [[5, 1], [2, 1234]])
     assert [line.split() for line in text.splitlines()[2:]] == [
         ["neg", "5", "1"],
         ["pos", "2", "1,234"],
@@ -381,17 +431,18 @@ def test_confusion_table_shows_every_count() -> None:
 def test_baseline_learns_from_words() -> None:
     pytest.importorskip("sklearn")
     train = [
-        LabelledText(str(i), f"{'good fine' if i % 2 else 'bad dull'} film {i}", i % 2)
+        LabelledText(str(i), f"{'good fine' if i % 2 else 'bad dull'} film {i}", CLASSES[i % 2])
         for i in range(20)
     ]
-    test = [LabelledText("a", "a fine film", 1), LabelledText("b", "a dull film", 0)]
+    test = [LabelledText("a", "a fine film", "pos"), LabelledText("b", "a dull film", "neg")]
     assert tfidf_baseline(train, test) == {"accuracy": 1.0, "f1": 1.0}
 
 
 def test_baseline_of_texts_without_a_word_in_common_does_not_fail() -> None:
     """It is scored after training: an error here would cost the whole run."""
     pytest.importorskip("sklearn")
-    train = [LabelledText(str(i), word, i % 2) for i, word in enumerate("one two six ten".split())]
+    words = enumerate("one two six ten".split())
+    train = [LabelledText(str(i), word, CLASSES[i % 2]) for i, word in words]
     figures = tfidf_baseline(train, train)
     assert 0 <= figures["accuracy"] <= 1
 
@@ -408,13 +459,13 @@ def test_bundled_reviews_are_many_balanced_and_of_plain_length() -> None:
     everything = splits.train + splits.test
     assert len(everything) >= 600
     for part in (splits.train, splits.test):
-        assert sum(e.label for e in part) * 2 == len(part)
+        assert sum(e.label == "pos" for e in part) * 2 == len(part)
     lengths = [len(e.text.split()) for e in everything]
     assert min(lengths) >= 40
     assert max(lengths) <= 250
     for example in everything:
         stars = int(example.id.rsplit("_", 1)[1])
-        assert stars >= 7 if example.label else stars <= 4
+        assert stars >= 7 if example.label == "pos" else stars <= 4
 
 
 def test_no_eight_words_in_a_row_are_shared_by_two_bundled_reviews() -> None:

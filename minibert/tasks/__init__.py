@@ -1,15 +1,25 @@
-"""The table of named tasks; each family of tasks is one file of this package."""
+"""The table of tasks; each family of tasks is one file of this package."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from minibert.errors import InputError, did_you_mean
-from minibert.tasks.classification import IMDB, ClassificationTask
+from minibert.tasks.base import Task
+from minibert.tasks.classification import ClassificationTask
 
-TASKS: dict[str, ClassificationTask] = {task.name: task for task in (IMDB,)}
+FAMILIES: list[type[Task[Any, Any]]] = [ClassificationTask]
+TASKS: dict[str, type[Task[Any, Any]]] = {name: f for f in FAMILIES for name in f.names}
 
 
-def find_task(name: str) -> ClassificationTask:
-    """A task by name.
+def add_family(family: type[Task[Any, Any]]) -> None:
+    """Makes a family of tasks known by its names."""
+    FAMILIES.append(family)
+    TASKS.update(dict.fromkeys(family.names, family))
+
+
+def find_task(name: str) -> type[Task[Any, Any]]:
+    """The family of a task by the task's name.
 
     Raises:
         InputError: unknown name; the nearest is offered.

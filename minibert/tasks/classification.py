@@ -1,407 +1,438 @@
-"""Single-text classification: readers, encoding, batches, head, figures and a baseline.
+"""Classification of texts and pairs: encoding, loss, votes of windows, figures and a baseline.
 
-In: labelled texts, as the public data set lays them out. Out: padded batches of similar length for
-`BertForSequenceClassification`, and accuracy, F1 and confusion matrix of its predictions.
+In: labelled texts (`labelled.py`, `labelled_sets.py`), encoded by `texts.py`. Out: features for
+`BertForSequenceClassification`, and the figures of its predictions.
 
 Shapes: B batch, T tokens, C classes.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import hashlib
-import lzma
-import re
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
-from minibert.errors import InputError, MissingExtraError
-from minibert.files import bundled_data
+from minibert.config import BertConfig
+from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.heads import BertForSequenceClassification
-from minibert.losses import classification_loss
-from minibert.metrics import classification_figures, confusion_matrix
+from minibert.losses import classification_loss, multi_label_loss
+from minibert.metrics import (
+    class_figures,
+    classification_figures,
+    confusion_matrix,
+    matrix_counts,
+    multi_label_counts,
+    multi_label_figures,
+)
 from minibert.runtime import Runtime
+from minibert.settings import FinetuneSettings
+from minibert.tasks.base import Predictor, Source, Splits, Task
+from minibert.tasks.batches import Feature, inputs_of
+from minibert.tasks.labelled import (
+    LabelledText,
+    classes_of,
+    clean_text,
+    names_of,
+    read_own,
+    same_text,
+)
+from minibert.tasks.labelled_sets import PUBLIC
+from minibert.tasks.texts import encode
 from minibert.tokenizer import WordPiece
-from minibert.train import Batch, StepData, Term
-from minibert.world import ALONE, World
+from minibert.train import Batch, Term
 
-_MARKUP = re.compile(r"<[a-zA-Z/][^<>]{0,40}>")  # <br />, <i>, </b>
-_SPLIT_SEED = 2019  # the dev split does not depend on the seed: seeds compare on the same examples
-_POOL_BATCHES = 50  # batches whose examples are sorted by length together
-
-
-class LabelledText(NamedTuple):
-    """One example; `label` is a class index. `id` says where it comes from."""
-
-    id: str
-    text: str
-    label: int
+_LISTED_ERRORS = 50
+_WIDEST_MATRIX = 6  # classes of a confusion matrix that is printed
+_MULTI = "multi_label_classification"
 
 
 @dataclass(frozen=True)
-class Splits:
-    """The examples of a task, with what the reader noticed."""
+class Prediction:
+    """One text's answer: the likeliest label, its probability, and all of them.
 
-    train: list[LabelledText]
-    test: list[LabelledText]
-    source: str
-    notes: tuple[str, ...] = ()
+    Of a text that may have several labels, prediction holds those more likely than not.
+    """
+
+    text: str
+    prediction: str | list[str]
+    score: float
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class PairPrediction(Prediction):
+    """The answer to a pair of texts."""
+
+    text_pair: str
+
+
+class ClassificationTask(Task[LabelledText, np.ndarray]):
+    """A class for each text, or for each pair; or any number of classes.
+
+    A prediction is the (C,) float32 probabilities of the classes, of a text that was cut into
+    windows the mean over them.
+    """
+
+    names = (*PUBLIC, "classification")
+    model_class = BertForSequenceClassification
+    selectable: tuple[str, ...] = ("accuracy", "f1", "matthews")
+
+    def __init__(self, settings: FinetuneSettings) -> None:
+        super().__init__(settings)
+        self.public = PUBLIC.get(self.name)
+        self.labels: tuple[str, ...] = self.public.labels if self.public else ()
+        self.multi = False
+        self.weights: Tensor | None = None
+        if self.public:
+            self.places = tuple(f"data/downloads/{place}" for place in self.public.places)
+            self.sample = self.name
+        self.pairs = self.public.pairs if self.public and not self._own else self._own_pairs
 
     @property
-    def fingerprint(self) -> str:
-        """A digest of every example."""
-        digest = hashlib.sha256()
-        for example in (*self.train, *self.test):
-            digest.update(f"{example.id}\t{example.label}\t{example.text}\n".encode())
-        return digest.hexdigest()[:16]
+    def _own(self) -> bool:
+        """Whether the data is a table of the user's own, by the name or by named columns."""
+        s = self.settings
+        columns = (s.text_column, s.text_pair_column, s.label_column, s.label_separator)
+        return self.public is None or any(columns)
 
+    @property
+    def _own_pairs(self) -> bool:
+        return self.settings.text_pair_column is not None
 
-@dataclass(frozen=True)
-class ClassificationTask:
-    """A named task: its classes, where its data lies, and how it is read."""
+    # --- data and classes ------------------------------------------------------------------------
 
-    name: str
-    labels: tuple[str, ...]
-    places: tuple[str, ...]  # looked in when no --data is given, below the working folder
-    sample: str  # name of the bundled sample
-    read: Callable[[Path], Splits]
+    def read(self, source: Source) -> Splits[LabelledText]:
+        if self.public is not None and not self._own:
+            extra = [flag for flag, _ in self._named_paths() if flag != "--data"]
+            if extra:
+                raise InputError(
+                    f"{extra[0]} goes with a table of your own; name its columns, as in "
+                    f"--text-column text, or leave it out: {self.name} has its own splits"
+                )
+            return self.public.read(source.path)
+        if self.settings.data is None:
+            raise InputError("--text-column and the like go with --data, a table of your own")
+        return read_own(self.settings)
 
-    def find_data(self, data: str | None) -> tuple[Path, str]:
-        """The data to use and a line that says which: what was named, downloaded, or bundled.
+    def same(self, example: LabelledText) -> str:
+        return same_text(example)
+
+    def stratum(self, example: LabelledText) -> Hashable:
+        # Sets of classes are too many to draw within each.
+        return example.label if isinstance(example.label, str) else ""
+
+    def learn(self, train: list[LabelledText], tokenizer: WordPiece) -> None:
+        super().learn(train, tokenizer)
+        self.multi = any(isinstance(e.label, tuple) for e in train)
+        if self._own:
+            self.labels = classes_of(train)
+        if self.multi:
+            self.metric, self.selectable = "f1_micro", ("accuracy", "f1", "f1_micro")
+        elif self._positive is not None:
+            self.selectable += ("f1_binary",)
+        counts = Counter(name for e in train for name in names_of(e))
+        self.weights = class_weights(self.settings.class_weights, self.labels, counts)
+
+    def restore(self, folder: Path, config: BertConfig, tokenizer: WordPiece) -> None:
+        super().restore(folder, config, tokenizer)
+        named = config.id2label or {}
+        self.labels = tuple(named.get(i, f"LABEL_{i}") for i in range(config.num_labels))
+        self.multi = config.problem_type == _MULTI
+
+    def config_fields(self) -> dict[str, Any]:
+        return {
+            "id2label": dict(enumerate(self.labels)),
+            "problem_type": _MULTI if self.multi else "single_label_classification",
+        }
+
+    # --- features and loss -----------------------------------------------------------------------
+
+    def encode(self, examples: Sequence[LabelledText]) -> list[list[Feature]]:
+        settings = self.settings
+        rows = encode(
+            [(clean_text(e.text), e.text_pair and clean_text(e.text_pair)) for e in examples],
+            self.tokenizer,
+            settings.max_seq_length,
+            settings.truncation,
+        )
+        found = []
+        for example, windows in zip(examples, rows, strict=True):
+            labels = {} if example.label is None else {"labels": self._target(example)}
+            found.append([Feature(inputs, labels) for inputs in windows])
+        return found
+
+    def _target(self, example: LabelledText) -> int | np.ndarray:
+        """The class number; with several labels (C,) float32, 1 on its classes.
 
         Raises:
-            InputError: a named path that does not exist, or no sample in this installation.
+            InputError: a label that is none of the classes.
         """
-        if data is not None:
-            if not Path(data).exists():
-                raise InputError(f"--data {data} does not exist; expected the {self.name} data")
-            return Path(data), f"{self.name}, the data in {data}"
-        for place in map(Path, self.places):
-            if place.exists():
-                return place, f"{self.name}, the full set in {place}"
-        sample = bundled_data() / self.sample
-        if not sample.is_dir():
-            raise InputError(f"no data for {self.name}; name it with --data")
-        return sample, (
-            f"{self.name}, the bundled sample (small, for trying out); "
-            f"`minibert download {self.name}` fetches the full set"
-        )
-
-
-# --- the public IMDb set --------------------------------------------------------------------------
-
-_IMDB_CLASSES = ("neg", "pos")
-
-
-def read_imdb(path: Path) -> Splits:
-    """Reads the Large Movie Review Dataset (Maas et al. 2011), as folder or as tar archive.
-
-    Files are `train|test/pos|neg/<id>_<stars>.txt`; other files are ignored. Markup such as
-    `<br />` becomes a space.
-
-    Raises:
-        InputError: a split or a class is missing, or a file is not UTF-8.
-    """
-    found: dict[tuple[str, str], list[LabelledText]] = {}
-    marked = 0
-    for name, content in sorted(_imdb_files(path)):
-        split, label, file = name.split("/")
-        try:
-            text = content.decode()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: {name}, byte {error.start} is not UTF-8") from None
-        clean = clean_text(text)
-        marked += bool(_MARKUP.search(text))
-        example = LabelledText(
-            f"{split}/{label}/{file.removesuffix('.txt')}", clean, _IMDB_CLASSES.index(label)
-        )
-        found.setdefault((split, label), []).append(example)
-    for split in ("train", "test"):
-        for label in _IMDB_CLASSES:
-            if (split, label) not in found:
-                raise InputError(
-                    f"{path} has no reviews under {split}/{label}; expected aclImdb with "
-                    f"train and test, each with pos and neg"
-                )
-    train = [e for label in _IMDB_CLASSES for e in found["train", label]]
-    test = [e for label in _IMDB_CLASSES for e in found["test", label]]
-    seen = {_same(e.text) for e in train}
-    shared = sum(_same(e.text) in seen for e in test)
-    notes = [f"{len(train):,} reviews to train on, {len(test):,} to test on"]
-    if marked:
-        notes.append(f"{marked:,} with markup, which was dropped")
-    if len(seen) < len(train):
-        notes.append(f"{len(train) - len(seen):,} repeated within train")
-    if shared:
-        notes.append(f"{shared:,} test texts occur in train, too")
-    empty = sum(not e.text for e in (*train, *test))
-    if empty:
-        notes.append(f"{empty:,} empty")
-    return Splits(train, test, str(path), tuple(notes))
-
-
-def clean_text(text: str) -> str:
-    """A text without markup and NUL characters, white space made single spaces."""
-    return " ".join(_MARKUP.sub(" ", text).replace("\0", "").split())
-
-
-def _imdb_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(split/class/file, content) of the labelled reviews below a folder or in a tar archive."""
-    pattern = re.compile(r"(?:^|/)((?:train|test)/(?:pos|neg)/[^/]+\.txt)$")
-    if path.is_dir():
-        root = path / "aclImdb" if (path / "aclImdb").is_dir() else path
-        for file in root.glob("*/*/*.txt"):
-            name = file.relative_to(root).as_posix()
-            if pattern.search(name):
-                yield name, file.read_bytes()
-        return
-    try:
-        with _open_archive(path) as plain:
-            with tarfile.open(fileobj=plain, mode="r|") as archive:
-                for member in archive:
-                    match = pattern.search(member.name)
-                    if match and member.isfile():
-                        handle = archive.extractfile(member)
-                        assert handle is not None  # a plain file
-                        yield match.group(1), handle.read()
-            while plain.read(1 << 20):  # to the end, where the checksum is compared
-                pass
-    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise InputError(f"{path} is neither a folder nor a whole tar archive: {error}") from None
-
-
-def _open_archive(path: Path) -> IO[bytes]:
-    """The tar stream of an archive, unpacked by what its first bytes say."""
-    with path.open("rb") as handle:
-        head = handle.read(6)
-    openers: dict[bytes, Callable[..., Any]] = {
-        b"\x1f\x8b": gzip.open,
-        b"\xfd7zXZ": lzma.open,
-        b"BZh": bz2.open,
-    }
-    opener = next((o for magic, o in openers.items() if head.startswith(magic)), open)
-    stream: IO[bytes] = opener(path, "rb")
-    return stream
-
-
-IMDB = ClassificationTask("imdb", _IMDB_CLASSES, ("data/downloads/aclImdb",), "imdb", read_imdb)
-
-
-# --- splits ---------------------------------------------------------------------------------------
-
-
-def _same(text: str) -> str:
-    """What two copies of a text share."""
-    return " ".join(text.lower().split())
-
-
-def cut_dev(
-    examples: list[LabelledText], fraction: float
-) -> tuple[list[LabelledText], list[LabelledText]]:
-    """Cuts a dev split off, class by class; copies of a text stay on one side.
-
-    Args:
-        fraction: share of each class that goes to dev, at least one example.
-
-    Raises:
-        InputError: a class with fewer than two different texts.
-    """
-    rng = np.random.default_rng(_SPLIT_SEED)
-    groups: dict[str, list[LabelledText]] = {}
-    for example in examples:
-        groups.setdefault(_same(example.text), []).append(example)
-    dev_ids: set[str] = set()
-    for label in sorted({e.label for e in examples}):
-        texts = sorted(text for text, group in groups.items() if group[0].label == label)
-        if len(texts) < 2:
+        unknown = sorted(set(names_of(example)) - set(self.labels))
+        if unknown:
             raise InputError(
-                f"class {label} has {len(texts)} different text(s); a dev split needs 2"
+                f"the model has the classes {', '.join(self.labels)}, the data {', '.join(unknown)}"
             )
-        wanted = max(1, round(fraction * sum(len(groups[t]) for t in texts)))
-        taken = 0
-        for i in rng.permutation(len(texts))[:-1]:  # one text of each class stays in train
-            if taken >= wanted:
-                break
-            dev_ids |= {e.id for e in groups[texts[i]]}
-            taken += len(groups[texts[i]])
-    train = [e for e in examples if e.id not in dev_ids]
-    return train, [e for e in examples if e.id in dev_ids]
+        numbers = [self.labels.index(name) for name in names_of(example)]
+        if not self.multi:
+            if len(numbers) != 1 or isinstance(example.label, tuple):
+                raise InputError(f"{example.id} has {len(numbers)} labels, the model one for each")
+            return numbers[0]
+        target = np.zeros(len(self.labels), np.float32)
+        target[numbers] = 1
+        return target
+
+    def _targets(self, examples: Sequence[LabelledText]) -> np.ndarray:
+        """(examples,) class numbers, or (examples, C) truth values."""
+        found = np.array([self._target(e) for e in examples])
+        return found > 0.5 if self.multi else found
+
+    def terms(self, forward: Callable[..., Any], batch: Batch) -> dict[str, Term]:
+        return classification_terms(
+            forward, batch, self.weights, self.settings.label_smoothing, self.multi
+        )
+
+    # --- predictions and figures -----------------------------------------------------------------
+
+    def outputs(self, model: Any, batch: dict[str, Tensor]) -> list[np.ndarray]:
+        logits = model(**inputs_of(batch), first_only=True).logits.float()
+        shares = logits.sigmoid() if self.multi else logits.softmax(-1)
+        return list(shares.cpu().numpy())
+
+    def decode(
+        self,
+        examples: Sequence[LabelledText],
+        features: list[list[Feature]],
+        outputs: list[list[np.ndarray]],
+    ) -> list[np.ndarray]:
+        return [windows[0] if len(windows) == 1 else np.mean(windows, 0) for windows in outputs]
+
+    def _counts(
+        self, examples: Sequence[LabelledText], predictions: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Hits, answers and labels of each class."""
+        shares, targets = np.stack(predictions), self._targets(examples)
+        if self.multi:
+            return multi_label_counts(targets, shares > 0.5)
+        matrix = confusion_matrix(targets, shares.argmax(-1), len(self.labels))
+        return matrix_counts(matrix)
+
+    def score(
+        self, examples: Sequence[LabelledText], predictions: Sequence[np.ndarray]
+    ) -> dict[str, float]:
+        shares, targets = np.stack(predictions), self._targets(examples)
+        if self.multi:
+            loss = -np.log(np.maximum(np.where(targets, shares, 1 - shares), 1e-30))
+            return multi_label_figures(targets, shares > 0.5) | {"loss": float(loss.mean())}
+        figures = score(shares, targets)
+        if self._positive is not None:
+            by_class = class_figures(*self._counts(examples, predictions))
+            figures["f1_binary"] = float(by_class["f1"][self._positive])
+        return figures
+
+    def details(
+        self, examples: Sequence[LabelledText], predictions: Sequence[np.ndarray]
+    ) -> dict[str, Any]:
+        by_class = class_figures(*self._counts(examples, predictions))
+        columns = {key: values.tolist() for key, values in by_class.items()}
+        found: dict[str, Any] = {}
+        if not self.multi:
+            shares, targets = np.stack(predictions), self._targets(examples)
+            matrix = confusion_matrix(targets, shares.argmax(-1), len(self.labels))
+            found["confusion_matrix"] = matrix.tolist()
+        found["per_class"] = {
+            label: {key: values[number] for key, values in columns.items()}
+            for number, label in enumerate(self.labels)
+        }
+        return found
+
+    def table(self, results: dict[str, Any]) -> str:
+        parts = [per_class_text(results["per_class"])]
+        if not self.multi and len(self.labels) <= _WIDEST_MATRIX:
+            parts.append(confusion_text(self.labels, results["confusion_matrix"]))
+        return "\n".join(parts)
+
+    def baseline(
+        self, train: Sequence[LabelledText], test: Sequence[LabelledText]
+    ) -> dict[str, float]:
+        if self.multi:
+            raise ValueError("the TF-IDF baseline is for one label a text")
+        figures = tfidf_baseline(train, test)
+        majority = Counter(e.label for e in train).most_common(1)[0][0]
+        return {
+            "tfidf_accuracy": figures["accuracy"],
+            "tfidf_f1": figures["f1"],
+            "majority_accuracy": sum(e.label == majority for e in test) / len(test),
+        }
+
+    @property
+    def _positive(self) -> int | None:
+        """The number of the class whose F1 the field quotes."""
+        name = self.public.positive if self.public else None
+        return self.labels.index(name) if name in self.labels else None
+
+    def _chosen(self, prediction: np.ndarray) -> str | list[str]:
+        if self.multi:
+            return [name for name, p in zip(self.labels, prediction, strict=True) if p > 0.5]
+        return self.labels[int(prediction.argmax())]
+
+    def _surety(self, prediction: np.ndarray) -> float:
+        """The chosen class's share; of several labels that of the least sure yes or no."""
+        if self.multi:
+            return float(np.maximum(prediction, 1 - prediction).min())
+        return float(prediction.max())
+
+    def row(self, example: LabelledText, prediction: np.ndarray) -> dict[str, Any]:
+        """`score` is the chosen class's share."""
+        pair = {} if example.text_pair is None else {"text_pair": example.text_pair}
+        label = list(example.label) if isinstance(example.label, tuple) else example.label
+        return {
+            "id": example.id,
+            "text": example.text,
+            **pair,
+            "label": label,
+            "prediction": self._chosen(prediction),
+            "score": round(self._surety(prediction), 6),
+        }
+
+    def errors(
+        self, examples: Sequence[LabelledText], predictions: Sequence[np.ndarray]
+    ) -> list[str]:
+        """The wrong answers that the model was surest of."""
+        rows = [self.row(e, p) for e, p in zip(examples, predictions, strict=True)]
+        wrong = [row for row in rows if row["label"] != row["prediction"]]
+        wrong.sort(key=lambda row: -row["score"])
+        return [
+            f"{row['id']}: {_told(row['label'])}, taken for {_told(row['prediction'])} "
+            f"({row['score']:.0%})\n"
+            + "\n".join(row[key] for key in ("text", "text_pair") if key in row)
+            for row in wrong[:_LISTED_ERRORS]
+        ]
+
+    # --- use -------------------------------------------------------------------------------------
+
+    def parse_line(self, line: str) -> Any:
+        """Of a pair: two texts with a tab between, or a JSON list or object of them."""
+        if not self.pairs:
+            return line
+        try:
+            return json.loads(line) if line.lstrip()[:1] in ("[", "{") else line.split("\t")
+        except json.JSONDecodeError:
+            return line.split("\t")
+
+    def example_of(self, given: Any, number: int) -> LabelledText:
+        texts = given
+        if isinstance(given, Mapping):
+            texts = [given[key] for key in ("text", "text_pair") if key in given]
+        if isinstance(texts, str):
+            texts = [texts]
+        wanted = "two texts, as a tab between them or a list of two" if self.pairs else "a string"
+        fits = isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)
+        if not fits or len(texts) != (2 if self.pairs else 1):
+            raise InputError(f"text {number} is {given!r:.60}; expected {wanted}")
+        return LabelledText(str(number), texts[0], None, texts[1] if self.pairs else None)
+
+    def answer(self, example: LabelledText, prediction: np.ndarray) -> Prediction:
+        shares = {n: float(share) for n, share in zip(self.labels, prediction, strict=True)}
+        own = self._chosen(prediction), self._surety(prediction), shares
+        if example.text_pair is not None:
+            return PairPrediction(example.text, *own, example.text_pair)
+        return Prediction(example.text, *own)
+
+    def predictor(self, model: nn.Module, runtime: Runtime) -> ClassificationPredictor:
+        return ClassificationPredictor(model, self, runtime)
 
 
-def limit_examples(examples: list[LabelledText], count: int) -> list[LabelledText]:
-    """Draws `count` examples, as many of each class as there are classes to share them."""
-    rng = np.random.default_rng(_SPLIT_SEED)
-    labels = sorted({e.label for e in examples})
-    chosen: list[LabelledText] = []
-    for label in labels:
-        own = [e for e in examples if e.label == label]
-        share = count // len(labels) + (labels.index(label) < count % len(labels))
-        order = rng.permutation(len(own))[:share]
-        chosen += [own[i] for i in sorted(order)]
-    return chosen
+def _told(label: str | list[str]) -> str:
+    return label if isinstance(label, str) else ", ".join(label) or "none"
 
 
-# --- encoding and batches -------------------------------------------------------------------------
+class ClassificationPredictor(Predictor):
+    """A fine-tuned classifier; see `Predictor`."""
+
+    task: ClassificationTask
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names in the order of their indices."""
+        return list(self.task.labels)
+
+    def probabilities(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+        """Class probabilities of each text, (texts, C), in their order; cleaned as in training."""
+        examples = self.examples(texts)
+        return np.stack(self.task.predict(self.model, examples, batch_size, self.runtime))
 
 
-def encode(
-    texts: list[str], tokenizer: WordPiece, max_seq_length: int, truncation: str
-) -> list[np.ndarray]:
-    """[CLS] text [SEP] of each text, at most `max_seq_length` ids.
+def class_weights(given: str, labels: Sequence[str], counts: Mapping[str, int]) -> Tensor | None:
+    """The (C,) float32 weights that `--class-weights` asks for; None for equal ones.
+
+    "balanced" is examples / (classes x examples of the class), so the mean over train is 1.
 
     Args:
-        truncation: "head" keeps the beginning; "head+tail" keeps a quarter from the beginning and
-            the rest from the end (Sun et al. 2019, section 5.3.1, keep 128 of 510 in front).
+        counts: training examples of each class.
+
+    Raises:
+        InputError: not a form that is known, an unknown class, or a weight below 0.
     """
-    room = max_seq_length - 2
-    head = room if truncation == "head" else room // 4
-    encoded = []
-    for start in range(0, len(texts), 1000):
-        for ids in tokenizer.ids(texts[start : start + 1000]):
-            if len(ids) > room:
-                ids = ids[:head] + ids[len(ids) - (room - head) :]
-            encoded.append(np.array([tokenizer.cls_id, *ids, tokenizer.sep_id], np.int64))
-    return encoded
+    if given == "none":
+        return None
+    if given == "balanced":
+        total = sum(counts.values())
+        found = [total / (len(labels) * counts[n]) if counts.get(n) else 0.0 for n in labels]
+        return torch.tensor(found)
+    weights = dict.fromkeys(labels, 1.0)
+    for name, weight in _weights_given(given).items():
+        if name not in weights:
+            raise InputError(f"--class-weights: no class {name!r}{did_you_mean(name, labels)}")
+        weights[name] = weight
+    if not all(0 <= w < float("inf") for w in weights.values()):
+        raise InputError(f"--class-weights {given}: weights must be 0 or more")
+    return torch.tensor(list(weights.values()))
 
 
-def pad(encoded: list[np.ndarray], pad_id: int) -> dict[str, Tensor]:
-    """input_ids and attention_mask, (B, T) int64, padded to the longest of the batch."""
-    length = max(len(ids) for ids in encoded)
-    input_ids = np.full((len(encoded), length), pad_id, np.int64)
-    mask = np.zeros((len(encoded), length), np.int64)
-    for row, ids in enumerate(encoded):
-        input_ids[row, : len(ids)] = ids
-        mask[row, : len(ids)] = 1
-    return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
+def _weights_given(given: str) -> dict[str, float]:
+    try:
+        if given.lstrip().startswith("{"):
+            return {str(name): float(weight) for name, weight in json.loads(given).items()}
+        parted = (part.rpartition("=") for part in given.split(","))
+        return {name.strip(): float(weight) for name, _, weight in parted}
+    except (ValueError, TypeError):
+        raise InputError(
+            f"--class-weights {given!r}: expected none, balanced, name=weight,name=weight or a "
+            f"JSON object"
+        ) from None
 
 
-class ClassificationData:
-    """Optimiser steps over labelled texts; batches hold texts of similar length.
+# --- loss and figures -----------------------------------------------------------------------------
 
-    Of several processes each takes its share of every batch.
 
-    The order of an epoch is a pure function of the seed and the epoch.
+def classification_terms(
+    model: Callable[..., Any],
+    batch: Batch,
+    weights: Tensor | None = None,
+    smoothing: float = 0.0,
+    multi: bool = False,
+) -> dict[str, Term]:
+    """The one loss term of the task on a batch with input_ids, attention_mask and labels.
+
+    Args:
+        weights: (C,), of the classes in the loss.
+        multi: labels are (B, C), 1.0 on the classes of each text.
     """
-
-    def __init__(
-        self,
-        encoded: list[np.ndarray],
-        labels: np.ndarray,
-        pad_id: int,
-        batch_size: int,
-        micro_batch_size: int,
-        seed: int,
-        world: World = ALONE,
-    ) -> None:
-        self.encoded, self.labels, self.pad_id = encoded, labels, pad_id
-        self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
-        self.world = world
-        self.epoch = self.batch = 0
-        self._order: list[np.ndarray] | None = None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-len(self.encoded) // self.batch_size)
-
-    @property
-    def epochs_done(self) -> float:
-        return self.epoch + self.batch / self.steps_per_epoch
-
-    def state(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "batch": self.batch}
-
-    def seek(self, state: dict[str, int]) -> None:
-        self.epoch, self.batch, self._order = state["epoch"], state["batch"], None
-
-    def order(self) -> list[np.ndarray]:
-        """The epoch's batches as arrays of example numbers.
-
-        Examples are shuffled, sorted by length within pools of 50 batches, cut into batches, and
-        the batches are shuffled again.
-        """
-        rng = np.random.default_rng([self.seed, self.epoch])
-        shuffled = rng.permutation(len(self.encoded))
-        lengths = np.array([len(ids) for ids in self.encoded])
-        pool = _POOL_BATCHES * self.batch_size
-        pools = [shuffled[i : i + pool] for i in range(0, len(shuffled), pool)]
-        flat = np.concatenate([p[np.argsort(lengths[p], kind="stable")] for p in pools])
-        batches = [flat[i : i + self.batch_size] for i in range(0, len(flat), self.batch_size)]
-        return [batches[i] for i in rng.permutation(len(batches))]
-
-    def largest(self, size: int) -> dict[str, Tensor]:
-        """A batch of `size` texts as long as the longest, for trying what fits into memory."""
-        batch = pad([max(self.encoded, key=len)] * size, self.pad_id)
-        return batch | {"labels": torch.zeros(size, dtype=torch.int64)}
-
-    def take(self) -> StepData:
-        """The next batch, in micro-batches."""
-        if self._order is None:
-            self._order = self.order()
-        chosen = self._order[self.batch]
-        own = chosen[self.world.rank :: self.world.size]
-        is_filler = not len(own)  # more processes than texts
-        own = chosen[:1] if is_filler else own
-        micro = []
-        for start in range(0, len(own), self.micro_batch_size):
-            part = own[start : start + self.micro_batch_size]
-            batch = pad([self.encoded[i] for i in part], self.pad_id)
-            micro.append(batch | {"labels": torch.from_numpy(self.labels[part])})
-        self.batch += 1
-        if self.batch == self.steps_per_epoch:
-            self.epoch, self.batch, self._order = self.epoch + 1, 0, None
-        num_slots = sum(batch["input_ids"].numel() for batch in micro)
-        lengths = [len(self.encoded[i]) for i in chosen]
-        return StepData(micro, {"task": len(chosen)}, lengths, num_slots, is_filler)
-
-
-# --- loss, prediction, figures --------------------------------------------------------------------
-
-
-def classification_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term]:
-    """The one loss term of the task on a batch with input_ids, attention_mask and labels."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    out = model(**inputs, first_only=True)  # the classifier reads no other token
-    hits = (out.logits.argmax(-1) == batch["labels"]).sum()
-    return {"task": Term(*classification_loss(out.logits, batch["labels"]), hits)}
-
-
-@torch.no_grad()
-def predict_probabilities(
-    model: BertForSequenceClassification,
-    encoded: Sequence[np.ndarray],
-    pad_id: int,
-    batch_size: int,
-    runtime: Runtime,
-) -> np.ndarray:
-    """Class probabilities (examples, C) in the order given; long texts are batched with long ones.
-
-    The model should be in eval mode. Every process scores its share and returns the whole.
-    """
-    order = np.argsort([len(ids) for ids in encoded], kind="stable")
-    found = np.zeros((len(encoded), model.config.num_labels), np.float32)
-    rounds = runtime.world.rounds(range(0, len(order), batch_size))
-    quiet = None if runtime.world.is_main else True
-    # Shown where it takes long; a short evaluation leaves the training's own bar alone.
-    bar = tqdm(rounds, desc="scoring", unit="batch", disable=quiet, leave=False, delay=5)
-    for start, counts in bar:
-        chosen = order[start : start + batch_size]
-        batch = pad([encoded[i] for i in chosen], pad_id)
-        with runtime.autocast():
-            out = model(**runtime.place(batch), first_only=True)
-        if counts:
-            found[chosen] = out.logits.float().softmax(-1).cpu().numpy()
-    whole: np.ndarray = runtime.world.sum(torch.from_numpy(found)).numpy()
-    return whole
+    logits = model(**inputs_of(batch), first_only=True).logits  # the classifier reads [CLS] alone
+    labels = batch["labels"]
+    weights = None if weights is None else weights.to(logits.device)
+    if multi:
+        hits = ((logits > 0) == (labels > 0.5)).sum()
+        return {"task": Term(*multi_label_loss(logits, labels, weights, smoothing), hits)}
+    hits = (logits.argmax(-1) == labels).sum()
+    return {"task": Term(*classification_loss(logits, labels, weights, smoothing), hits)}
 
 
 def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -412,7 +443,33 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return classification_figures(matrix) | {"loss": float(-np.log(np.maximum(own, 1e-30)).mean())}
 
 
-def tfidf_baseline(train: list[LabelledText], test: list[LabelledText]) -> dict[str, float]:
+def per_class_text(per_class: dict[str, dict[str, float]]) -> str:
+    """Precision, recall, F1 and support of each class as a small table."""
+    width = max(9, *(len(label) + 2 for label in per_class))
+    keys = ("precision", "recall", "f1", "support")
+    lines = [f"{'class':<{width}}" + "".join(f"{key:>11}" for key in keys)]
+    for label, figures in per_class.items():
+        cells = "".join(f"{figures[key]:>11.4f}" for key in keys[:3])
+        lines.append(f"{label:<{width}}{cells}{figures['support']:>11,}")
+    return "\n".join(lines)
+
+
+def confusion_text(labels: Sequence[str], matrix: list[list[int]]) -> str:
+    """The confusion matrix as a small table: rows true, columns predicted."""
+    width = max(9, *(len(label) + 2 for label in labels))
+    head = f"{'true':<{width}}" + "".join(f"{label:>{width}}" for label in labels)
+    rows = [
+        f"{label:<{width}}" + "".join(f"{count:>{width},}" for count in row)
+        for label, row in zip(labels, matrix, strict=True)
+    ]
+    return "\n".join([f"confusion (columns: predicted)\n{head}", *rows])
+
+
+def _whole(example: LabelledText) -> str:
+    return f"{example.text} {example.text_pair or ''}".rstrip()
+
+
+def tfidf_baseline(train: Sequence[LabelledText], test: Sequence[LabelledText]) -> dict[str, float]:
     """Accuracy and macro F1 of TF-IDF + logistic regression, the line a model has to pass.
 
     Words and word pairs, sublinear counts, scikit-learn's default strength.
@@ -430,10 +487,12 @@ def tfidf_baseline(train: list[LabelledText], test: list[LabelledText]) -> dict[
     vectorizer = TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(train) >= 100 else 1
     )
+    names = sorted({str(e.label) for e in (*train, *test)})
+    index = {name: number for number, name in enumerate(names)}
     model = LogisticRegression(max_iter=1000)
-    model.fit(vectorizer.fit_transform([e.text for e in train]), [e.label for e in train])
-    predictions = model.predict(vectorizer.transform([e.text for e in test]))
-    labels = np.array([e.label for e in test])
-    num_labels = max(int(labels.max()), int(predictions.max())) + 1
-    figures = classification_figures(confusion_matrix(labels, predictions, num_labels))
+    known = [index[str(e.label)] for e in train]
+    model.fit(vectorizer.fit_transform([_whole(e) for e in train]), known)
+    predictions = model.predict(vectorizer.transform([_whole(e) for e in test]))
+    labels = np.array([index[str(e.label)] for e in test])
+    figures = classification_figures(confusion_matrix(labels, predictions, len(names)))
     return {"accuracy": figures["accuracy"], "f1": figures["f1"]}

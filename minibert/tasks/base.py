@@ -1,0 +1,336 @@
+"""The protocol of a task, all that fine-tuning, evaluation and prediction know of one.
+
+A family of tasks is one file of this package with one class below `Task`. Its life, in order:
+
+    task = family(settings)
+    splits = task.read(task.find_data())          # examples, each with an id
+    task.learn(train, tokenizer)                  # or, of a finished folder, task.restore(...)
+    model = task.build(folder, config, ...)       # a head on the backbone
+    features = task.encode(examples)              # one or several per example
+    task.terms(model, task.collate(batch))        # the loss, in training
+    outputs = infer(task, model, features, ...)   # one per feature
+    predictions = task.decode(examples, ...)      # one per example
+    task.score(examples, predictions)             # the figures of its field
+
+Shapes: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from minibert.config import BertConfig
+from minibert.download import SOURCES
+from minibert.errors import InputError
+from minibert.files import bundled_data
+from minibert.losses import IGNORE_INDEX
+from minibert.runtime import Runtime
+from minibert.settings import FinetuneSettings
+from minibert.tasks.batches import Feature, flat, infer, pad, per_example
+from minibert.tokenizer import WordPiece
+from minibert.train import Batch, Term
+
+E = TypeVar("E")  # an example: a NamedTuple, or whatever else has an `id` and a faithful repr
+P = TypeVar("P")  # a prediction
+
+
+class Source(NamedTuple):
+    """Where a run's data lies, and the line that says so. is_sample: it is the bundled one."""
+
+    path: Path
+    said: str
+    is_sample: bool = False
+
+
+@dataclass(frozen=True)
+class Splits(Generic[E]):
+    """The examples of a task, with what the reader noticed.
+
+    dev, test: None where the data has none, or none with labels.
+    """
+
+    train: list[E]
+    test: list[E] | None
+    source: str
+    notes: tuple[str, ...] = ()
+    dev: list[E] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of every example."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.dev, self.test):
+            for example in part or ():
+                digest.update(f"{example!r}\n".encode())
+            digest.update(b"\0")
+        return digest.hexdigest()[:16]
+
+
+class Task(ABC, Generic[E, P]):
+    """A family of tasks. What has no default here, a family must say.
+
+    Attributes:
+        names: the tasks that the family serves, as `--task` takes them; the last is its own.
+        model_class: a head on the backbone `bert`, with the `from_pretrained` and
+            `save_pretrained` of `convert.PretrainedMixin`.
+        head: how the names of the head's weights begin; only these may be drawn anew.
+        metric: the figure that chooses weights on dev where `--select` names none.
+        selectable: the figures that `--select` may name, once the task has learnt; higher is
+            better.
+        learning_rate, epochs: where the settings name none.
+        places: where the public set is looked for when there is no `--data`.
+        sample: the bundled sample, a name below `data/`.
+    """
+
+    names: ClassVar[tuple[str, ...]]
+    model_class: ClassVar[type[Any]]
+    head: ClassVar[tuple[str, ...]] = ("classifier.",)
+    metric: str = "accuracy"
+    selectable: tuple[str, ...] = ("accuracy",)
+    learning_rate: float = 2e-4
+    epochs: float = 3.0
+    places: tuple[str, ...] = ()
+    sample: str | None = None
+    tokenizer: WordPiece
+
+    def __init__(self, settings: FinetuneSettings) -> None:
+        self.settings, self.name = settings, settings.task
+
+    # --- data ------------------------------------------------------------------------------------
+
+    def find_data(self) -> Source:
+        """The data to use: what the settings name, else the downloaded set, else the sample.
+
+        Raises:
+            InputError: a path that does not exist, or no data at all.
+        """
+        given = self.settings.data
+        if given is not None:
+            for flag, path in self._named_paths():
+                if not Path(path).exists():
+                    raise InputError(f"{flag} {path} does not exist; expected {self.name} data")
+            return Source(Path(given), f"{self.name}, the data in {given}")
+        for place in map(Path, self.places):
+            if place.exists():
+                return Source(place, f"{self.name}, the full set in {place}")
+        if self.sample is None or not (bundled_data() / self.sample).exists():
+            raise InputError(f"no data for {self.name}; name it with --data")
+        said = f"{self.name}, the bundled sample (small, for trying out)"
+        if self.name in SOURCES:
+            said += f"; `minibert download {self.name}` fetches the full set"
+        return Source(bundled_data() / self.sample, said, is_sample=True)
+
+    def _named_paths(self) -> list[tuple[str, str]]:
+        s = self.settings
+        named = (("--data", s.data), ("--dev-data", s.dev_data), ("--test-data", s.test_data))
+        return [(flag, path) for flag, path in named if path is not None]
+
+    @abstractmethod
+    def read(self, source: Source) -> Splits[E]:
+        """Reads the data; what was odd about it stands in the notes.
+
+        Raises:
+            InputError: data that cannot be used, in one line.
+        """
+
+    def same(self, example: E) -> str:
+        """What two copies of an example share: they stay on one side of a split."""
+        return repr(example)
+
+    def stratum(self, example: E) -> Hashable:
+        """The class within which a dev split and `--limit` draw."""
+        return 0
+
+    # --- model -----------------------------------------------------------------------------------
+
+    def learn(self, train: list[E], tokenizer: WordPiece) -> None:
+        """Takes from the training examples what the task must know, such as its classes."""
+        self.tokenizer = tokenizer
+
+    def restore(self, folder: Path, config: BertConfig, tokenizer: WordPiece) -> None:
+        """Takes from a finished folder what `learn` took from the training examples."""
+        self.tokenizer = tokenizer
+
+    def save(self, folder: Path) -> None:
+        """Writes what `restore` needs beside config, weights and tokenizer."""
+
+    def config_fields(self) -> dict[str, Any]:
+        """The fields of `BertConfig` that the task sets, such as id2label."""
+        return {}
+
+    def build(self, folder: Path, config: BertConfig, random_weights: bool) -> nn.Module:
+        """The model to train, from a pretrained folder.
+
+        Args:
+            config: the folder's own with `config_fields` and settings put in.
+        """
+        if random_weights:
+            drawn: nn.Module = self.model_class(config)
+            return drawn
+        # A head of other classes is of no use; the backbone is.
+        own = BertConfig.from_pretrained(folder)
+        left_out = () if own.id2label == config.id2label else self.head
+        model: nn.Module = self.model_class.from_pretrained(folder, config, left_out)
+        return model
+
+    # --- features and loss -----------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, examples: Sequence[E]) -> list[list[Feature]]:
+        """The model's inputs: of each example one feature, or several where it is cut up."""
+
+    def collate(self, features: Sequence[Feature]) -> dict[str, Tensor]:
+        """A batch: every sequence padded to the longest, every number in a row."""
+        return pad(features, self.tokenizer.pad_id)
+
+    def count(self, features: Sequence[Feature]) -> dict[str, int]:
+        """How many labels each loss term has in a step; known before the first forward pass."""
+        labels = [np.asarray(f.labels["labels"]) for f in features]
+        return {"task": sum(int((row != IGNORE_INDEX).sum()) for row in labels)}
+
+    @abstractmethod
+    def terms(self, forward: Callable[..., Any], batch: Batch) -> dict[str, Term]:
+        """The loss of a batch, summed, by name; the names are those of `count`."""
+
+    # --- predictions and figures -----------------------------------------------------------------
+
+    @abstractmethod
+    def outputs(self, model: Any, batch: dict[str, Tensor]) -> list[Any]:
+        """What the model says of each row of a batch, on the host; called without gradients."""
+
+    @abstractmethod
+    def decode(
+        self,
+        examples: Sequence[E],
+        features: list[list[Feature]],
+        outputs: list[list[Any]],
+    ) -> list[P]:
+        """One prediction per example, from the features it became and what was said of each."""
+
+    def predict(
+        self, model: Any, examples: Sequence[E], batch_size: int, runtime: Runtime
+    ) -> list[P]:
+        """One prediction per example; the model should be in eval mode."""
+        return self.predict_encoded(model, examples, self.encode(examples), batch_size, runtime)
+
+    def predict_encoded(
+        self,
+        model: Any,
+        examples: Sequence[E],
+        features: list[list[Feature]],
+        batch_size: int,
+        runtime: Runtime,
+    ) -> list[P]:
+        """`predict` of examples that were encoded before."""
+        found = infer(self, model, flat(features), batch_size, runtime)
+        return self.decode(examples, features, per_example(found, features))
+
+    @abstractmethod
+    def score(self, examples: Sequence[E], predictions: Sequence[P]) -> dict[str, float]:
+        """The figures of the task's field; `metric` is one of them."""
+
+    def dev_figures(
+        self,
+        model: Any,
+        examples: Sequence[E],
+        features: list[list[Feature]],
+        batch_size: int,
+        runtime: Runtime,
+    ) -> dict[str, float]:
+        """The figures that choose weights; a family whose predictions take long may do less."""
+        found = self.predict_encoded(model, examples, features, batch_size, runtime)
+        return self.score(examples, found)
+
+    def details(self, examples: Sequence[E], predictions: Sequence[P]) -> dict[str, Any]:
+        """What else stands in results.json, such as figures by class."""
+        return {}
+
+    def table(self, results: dict[str, Any]) -> str:
+        """The `details` among a run's results, for people; printed at its end."""
+        return ""
+
+    def baseline(self, train: Sequence[E], test: Sequence[E]) -> dict[str, float]:
+        """What a simple method reaches, under keys of its own.
+
+        Raises:
+            MissingExtraError: it needs a library that is not there.
+            ValueError: it cannot be computed on these examples.
+        """
+        return {}
+
+    @abstractmethod
+    def row(self, example: E, prediction: P) -> dict[str, Any]:
+        """The object of predictions.jsonl."""
+
+    def errors(self, examples: Sequence[E], predictions: Sequence[P]) -> list[str]:
+        """The errors worth reading, worst first, one text each."""
+        return []
+
+    # --- use -------------------------------------------------------------------------------------
+
+    def parse_line(self, line: str) -> Any:
+        """What a line of `minibert predict` gives to `example_of`."""
+        return line
+
+    @abstractmethod
+    def example_of(self, given: Any, number: int) -> E:
+        """An example without a label, of what a user gives.
+
+        Raises:
+            InputError: it is not what the task takes.
+        """
+
+    @abstractmethod
+    def answer(self, example: E, prediction: P) -> Any:
+        """What a user gets: a dataclass, or a dict."""
+
+    def predictor(self, model: nn.Module, runtime: Runtime) -> Predictor:
+        """What `minibert.load` returns; a family may offer more."""
+        return Predictor(model, self, runtime)
+
+
+class Predictor:
+    """A fine-tuned model with its task.
+
+    Example:
+        model = minibert.load("runs/imdb")
+        model.predict(["A film to see twice."])[0].prediction   # 'pos'
+    """
+
+    def __init__(self, model: Any, task: Task[Any, Any], runtime: Runtime) -> None:
+        self.model, self.task, self.runtime = model, task, runtime
+
+    @property
+    def tokenizer(self) -> WordPiece:
+        """The tokenizer of the model's input."""
+        return self.task.tokenizer
+
+    def examples(self, given: Any) -> list[Any]:
+        """One input or several, as examples of the task."""
+        alone = isinstance(given, (str, Mapping))
+        items = [given] if alone else list(given)
+        return [self.task.example_of(item, number) for number, item in enumerate(items, 1)]
+
+    def predict(self, given: Any, batch_size: int = 32) -> list[Any]:
+        """Answers to one input or several, in their order.
+
+        Args:
+            given: texts, or what else the task takes; long ones are cut as in training.
+            batch_size: inputs per forward.
+
+        Raises:
+            InputError: an input is not what the task takes.
+        """
+        examples = self.examples(given)
+        if not examples:
+            return []
+        found = self.task.predict(self.model, examples, batch_size, self.runtime)
+        return [self.task.answer(e, p) for e, p in zip(examples, found, strict=True)]

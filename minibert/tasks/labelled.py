@@ -1,0 +1,198 @@
+"""Labelled texts: what an example of classification is, and how own tables are read.
+
+In: CSV, TSV or JSONL files with a column of texts, one of labels, perhaps one of second texts.
+Out: `Splits` of `LabelledText`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minibert.errors import InputError
+from minibert.settings import FinetuneSettings
+from minibert.tasks.base import Splits
+from minibert.tasks.tables import Row, column, read_table
+
+_MARKUP = re.compile(r"<[a-zA-Z/][^<>]{0,40}>")  # <br />, <i>, </b>
+_TOLD = 3  # labels or ids that a note names
+Label = str | tuple[str, ...]
+
+
+class LabelledText(NamedTuple):
+    """One example. `id` says where it comes from.
+
+    label: the name of its class; of a text with any number of classes, their names; None where
+    unknown. text_pair: the second text, of tasks on pairs.
+    """
+
+    id: str
+    text: str
+    label: Label | None
+    text_pair: str | None = None
+
+
+def has_markup(text: str) -> bool:
+    """Whether `clean_text` drops a tag."""
+    return bool(_MARKUP.search(text))
+
+
+def clean_text(text: str) -> str:
+    """A text without markup and NUL characters, white space made single spaces."""
+    return " ".join(_MARKUP.sub(" ", text).replace("\0", "").split())
+
+
+def same_text(example: LabelledText) -> str:
+    """What two copies of an example share."""
+    return " ".join(f"{example.text} {example.text_pair or ''}".lower().split())
+
+
+def told(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - _TOLD:,} more" if len(names) > _TOLD else ""
+    return ", ".join(names[:_TOLD]) + more
+
+
+def noticed(
+    train: Sequence[LabelledText],
+    dev: Sequence[LabelledText] | None,
+    test: Sequence[LabelledText] | None,
+) -> list[str]:
+    """What is odd about examples: copies, contradictions, empty texts, ids that come twice."""
+    notes = []
+    groups: dict[str, set[Any]] = {}
+    for example in train:
+        groups.setdefault(same_text(example), set()).add(example.label)
+    if len(groups) < len(train):
+        notes.append(f"{len(train) - len(groups):,} repeated within train")
+    contradictions = sum(len(labels) > 1 for labels in groups.values())
+    if contradictions:
+        notes.append(f"{contradictions:,} train texts with several labels")
+    for name, part in (("dev", dev), ("test", test)):
+        shared = sum(same_text(e) in groups for e in part or ())
+        if shared:
+            notes.append(f"{shared:,} {name} texts occur in train, too")
+    everything = [*train, *(dev or ()), *(test or ())]
+    empty = sum(not same_text(e) for e in everything)
+    if empty:
+        notes.append(f"{empty:,} empty")
+    twice = [i for i, count in Counter(e.id for e in everything).items() if count > 1]
+    if twice:
+        notes.append(f"{len(twice):,} ids that come more than once ({told(twice)})")
+    return notes
+
+
+# --- own tables -----------------------------------------------------------------------------------
+
+
+def read_own(settings: FinetuneSettings) -> Splits[LabelledText]:
+    """The tables that the settings name, by the columns that they name.
+
+    Rows without a label are left out and counted, as are empty texts in train and, in dev and
+    test, labels that train lacks.
+
+    Raises:
+        InputError: a file or column that cannot be used, or fewer than two classes.
+    """
+    assert settings.data is not None
+    notes: list[str] = []
+    train = _own_part(settings, settings.data, "train", notes) or []
+    full = [e for e in train if same_text(e)]
+    if len(full) < len(train):
+        notes.append(f"{len(train) - len(full):,} empty texts in train, left out")
+    classes = classes_of(full)
+    if len(classes) < 2:
+        raise InputError(
+            f"{settings.data}: {settings.label_column or 'label'} (--label-column) holds "
+            f"{f'only {classes[0]!r}' if classes else 'no label'}; two classes are needed"
+        )
+    dev = _known_part(settings, settings.dev_data, "dev", classes, notes)
+    test = _known_part(settings, settings.test_data, "test", classes, notes)
+    sizes = [f"{len(full):,} rows of {len(classes)} classes to train on"]
+    return Splits(full, test, settings.data, (*sizes, *notes, *noticed(full, dev, test)), dev)
+
+
+def classes_of(examples: Sequence[LabelledText]) -> tuple[str, ...]:
+    """The names of all classes that occur, sorted."""
+    return tuple(sorted({name for e in examples for name in names_of(e)}))
+
+
+def names_of(example: LabelledText) -> tuple[str, ...]:
+    """The classes of an example: one, any number, or none that is known."""
+    label = example.label
+    return (label,) if isinstance(label, str) else label or ()
+
+
+def _own_part(
+    settings: FinetuneSettings, path: str | None, split: str, notes: list[str]
+) -> list[LabelledText] | None:
+    """The labelled rows of a file; None where no file is named or none has a label."""
+    if path is None:
+        return None
+    rows = read_table(Path(path))
+    found = [_own_example(settings, Path(path), split, row) for row in rows]
+    labelled = [e for e in found if e.label is not None]
+    if found and not labelled and split != "train":
+        notes.append(f"{split} has no labels, so it is not scored")
+        return None
+    if len(labelled) < len(found):
+        notes.append(f"{len(found) - len(labelled):,} rows of {split} without a label, left out")
+    return labelled
+
+
+def _known_part(
+    settings: FinetuneSettings,
+    path: str | None,
+    split: str,
+    classes: tuple[str, ...],
+    notes: list[str],
+) -> list[LabelledText] | None:
+    """A part without examples of classes that train lacks, which are counted."""
+    found = _own_part(settings, path, split, notes)
+    if found is None:
+        return None
+    known = [e for e in found if set(names_of(e)) <= set(classes)]
+    if len(known) < len(found):
+        lacking = sorted(set(classes_of(found)) - set(classes))
+        notes.append(
+            f"{len(found) - len(known):,} of {split} with labels that train lacks "
+            f"({told(lacking)}), left out"
+        )
+    if not known:
+        raise InputError(f"{path} holds no example with a label that train has")
+    return known
+
+
+def _own_example(settings: FinetuneSettings, path: Path, split: str, row: Row) -> LabelledText:
+    names = settings.text_column or "text", settings.label_column or "label"
+    text = _text(column(row, names[0], path, "--text-column"), path, row)
+    pair = None
+    if settings.text_pair_column:
+        pair = _text(column(row, settings.text_pair_column, path, "--text-pair-column"), path, row)
+    label = _label(column(row, names[1], path, "--label-column"), settings.label_separator)
+    given = row.values.get("id")
+    name = f"{split}:{row.line}" if given in (None, "") else str(given)
+    return LabelledText(name, clean_text(text), label, None if pair is None else clean_text(pair))
+
+
+def _text(value: Any, path: Path, row: Row) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InputError(f"{path}, line {row.line}: {value!r} is no text")
+    return value
+
+
+def _label(value: Any, separator: str | None) -> Label | None:
+    """A class, or the classes of a text: a list, or names between separators."""
+    if isinstance(value, list):
+        return tuple(sorted({str(name).strip() for name in value}))
+    if value is None:
+        return None
+    name = str(value).strip()
+    if separator:
+        return tuple(sorted({part.strip() for part in name.split(separator)} - {""}))
+    return name or None

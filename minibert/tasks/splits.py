@@ -1,0 +1,84 @@
+"""Parting a task's examples into train, dev and test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from minibert.errors import InputError
+from minibert.tasks.base import Splits, Task
+
+E = TypeVar("E")
+_SPLIT_SEED = 2019  # the dev split does not depend on the seed: seeds compare on the same examples
+
+
+class Parts(NamedTuple):
+    """What is trained on, what chooses the weights, what is scored once, and which that is."""
+
+    train: list[Any]
+    dev: list[Any]
+    test: list[Any]
+    scored: str  # "test", or "dev" where the data has no labelled test split
+
+
+def parts_of(
+    task: Task[E, Any], splits: Splits[E], dev_fraction: float, limit: int | None
+) -> Parts:
+    """The examples of a run; a dev split is cut where there is none."""
+    train, dev = splits.train, splits.dev
+    if dev is None:
+        train, dev = cut_dev(task, train, dev_fraction)
+    if limit is not None:
+        train = limit_examples(task, train, limit)
+    if splits.test is None:
+        return Parts(train, dev, dev, "dev")
+    return Parts(train, dev, splits.test, "test")
+
+
+def cut_dev(task: Task[E, Any], examples: Sequence[E], fraction: float) -> tuple[list[E], list[E]]:
+    """Cuts a dev split off, class by class; copies of an example stay on one side.
+
+    Args:
+        fraction: share of each class that goes to dev, at least one example.
+
+    Raises:
+        InputError: a class with fewer than two different examples.
+    """
+    rng = np.random.default_rng(_SPLIT_SEED)
+    groups: dict[str, list[int]] = {}
+    for number, example in enumerate(examples):
+        groups.setdefault(task.same(example), []).append(number)
+    classes: dict[Any, list[str]] = {}
+    for key, group in groups.items():
+        classes.setdefault(task.stratum(examples[group[0]]), []).append(key)
+    chosen: set[int] = set()
+    for label in sorted(classes):
+        keys = sorted(classes[label])
+        if len(keys) < 2:
+            raise InputError(f"class {label} has 1 different text(s); a dev split needs 2")
+        wanted = max(1, round(fraction * sum(len(groups[key]) for key in keys)))
+        taken = 0
+        for i in rng.permutation(len(keys))[:-1]:  # one text of each class stays in train
+            if taken >= wanted:
+                break
+            chosen.update(groups[keys[i]])
+            taken += len(groups[keys[i]])
+    train = [e for i, e in enumerate(examples) if i not in chosen]
+    return train, [e for i, e in enumerate(examples) if i in chosen]
+
+
+def limit_examples(task: Task[E, Any], examples: Sequence[E], count: int) -> list[E]:
+    """Draws `count` examples, as many of each class as there are classes to share them."""
+    rng = np.random.default_rng(_SPLIT_SEED)
+    classes: dict[Any, list[E]] = {}
+    for example in examples:
+        classes.setdefault(task.stratum(example), []).append(example)
+    chosen: list[E] = []
+    for number, label in enumerate(sorted(classes)):
+        own = classes[label]
+        share = count // len(classes) + (number < count % len(classes))
+        order = rng.permutation(len(own))[:share]
+        chosen += [own[i] for i in sorted(order)]
+    return chosen

@@ -1,0 +1,140 @@
+"""Tables of examples: CSV, TSV and JSONL, plain or packed, with the line of every fault.
+
+In: a file. Out: rows by column name, each with where it stands.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import lzma
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minibert.errors import InputError
+
+KINDS = (".csv", ".tsv", ".jsonl")
+_OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
+
+
+class Row(NamedTuple):
+    """One row. line: where it begins, from 1. values: by column name."""
+
+    line: int
+    values: dict[str, Any]
+
+
+def kind_of(path: Path) -> str:
+    """ ".csv", ".tsv" or ".jsonl", by the name, with .gz or .xz behind it or not.
+
+    Raises:
+        InputError: another name.
+    """
+    suffixes = [s for s in path.suffixes if s not in _OPENERS]
+    kind = suffixes[-1].lower() if suffixes else ""
+    if kind not in KINDS:
+        raise InputError(f"{path} is not a table; expected {', '.join(KINDS)}, or one packed .gz")
+    return kind
+
+
+def read_text(path: Path) -> str:
+    """A file's text, unpacked, without a byte-order mark.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8; the line is named.
+    """
+    try:
+        with _OPENERS.get(path.suffix, open)(path, "rb") as handle:
+            content: bytes = handle.read()
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}, line {line}: byte {error.start} is not UTF-8") from None
+
+
+def read_table(path: Path, columns: Sequence[str] = (), kind: str | None = None) -> list[Row]:
+    """The rows of a table.
+
+    A CSV may quote its fields (RFC 4180); in a TSV quotes are text, as in GLUE's files. A JSONL
+    file holds one object a line.
+
+    Args:
+        columns: names of the columns of a CSV or TSV without a header; else its first line is one.
+        kind: one of `KINDS`; by default the name tells.
+
+    Raises:
+        InputError: a row of more or fewer fields than the header, or a line that is no object.
+    """
+    kind, text = kind or kind_of(path), read_text(path)
+    if kind == ".jsonl":
+        return list(_objects(path, text))
+    rows = list(_fields(path, text, kind))
+    names = list(columns)
+    if not names:
+        if not rows:
+            raise InputError(f"{path} is empty; expected a header line and rows")
+        names = [name.strip() for name in rows.pop(0)[1]]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InputError(f"{path}: two columns are called {twice[0]!r}")
+    for line, fields in rows:
+        if len(fields) != len(names):
+            count = f"{len(fields)} field{'s' * (len(fields) != 1)}"
+            raise InputError(
+                f"{path}, line {line} has {count}, expected {len(names)}: {', '.join(names)}"
+            )
+    return [Row(line, dict(zip(names, fields, strict=True))) for line, fields in rows]
+
+
+def _fields(path: Path, text: str, kind: str) -> Iterator[tuple[int, list[str]]]:
+    """(line, fields) of each row that is not blank."""
+    if kind == ".tsv":
+        for line, row in enumerate(text.split("\n"), 1):
+            if row.strip():
+                yield line, row.removesuffix("\r").split("\t")
+        return
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}, line {line}: {error}") from None
+
+
+def _objects(path: Path, text: str) -> Iterator[Row]:
+    for line, content in enumerate(text.split("\n"), 1):
+        if not content.strip():
+            continue
+        try:
+            values = json.loads(content)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {line} is not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise InputError(f"{path}, line {line} holds {type(values).__name__}, not an object")
+        yield Row(line, values)
+
+
+def column(row: Row, name: str, path: Path, flag: str) -> Any:
+    """A row's value in a column.
+
+    Args:
+        flag: that names the column.
+
+    Raises:
+        InputError: there is no such column; those there are get named.
+    """
+    if name not in row.values:
+        there = ", ".join(row.values) or "none"
+        raise InputError(
+            f"{path}, line {row.line} has no column {name!r} ({flag}); its columns are {there}"
+        )
+    return row.values[name]

@@ -1,0 +1,79 @@
+"""Texts and pairs of texts as the model's ids, cut to the length that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minibert.tokenizer import WordPiece
+
+
+def encode(
+    texts: Sequence[tuple[str, str | None]],
+    tokenizer: WordPiece,
+    max_seq_length: int,
+    truncation: str,
+) -> list[list[dict[str, np.ndarray]]]:
+    """[CLS] text [SEP], or [CLS] text [SEP] second text [SEP], of at most `max_seq_length` ids.
+
+    Of a pair that is too long the longer text gives way, down to half of the room.
+
+    Args:
+        truncation: "head" keeps the beginning, "tail" the end; "head+tail" a quarter from the
+            beginning and the rest from the end (Sun et al. 2019, section 5.3.1, keep 128 of 510 in
+            front); "windows" all, in parts that overlap by half, of a pair's longer text.
+
+    Returns:
+        Of each text its windows, one but for "windows": (T,) input_ids, and token_type_ids of
+        pairs.
+    """
+    encoded = []
+    for start in range(0, len(texts), 1000):
+        some = texts[start : start + 1000]
+        firsts = tokenizer.ids([text for text, _ in some])
+        seconds = tokenizer.ids([second or "" for _, second in some])
+        for (_, second), ids, pair_ids in zip(some, firsts, seconds, strict=True):
+            if second is None:
+                parts = cut(ids, max_seq_length - 2, truncation)
+                encoded.append([_single(part, tokenizer) for part in parts])
+            else:
+                pairs = cut_pair(ids, pair_ids, max_seq_length - 3, truncation)
+                encoded.append([_pair(*pair, tokenizer) for pair in pairs])
+    return encoded
+
+
+def _single(ids: list[int], tokenizer: WordPiece) -> dict[str, np.ndarray]:
+    return {"input_ids": np.array([tokenizer.cls_id, *ids, tokenizer.sep_id], np.int64)}
+
+
+def _pair(ids: list[int], pair_ids: list[int], tokenizer: WordPiece) -> dict[str, np.ndarray]:
+    sep = tokenizer.sep_id
+    whole = np.array([tokenizer.cls_id, *ids, sep, *pair_ids, sep], np.int64)
+    segments = np.repeat([0, 1], [len(ids) + 2, len(pair_ids) + 1])
+    return {"input_ids": whole, "token_type_ids": segments}
+
+
+def cut(ids: list[int], room: int, truncation: str) -> list[list[int]]:
+    """What is kept of a text's ids, as `encode` says: one part, or several windows."""
+    if len(ids) <= room:
+        return [ids]
+    if truncation == "windows":
+        step = max(1, room // 2)
+        starts = [*range(0, len(ids) - room, step), len(ids) - room]
+        return [ids[start : start + room] for start in starts]
+    head = {"head": room, "tail": 0}.get(truncation, room // 4)
+    return [ids[:head] + ids[len(ids) - (room - head) :]]
+
+
+def cut_pair(
+    ids: list[int], pair_ids: list[int], room: int, truncation: str
+) -> list[tuple[list[int], list[int]]]:
+    """What is kept of a pair, as `encode` says."""
+    if len(ids) + len(pair_ids) <= room:
+        return [(ids, pair_ids)]
+    first_is_longer = len(ids) >= len(pair_ids)
+    longer, shorter = (ids, pair_ids) if first_is_longer else (pair_ids, ids)
+    kept = cut(shorter, room // 2, "head" if truncation == "windows" else truncation)[0]
+    pairs = [(part, kept) for part in cut(longer, room - len(kept), truncation)]
+    return pairs if first_is_longer else [(one, other) for other, one in pairs]

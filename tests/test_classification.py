@@ -1,0 +1,417 @@
+"""Classification: own tables, public formats, pairs, several labels, windows, weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from samples import one_thread, write_corpus  # noqa: F401
+
+import minibert
+from minibert.cli import main
+from minibert.errors import InputError
+from minibert.files import bundled_data
+from minibert.finetuning import finetune
+from minibert.losses import classification_loss, multi_label_loss
+from minibert.metrics import class_figures, matrix_counts, multi_label_figures
+from minibert.pretraining import pretrain
+from minibert.settings import FinetuneSettings
+from minibert.tasks import TASKS, find_task
+from minibert.tasks.base import Splits
+from minibert.tasks.classification import ClassificationTask, class_weights
+from minibert.tasks.labelled import LabelledText
+from minibert.tasks.labelled_sets import read_ag_news, read_mrpc, read_sst2
+from minibert.tasks.texts import cut, cut_pair, encode
+from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
+
+WORDS = {"good": "silver garden candle", "bad": "storm winter castle", "odd": "river bridge miller"}
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    """A table in the format that its name says."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as handle:
+            tab = "\t" if path.suffix == ".tsv" else ","
+            writer = csv.DictWriter(handle, list(rows[0]), delimiter=tab)
+            writer.writeheader()
+            writer.writerows(rows)
+    return str(path)
+
+
+def rows_of(count: int = 5, label: str = "label") -> list[dict[str, Any]]:
+    return [
+        {"text": f"{words} {i}", label: name} for i in range(count) for name, words in WORDS.items()
+    ]
+
+
+def read(**values: Any) -> Splits[LabelledText]:
+    task = ClassificationTask(FinetuneSettings(task="classification", **values))
+    return task.read(task.find_data())
+
+
+# --- own tables -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_tables_of_any_format_hold_the_same_examples(tmp_path: Path, suffix: str) -> None:
+    splits = read(data=write_rows(tmp_path / f"a{suffix}", rows_of()))
+    assert [(e.text, e.label) for e in splits.train] == [(r["text"], r["label"]) for r in rows_of()]
+    first = 1 if suffix == ".jsonl" else 2
+    assert [e.id for e in splits.train[:2]] == [f"train:{first}", f"train:{first + 1}"]
+    assert (splits.dev, splits.test) == (None, None)
+
+
+def test_columns_are_those_that_were_named(tmp_path: Path) -> None:
+    rows = [{"a": f"one {i}", "b": f"two {i}", "c": "xy"[i % 2], "id": f"n{i}"} for i in range(6)]
+    columns = {"text_column": "a", "text_pair_column": "b", "label_column": "c"}
+    splits = read(data=write_rows(tmp_path / "a.csv", rows), **columns)
+    assert splits.train[1] == LabelledText("n1", "one 1", "y", "two 1")
+
+
+BAD_TABLES = {
+    "ragged": ("text,label\na,x\nb,y,z\n", "line 3 has 3 fields, expected 2: text, label"),
+    "ragged after a long row": ('text,label\n"a\nb",x\nb\n', "line 4 has 1 field"),
+    "open quote": ('text,label\na,x\n"b,y\n', "line 3"),
+    "no such column": ("review,label\na,x\n", "no column 'text' (--text-column); its columns are"),
+    "one class": ("text,label\na,x\nb,x\n", "label (--label-column) holds only 'x'"),
+    "no label": ("text,label\na,\nb,\n", "holds no label"),
+    "empty": ("", "is empty"),
+    "twice": ("text,text\na,x\n", "two columns are called 'text'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_a_bad_table_is_an_input_error_of_one_line(tmp_path: Path, name: str) -> None:
+    content, wanted = BAD_TABLES[name]
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(InputError) as caught:
+        read(data=str(tmp_path / "a.csv"))
+    assert wanted in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_line_that_is_not_utf8_or_not_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_bytes(b"text\tlabel\na\tx\nb\xe9\ty\n")
+    with pytest.raises(InputError, match=r"line 3: byte 16 is not UTF-8"):
+        read(data=str(tmp_path / "a.tsv"))
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": "x"}\n{"text"\n')
+    with pytest.raises(InputError, match=r"line 2 is not JSON"):
+        read(data=str(tmp_path / "a.jsonl"))
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(InputError, match=r"expected .csv, .tsv, .jsonl"):
+        read(data=str(tmp_path / "a.txt"))
+
+
+def test_what_is_odd_is_counted(tmp_path: Path) -> None:
+    rows = [
+        {"id": 1, "text": "one", "label": "x"},
+        {"id": 1, "text": "two", "label": "y"},
+        {"id": 3, "text": "ONE", "label": "y"},
+        {"id": 4, "text": " ", "label": "y"},
+        {"id": 5, "text": "five", "label": None},
+    ]
+    test = [{"id": 6, "text": "two", "label": "x"}, {"id": 7, "text": "", "label": "x"}]
+    test += [{"id": 8, "text": "new", "label": "z"}]
+    splits = read(
+        data=write_rows(tmp_path / "a.jsonl", rows),
+        test_data=write_rows(tmp_path / "b.jsonl", test),
+    )
+    assert [e.id for e in splits.train] == ["1", "1", "3"]
+    assert [e.id for e in splits.test or ()] == ["6", "7"]  # an empty text wants an answer, too
+    said = "; ".join(splits.notes)
+    for words in (
+        "1 rows of train without a label",
+        "1 empty texts in train, left out",
+        "1 of test with labels that train lacks (z), left out",
+        "1 repeated within train",
+        "1 train texts with several labels",
+        "1 test texts occur in train",
+        "1 ids that come more than once (1)",
+    ):
+        assert words in said
+
+
+# --- the public formats ---------------------------------------------------------------------------
+
+
+def test_every_named_task_has_a_sample_that_calls_itself_one() -> None:
+    for name in TASKS:
+        task = find_task(name)(FinetuneSettings(task=name))
+        if name == "classification":
+            continue
+        assert isinstance(task, ClassificationTask)
+        source = task.find_data()
+        assert source.is_sample, name
+        splits = task.read(source)
+        everything = [*splits.train, *(splits.dev or ()), *(splits.test or ())]
+        assert len(everything) >= 24, name
+        assert {e.label for e in splits.train} == set(task.labels), name
+        assert len({task.same(e) for e in everything}) == len(everything), name
+        assert all((e.text_pair is not None) == task.pairs for e in everything), name
+
+
+def test_glue_tables_take_quotes_as_text_and_skip_what_has_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text('sentence\tlabel\n" open quote \t1\nplain\t0\n')
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\nfine\t1\n")
+    (tmp_path / "test.tsv").write_text("index\tsentence\n0\tno label\n")
+    splits = read_sst2(tmp_path)
+    assert [(e.text, e.label) for e in splits.train] == [
+        ('" open quote', "positive"),
+        ("plain", "negative"),
+    ]
+    assert splits.test is None
+    (tmp_path / "sentences_test.tsv").write_text("with label\t0\n")
+    assert [e.label for e in read_sst2(tmp_path).test or ()] == ["negative"]
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\nfine\t2\n")
+    with pytest.raises(InputError, match="line 2: label '2', expected 0, 1"):
+        read_sst2(tmp_path)
+
+
+def test_mrpc_has_a_byte_order_mark_and_a_labelled_test_elsewhere(tmp_path: Path) -> None:
+    head = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+    for name in ("train.tsv", "dev.tsv", "msr_paraphrase_test.txt"):
+        (tmp_path / name).write_text(f"{head}1\t7\t8\tone {name}\ttwo\n")
+    splits = read_mrpc(tmp_path)
+    assert splits.train == [LabelledText("train:2", "one train.tsv", "equivalent", "two")]
+    assert [e.text for e in splits.test or ()] == ["one msr_paraphrase_test.txt"]
+
+
+def test_news_lose_what_a_conversion_left(tmp_path: Path) -> None:
+    row = '"3","Bids &lt;b&gt;","Oil\\prices  #36;40 and it #39;s high"\n'
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text(row)
+    (example,) = read_ag_news(tmp_path).train
+    assert (example.label, example.text) == ("Business", "Bids Oil prices $40 and it's high")
+
+
+def test_own_splits_do_not_go_with_a_public_set(tmp_path: Path) -> None:
+    data = str(bundled_data() / "sst2")
+    settings = FinetuneSettings(task="sst2", data=data, test_data=data)
+    task = ClassificationTask(settings)
+    with pytest.raises(InputError, match="--test-data goes with a table of your own"):
+        task.read(task.find_data())
+
+
+# --- encoding -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
+    folder = tmp_path_factory.mktemp("vocabulary")
+    letters = [chr(97 + i) for i in range(26)]
+    (folder / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *letters]) + "\n")
+    return WordPiece.from_pretrained(folder)
+
+
+def test_tail_keeps_the_end() -> None:
+    assert cut(list(range(20)), 8, "tail") == [list(range(12, 20))]
+
+
+@pytest.mark.parametrize("length", [9, 16, 17, 40])
+def test_windows_hold_every_token_and_are_full(length: int) -> None:
+    windows = cut(list(range(length)), 8, "windows")
+    assert {i for window in windows for i in window} == set(range(length))
+    assert all(len(window) == 8 for window in windows)
+    assert windows == sorted(windows)
+
+
+def test_pairs_have_segments_and_the_longer_text_gives_way(tokenizer: WordPiece) -> None:
+    ((row,),) = encode([("a b c", "d")], tokenizer, 16, "head")
+    assert row["input_ids"].tolist() == [2, 5, 6, 7, 3, 8, 3]
+    assert row["token_type_ids"].tolist() == [0, 0, 0, 0, 0, 1, 1]
+    long, short = list(range(20)), list(range(30, 33))
+    assert cut_pair(long, short, 10, "head") == [(long[:7], short)]
+    assert cut_pair(short, long, 10, "tail") == [(short, long[-7:])]
+    assert cut_pair(long, long, 10, "head") == [(long[:5], long[:5])]
+    windows = cut_pair(short, long, 10, "windows")
+    assert {i for _, part in windows for i in part} == set(long)
+    assert all(first == short for first, _ in windows)
+
+
+def test_windows_vote_by_their_mean() -> None:
+    task = ClassificationTask(FinetuneSettings(task="imdb", truncation="windows"))
+    votes = [[np.array([0.9, 0.1]), np.array([0.2, 0.8])], [np.array([0.3, 0.7])]]
+    first, second = task.decode([], [], votes)
+    np.testing.assert_allclose(first, [0.55, 0.45])
+    np.testing.assert_allclose(second, [0.3, 0.7])
+
+
+# --- loss and figures -----------------------------------------------------------------------------
+
+
+def test_balanced_weights_have_a_mean_of_one_over_train() -> None:
+    counts = {"x": 6, "y": 2}
+    weights = class_weights("balanced", ("x", "y"), counts)
+    assert weights is not None
+    assert weights.tolist() == pytest.approx([8 / 12, 8 / 4])
+    assert (weights * torch.tensor([6, 2])).sum() / 8 == pytest.approx(1)
+    assert class_weights("none", ("x", "y"), counts) is None
+
+
+def test_weights_are_given_by_name() -> None:
+    for given in ("y=3, a=b=2", '{"y": 3, "a=b": 2}'):
+        weights = class_weights(given, ("x", "y", "a=b"), {})
+        assert weights is not None
+        assert weights.tolist() == [1, 3, 2]
+    for given, wanted in (("z=1", "no class 'z'"), ("x", "expected none"), ("x=-1", "0 or more")):
+        with pytest.raises(InputError, match=wanted):
+            class_weights(given, ("x", "y"), {})
+
+
+def test_losses_are_the_weighted_and_smoothed_sums() -> None:
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 2, 1, 1, -100])
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    total, count = classification_loss(logits, labels, weights)
+    log_p = logits.log_softmax(-1)
+    expected = -sum(weights[y] * log_p[i, y] for i, y in enumerate(labels[:4].tolist()))
+    torch.testing.assert_close(total, expected)
+    assert int(count) == 4
+    smooth, _ = classification_loss(logits, labels, smoothing=0.3)
+    target = torch.nn.functional.one_hot(labels[:4], 3) * 0.7 + 0.1
+    torch.testing.assert_close(smooth, -(target * log_p[:4]).sum())
+    truth = torch.tensor([[1.0, 0, 1]] * 5)
+    total, count = multi_label_loss(logits, truth, weights, 0.2)
+    target, p = truth * 0.8 + 0.1, logits.sigmoid()
+    expected = -((target * p.log() + (1 - target) * (1 - p).log()) * weights).sum()
+    torch.testing.assert_close(total, expected)
+    assert int(count) == 15
+
+
+def test_class_and_multi_label_figures_equal_scikit_learn() -> None:
+    reference = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(0, 4, (2, 60))
+    predictions[predictions == 3] = 0  # a class that is never the answer
+    matrix = reference.confusion_matrix(labels, predictions)
+    ours = class_figures(*matrix_counts(matrix))
+    theirs = reference.precision_recall_fscore_support(labels, predictions, zero_division=0)
+    for key, expected in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
+        np.testing.assert_allclose(ours[key], expected)
+    truth, answers = rng.random((2, 40, 3)) > 0.6
+    assert multi_label_figures(truth, answers) == pytest.approx(
+        {
+            "accuracy": reference.accuracy_score(truth, answers),
+            "f1": reference.f1_score(truth, answers, average="macro"),
+            "f1_micro": reference.f1_score(truth, answers, average="micro"),
+        }
+    )
+
+
+# --- whole runs -----------------------------------------------------------------------------------
+
+LOOP: dict[str, Any] = {
+    **{"max_seq_length": 16, "batch_size": 4, "device": "cpu", "precision": "fp32"},
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classification")
+    write_corpus(folder / "corpus.txt")
+    where = {"output": str(folder / "start"), "cache_dir": str(folder / "cache")}
+    corpus = [str(folder / "corpus.txt")]
+    pretrain(corpus=corpus, preset="tiny", vocab_size=60, max_steps=2, **LOOP, **where)
+    return folder
+
+
+def tune(world: Path, output: str, **options: Any) -> Path:
+    given = {**LOOP, "model": str(world / "start"), "output": str(world / output), **options}
+    return finetune(**given).folder
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+def test_a_table_of_your_own_gives_a_model_to_use(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_rows(world / "own.csv", rows_of(20))
+    options = {"max_steps": 60, "learning_rate": 1e-3, "class_weights": "balanced"}
+    folder = tune(world, "own", task="classification", data=data, label_smoothing=0.05, **options)
+    said = capsys.readouterr()
+    assert "dev is scored" in said.err
+    assert "precision" in said.out
+    results = results_of(folder)
+    assert results["scored"] == "dev"
+    assert results["accuracy"] > 0.8
+    assert results["per_class"].keys() == set(WORDS)
+    assert sum(c["support"] for c in results["per_class"].values()) == results["num_eval"]
+    model = minibert.load(folder)
+    assert [p.prediction for p in model.predict(list(WORDS.values()))] == list(WORDS)
+    again = minibert.evaluate(folder)  # the same dev examples
+    assert again["accuracy"] == results["accuracy"]
+    assert again["num_eval"] == results["num_eval"]
+    assert minibert.evaluate(folder, data=data)["num_eval"] == 60
+    other = write_rows(world / "other.csv", [{"text": "storm", "label": "new"}] + rows_of(1))
+    with pytest.raises(InputError, match="the model has the classes"):
+        minibert.evaluate(folder, data=other)
+
+
+def test_a_text_may_have_several_labels(world: Path) -> None:
+    names = list(WORDS)
+    rows = [
+        {"text": " ".join(["valley", *map(WORDS.get, chosen), str(i)]), "labels": chosen}
+        for i in range(80)
+        for chosen in [[n for k, n in enumerate(names) if i >> k & 1]]
+    ]
+    data = write_rows(world / "multi.jsonl", rows)
+    parted = [row | {"labels": "; ".join(row["labels"])} for row in rows]
+    test = write_rows(world / "multi.csv", parted)
+    folder = tune(
+        *(world, "multi"),
+        **{"task": "classification", "data": data, "test_data": test, "label_column": "labels"},
+        **{"label_separator": ";", "max_steps": 200, "learning_rate": 2e-3},
+        max_seq_length=64,
+    )
+    results = results_of(folder)
+    assert results["f1_micro"] > 0.8  # a yes to everything has 0.67
+    assert "dev_f1_micro" in results
+    config = json.loads((folder / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    (answer,) = minibert.load(folder).predict("storm winter castle river bridge miller")
+    assert answer.prediction == [n for n, p in answer.probabilities.items() if p > 0.5]
+    rows_written = (folder / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(rows_written[3])["label"] == ["bad", "good"]
+
+
+def test_pairs_are_told_apart_by_their_second_text(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tune(world, "mrpc", task="mrpc", max_steps=2)
+    assert "the bundled sample" in capsys.readouterr().err
+    results = results_of(folder)
+    assert {"accuracy", "f1", "f1_binary", "matthews"} <= results.keys()
+    first = json.loads((folder / "predictions.jsonl").read_text().splitlines()[0])
+    assert first["text_pair"]
+    given = ["storm river\twinter", '["storm river", "winter"]']
+    assert main(["predict", str(folder), *given]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == rows[1]
+    assert rows[0]["text_pair"] == "winter"
+    assert main(["predict", str(folder), "storm alone"]) == 2
+    assert "expected two texts" in capsys.readouterr().err
+    model = minibert.load(folder)
+    (swapped,) = model.predict([("winter", "storm river")])
+    assert swapped.probabilities != rows[0]["probabilities"]
+
+
+def test_windows_are_trained_and_read_by_the_command(world: Path) -> None:
+    long = [row | {"text": f"{row['text']} " * 12} for row in rows_of(6)]
+    data = write_rows(world / "long.tsv", long)
+    options = {"truncation": "windows", "max_steps": 3, "limit": 9}
+    folder = tune(world, "long", task="classification", data=data, **options)
+    task = minibert.load(folder).task
+    assert task.settings.truncation == "windows"
+    (features,) = task.encode([LabelledText("a", long[0]["text"], "good")])
+    assert len(features) > 3
+    assert results_of(folder)["num_eval"] == 3  # examples, not windows
