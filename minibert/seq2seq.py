@@ -15,6 +15,7 @@ W hypotheses of a source.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -394,9 +395,10 @@ class Decoder(nn.Module):
         layers at equal distances, the last from the last; further decoder layers keep their draw.
         Cross-attention, which Rothe et al. draw at random, begins as the same layer's
         self-attention. Positions and the embeddings' norm come along; words are another
-        vocabulary's, so they keep their draw.
+        vocabulary's, so they are drawn, as widely spread as the encoder's.
         """
         own: Embeddings = encoder.embeddings
+        nn.init.normal_(self.embeddings.word.weight, std=float(own.word.weight.std()))
         common = min(own.position.num_embeddings, self.embeddings.position.num_embeddings)
         self.embeddings.position.weight[:common] = own.position.weight[:common]
         self.embeddings.norm.load_state_dict(own.norm.state_dict())
@@ -425,7 +427,9 @@ class BertForConditionalGeneration(PretrainedMixin, nn.Module):
         self.decoder_config = DecoderConfig.of(config)
         self.bert = BertModel(config)
         self.decoder = Decoder(config, self.decoder_config)
-        init_weights(self.decoder, config)
+        # At BERT's 0.02 cross-attention of a small model is blind for hundreds of steps.
+        spread = max(config.initializer_range, config.hidden_size**-0.5)
+        init_weights(self.decoder, replace(config, initializer_range=spread))
 
     @classmethod
     def from_pretrained(

@@ -285,10 +285,12 @@ def test_a_decoder_begins_as_its_encoder(
         assert torch.equal(cross.output.bias, theirs.attention.output.bias)
         assert torch.equal(ours.cross_attention_norm.bias, theirs.attention_norm.bias)
     if wanted == 4:  # no layer is left for the last one
-        assert made.layers[3].attention.qkv.weight.std() < 0.03
+        assert made.layers[3].attention.qkv.weight.std() < 0.25
     positions, theirs = made.embeddings.position.weight, bert.embeddings.position.weight
     assert torch.equal(positions[:40], theirs)
-    assert positions[40:].std() < 0.03  # drawn
+    assert positions[40:].std() < 0.25  # drawn
+    spread = bert.embeddings.word.weight.std().item()
+    assert made.embeddings.word.weight.std().item() == pytest.approx(spread, rel=0.1)
 
 
 def test_a_trained_decoder_is_loaded_as_it_is(config: BertConfig, tmp_path: Path) -> None:
