@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from minibert.model import BertModel
     from minibert.predict import load
     from minibert.pretraining import pretrain
+    from minibert.seq2seq import BertForConditionalGeneration
     from minibert.tokenizer import WordPiece
 
 _HOMES = {
     "PRESETS": "config",
     "BertConfig": "config",
+    "BertForConditionalGeneration": "seq2seq",
     "BertForPreTraining": "heads",
     "BertForSequenceClassification": "heads",
     "BertModel": "model",
@@ -44,6 +46,7 @@ _HOMES = {
 __all__ = [
     "PRESETS",
     "BertConfig",
+    "BertForConditionalGeneration",
     "BertForPreTraining",
     "BertForSequenceClassification",
     "BertModel",

@@ -52,6 +52,8 @@ _HEADS = {
     "nsp": ["cls.seq_relationship"],
     "classifier": ["classifier"],
 }
+# Beginnings of names that no published BERT has, stored as they are: the decoder of `seq2seq.py`.
+_OWN = ("decoder.",)
 # Published tensors that repeat another or are no weights; dropped without a word.
 _REDUNDANT = (
     "embeddings.position_ids",
@@ -164,9 +166,12 @@ def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_ours(tensors: Mapping[str, Tensor], num_layers: int) -> tuple[dict[str, Tensor], list[str]]:
-    """Published tensors -> ours (backbone below "bert."), and the published names not used."""
+    """Published tensors -> ours (backbone below "bert."), and the published names not used.
+
+    Names of our own, such as a decoder's, stay as they are.
+    """
     published = _canonical(tensors)
-    ours = {}
+    ours = {name: published.pop(name) for name in list(published) if name.startswith(_OWN)}
     for name, parts in name_table(num_layers).items():
         if all(part in published for part in parts):
             found = [published.pop(part) for part in parts]
@@ -198,7 +203,7 @@ def to_published(ours: Mapping[str, Tensor], num_layers: int) -> dict[str, Tenso
     table = name_table(num_layers)
     out = {}
     for name, value in ours.items():
-        parts = table[name]
+        parts = [name] if name.startswith(_OWN) else table[name]
         for part, piece in zip(parts, value.chunk(len(parts)), strict=True):
             out[part] = piece.contiguous()
     return out
@@ -302,7 +307,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     usable = {}
     for name, value in found.items():
         if name not in state:
-            left += table[name]
+            left += table.get(name, [name])
         elif value.shape != state[name].shape:
             raise InputError(
                 f"{source}: {name} has shape {tuple(value.shape)}, but config.json asks for "

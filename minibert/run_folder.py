@@ -22,6 +22,7 @@ _OURS = (
     "tokenizer.json",
     "vocab.txt",
     "tokenizer_config.json",
+    "target_tokenizer.json",
     "metrics.jsonl",
     "predictions.jsonl",
     "errors.txt",

@@ -28,6 +28,9 @@ LAYERS = [
         "convert",
         "initialisation",
         "quantised",
+        "decoder_config",
+        "seq2seq",
+        "generation",
     },
     {
         "tokenizer",
@@ -40,6 +43,9 @@ LAYERS = [
         "ahead",
         "download",
         "workers",
+        "download",
+        "target_tokenizer",
+        "parallel",
     },
     {
         "world",
@@ -52,6 +58,7 @@ LAYERS = [
         "checkpoint",
         "run_folder",
         "metrics",
+        "generation_metrics",
         "train",
     },
     {

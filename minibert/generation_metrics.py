@@ -1,0 +1,89 @@
+"""Figures of written texts, by the field's own scorers: BLEU, chrF and ROUGE, all 0 to 100.
+
+The scorers come with the extra `tasks`. Texts are compared as they stand, cased.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from minibert.errors import InputError, MissingExtraError
+
+References = Sequence[Sequence[str]]  # of each text its right answers, one or more
+
+
+class TranslationScore(NamedTuple):
+    """Corpus BLEU and chrF, and the signatures that say how they were computed."""
+
+    bleu: float
+    chrf: float
+    bleu_signature: str
+    chrf_signature: str
+
+
+def score_translation(predictions: Sequence[str], references: References) -> TranslationScore:
+    """BLEU (Papineni et al. 2002) and chrF2 (Popović 2015) by sacrebleu (Post 2018), as it is.
+
+    Raises:
+        MissingExtraError: sacrebleu is not installed.
+        InputError: not as many references as predictions, or none.
+    """
+    _check(predictions, references)
+    try:
+        from sacrebleu.metrics import BLEU, CHRF
+    except ImportError:
+        raise MissingExtraError(
+            "BLEU and chrF need sacrebleu: pip install 'minibert[tasks]'"
+        ) from None
+    bleu, chrf = BLEU(), CHRF()
+    # One stream for every place in the lists of references; a missing one is None.
+    most = max(map(len, references))
+    streams: Any = [
+        [refs[i] if i < len(refs) else None for refs in references] for i in range(most)
+    ]
+    own = list(predictions)
+    return TranslationScore(
+        bleu=float(bleu.corpus_score(own, streams).score),
+        chrf=float(chrf.corpus_score(own, streams).score),
+        bleu_signature=str(bleu.get_signature()),
+        chrf_signature=str(chrf.get_signature()),
+    )
+
+
+def score_summaries(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004) by rouge-score, stemmed: the mean F1 of all texts.
+
+    A text with several references counts with the mean of its scores against each, as if every
+    reference were an example.
+
+    Returns:
+        rouge1, rouge2, rougeL, 0 to 100.
+
+    Raises:
+        MissingExtraError: rouge-score is not installed.
+        InputError: not as many references as predictions, or none.
+    """
+    _check(predictions, references)
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        raise MissingExtraError("ROUGE needs rouge-score: pip install 'minibert[tasks]'") from None
+    kinds = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(kinds, use_stemmer=True)
+    totals = dict.fromkeys(kinds, 0.0)
+    for prediction, wanted in zip(predictions, references, strict=True):
+        for reference in wanted:
+            found = scorer.score(reference, prediction)
+            for kind in kinds:
+                totals[kind] += found[kind].fmeasure / len(wanted)
+    return {kind: 100 * total / len(predictions) for kind, total in totals.items()}
+
+
+def _check(predictions: Sequence[str], references: References) -> None:
+    if not predictions:
+        raise InputError("there is no text to score")
+    if len(predictions) != len(references):
+        raise InputError(f"{len(predictions)} texts, but references of {len(references)}")
+    if not all(references):
+        raise InputError("a text has no reference to be scored against")

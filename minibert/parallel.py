@@ -1,0 +1,280 @@
+"""Pairs of texts to translate or to summarize: public data sets, own files, trivial answers.
+
+In: Multi30k, DialogSum, two parallel files, or two columns of a table. Out: `TextPair`s in the
+order of the files, their text as it stands.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from minibert.corpus import split_sentences
+from minibert.errors import InputError, did_you_mean
+
+_TABLES = {".csv": ",", ".tsv": "\t"}
+
+
+class TextPair(NamedTuple):
+    """One example; `references` are the right answers, of which there may be several in a test."""
+
+    id: str
+    source: str
+    references: tuple[str, ...]
+
+    @property
+    def target(self) -> str:
+        """The answer that is trained on: the first."""
+        return self.references[0]
+
+
+@dataclass(frozen=True)
+class PairSplits:
+    """The examples of a data set, with what the reader noticed."""
+
+    train: list[TextPair]
+    dev: list[TextPair]
+    test: list[TextPair]
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+# --- public data sets -----------------------------------------------------------------------------
+
+
+def read_multi30k(folder: Path, source: str = "en", target: str = "de") -> PairSplits:
+    """Reads Multi30k (Elliott et al. 2016): `train`, `val` and `test_2016_flickr`, line by line.
+
+    Args:
+        folder: holds `train.en`, `train.de` and so on, plain or as `.gz`.
+        source, target: endings of the files: en, de, fr or others that are there.
+
+    Raises:
+        InputError: a missing file, or two languages with different numbers of lines.
+    """
+    pairs = {
+        split: read_parallel_files(
+            _present(folder, [f"{split}.{source}"]), _present(folder, [f"{split}.{target}"]), split
+        )
+        for split in ("train", "val", "test_2016_flickr")
+    }
+    return _splits(pairs["train"], pairs["val"], pairs["test_2016_flickr"], folder)
+
+
+def read_dialogsum(folder: Path) -> PairSplits:
+    """Reads DialogSum (Chen et al. 2021): dialogues, their turns on lines, and summaries.
+
+    A dialogue of the test set has three summaries, in rows `test_<n>_1` to `_3`; they become the
+    references of one example.
+
+    Args:
+        folder: holds `dialogsum_{train,validation,test}.csv`, or without `dialogsum_`, plain or as
+            `.gz`, with the columns id, dialogue and summary.
+
+    Raises:
+        InputError: a missing file or column, or rows of different lengths.
+    """
+    found = {}
+    for split in ("train", "validation", "test"):
+        path = _present(folder, [f"dialogsum_{split}.csv", f"{split}.csv"])
+        rows = _table_rows(path)
+        _check_columns(path, rows, ("id", "dialogue", "summary"))
+        pairs = [TextPair(row["id"], row["dialogue"], (row["summary"],)) for row in rows]
+        found[split] = _join_references(pairs) if split == "test" else pairs
+    return _splits(found["train"], found["validation"], found["test"], folder)
+
+
+def _join_references(pairs: list[TextPair]) -> list[TextPair]:
+    """Rows of one dialogue, `<name>_1`, `<name>_2` ..., made one example."""
+    joined: dict[tuple[str, str], list[str]] = {}
+    for pair in pairs:
+        name, _, number = pair.id.rpartition("_")
+        is_numbered = number.isdigit() and name.count("_") > 0  # test_0_1, but not test_0
+        key = (name if is_numbered else pair.id, pair.source)
+        joined.setdefault(key, []).append(pair.target)
+    return [TextPair(name, text, tuple(found)) for (name, text), found in joined.items()]
+
+
+def _splits(
+    train: list[TextPair], dev: list[TextPair], test: list[TextPair], folder: Path
+) -> PairSplits:
+    kept, notes = drop_empty(train)
+    if not kept:
+        raise InputError(f"{folder}: no pair to train on has two texts")
+    known = {pair.source for pair in kept}
+    shared = sum(pair.source in known for pair in test)
+    parts = [
+        f"{len(kept):,} pairs to train on, {len(dev):,} to choose by, {len(test):,} to test on"
+    ]
+    several = max((len(pair.references) for pair in test), default=1)
+    parts += [f"up to {several} references of a test text"] if several > 1 else []
+    parts += notes
+    parts += [f"{shared:,} test sources occur in train, too"] if shared else []
+    return PairSplits(kept, dev, test, str(folder), tuple(parts))
+
+
+def drop_empty(pairs: list[TextPair]) -> tuple[list[TextPair], list[str]]:
+    """The pairs with text on both sides, and a note for each kind that was dropped."""
+    sources = sum(not pair.source.strip() for pair in pairs)
+    targets = sum(bool(pair.source.strip()) and not pair.target.strip() for pair in pairs)
+    kept = [pair for pair in pairs if pair.source.strip() and pair.target.strip()]
+    notes = [f"{sources:,} with an empty source dropped from training"] if sources else []
+    notes += [f"{targets:,} with an empty target dropped from training"] if targets else []
+    return kept, notes
+
+
+# --- own files ------------------------------------------------------------------------------------
+
+
+def read_parallel_files(source: Path, target: Path, name: str = "") -> list[TextPair]:
+    """Two files whose lines belong together, plain or as `.gz`; ids are line numbers from 1.
+
+    Args:
+        name: put before the line number in the ids.
+
+    Raises:
+        InputError: different numbers of lines, both given; a missing, damaged or non-UTF-8 file.
+    """
+    sources, targets = _lines_of(source), _lines_of(target)
+    if len(sources) != len(targets):
+        raise InputError(
+            f"{source} has {len(sources):,} lines, but {target} has {len(targets):,}; "
+            f"line i of one must belong to line i of the other"
+        )
+    prefix = f"{name}/" if name else ""
+    both = enumerate(zip(sources, targets, strict=True), 1)
+    return [TextPair(f"{prefix}{i}", text, (wanted,)) for i, (text, wanted) in both]
+
+
+def read_pairs_table(path: Path, source_column: str, target_column: str) -> list[TextPair]:
+    """Two columns of a CSV, TSV or JSONL file, plain or as `.gz`; ids are an `id` column or rows.
+
+    Raises:
+        InputError: another kind of file, a missing column, a ragged row, or a value that is no
+            text, each with its place.
+    """
+    rows = _table_rows(path)
+    _check_columns(path, rows, (source_column, target_column))
+    return [
+        TextPair(str(row.get("id", i)), row[source_column], (row[target_column],))
+        for i, row in enumerate(rows, 1)
+    ]
+
+
+def _present(folder: Path, names: list[str]) -> Path:
+    """The first of some files that is there, plain or as `.gz`."""
+    every = [folder / f"{name}{end}" for name in names for end in ("", ".gz")]
+    for path in every:
+        if path.is_file():
+            return path
+    raise InputError(f"{folder} lacks {names[0]} (or {names[0]}.gz)")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; name a file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8") from None
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def _lines_of(path: Path) -> list[str]:
+    """Lines as they stand; only "\\n" and "\\r\\n" end one."""
+    lines = _read_text(path).split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _kind(path: Path) -> str:
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    return plain.suffix.lower()
+
+
+def _table_rows(path: Path) -> list[dict[str, str]]:
+    kind = _kind(path)
+    if kind in (".jsonl", ".json"):
+        return _json_rows(path)
+    if kind not in _TABLES:
+        raise InputError(f"{path} is no table; expected .csv, .tsv or .jsonl, plain or as .gz")
+    # A tab-separated file quotes nothing unless its first line does.
+    text = _read_text(path)
+    is_plain = kind == ".tsv" and not text.startswith('"')
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=_TABLES[kind],
+        quoting=csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL,
+    )
+    limit = csv.field_size_limit(1 << 30)  # a dialogue may be longer than the module's 128 KiB
+    try:
+        header = next(reader, [])
+        rows = []
+        for row in reader:
+            if not row:
+                continue  # a blank line
+            if len(row) != len(header):
+                raise InputError(
+                    f"{path}, line {reader.line_num}: {len(row)} fields, but the header has "
+                    f"{len(header)}"
+                )
+            rows.append(dict(zip(header, row, strict=True)))
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+    finally:
+        csv.field_size_limit(limit)
+    return rows
+
+
+def _json_rows(path: Path) -> list[dict[str, str]]:
+    rows = []
+    for number, line in enumerate(_lines_of(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number} holds no JSON object")
+        rows.append(row)
+    return rows
+
+
+def _check_columns(path: Path, rows: Sequence[dict[str, str]], columns: Sequence[str]) -> None:
+    if not rows:
+        raise InputError(f"{path} has no rows")
+    for number, row in enumerate(rows, 1):
+        for column in columns:
+            if column not in row:
+                raise InputError(f"{path} has no column {column!r}{did_you_mean(column, row)}")
+            if not isinstance(row[column], str):
+                raise InputError(f"{path}, row {number}: {column} is {row[column]!r}, no text")
+
+
+# --- trivial answers ------------------------------------------------------------------------------
+
+
+def lead(text: str, count: int = 3) -> str:
+    """The first lines of a text, such as turns of a dialogue; of a single line its first sentences.
+
+    With three it is the lead-3 baseline of summarization. Lines are joined by spaces.
+    """
+    parts = [line.strip() for line in text.split("\n") if line.strip()]
+    if len(parts) == 1:
+        parts = split_sentences(parts[0])
+    return " ".join(parts[:count])
