@@ -51,6 +51,7 @@ _HEADS = {
     "mlm.bias": ["cls.predictions.bias"],
     "nsp": ["cls.seq_relationship"],
     "classifier": ["classifier"],
+    "qa_outputs": ["qa_outputs"],
 }
 # Published tensors that repeat another or are no weights; dropped without a word.
 _REDUNDANT = (
