@@ -227,7 +227,12 @@ def _counts_by_type(
 def seqeval_figures(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
 ) -> dict[str, float] | None:
-    """What seqeval itself says, under the keys of `entity_figures`; None where not installed."""
+    """What seqeval itself says, under the keys of `entity_figures`.
+
+    None where it is not installed, and without sentences, which it does not take.
+    """
+    if not gold:
+        return None
     try:
         import seqeval  # noqa: F401
     except ImportError:
