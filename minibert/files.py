@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,17 @@ def read_text(path: Path) -> str:
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     return text
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def whole_characters(text: str) -> str:
+    """A text with U+FFFD for each half of a surrogate pair, which JSON can hold and UTF-8 cannot.
+
+    Its length stays, so that offsets hold.
+    """
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def read_json(path: Path, hint: str) -> dict[str, Any]:

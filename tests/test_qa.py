@@ -18,6 +18,7 @@ import torch
 from samples import one_thread, write  # noqa: F401
 from torch import Tensor
 
+from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.files import bundled_data
 from minibert.losses import IGNORE_INDEX
@@ -45,7 +46,7 @@ from minibert.tasks.squad_scores import (
     normalise_answer,
     squad_figures,
 )
-from minibert.token_heads import span_loss
+from minibert.token_heads import BertForQuestionAnswering, span_loss
 from minibert.tokenizer import WordPiece, train_wordpiece
 
 
@@ -337,7 +338,13 @@ def test_an_answer_is_labelled_in_the_windows_that_hold_all_of_it(tokenizer: Wor
 
 @pytest.mark.parametrize(
     ("context", "asked"),
-    [("", "What?"), (" \t\u200b\n", "What?"), ("river", ""), ("\ufffd", "\u200b" * 9)],
+    [
+        ("", "What?"),
+        (" \t\u200b\n", "What?"),
+        ("river", ""),
+        ("\ufffd", "\u200b" * 9),
+        ("\ud83d", "\ud83d?"),
+    ],
 )
 def test_empty_texts_have_a_window_and_no_answer(
     tokenizer: WordPiece, context: str, asked: str
@@ -663,3 +670,53 @@ def test_the_baseline_answers_the_sample_better_than_nothing() -> None:
         [[a.text for a in q.answers] for q in rows], [guess(q.question, q.context) for q in rows]
     )
     assert figures["f1"] > 20
+
+
+# --- all together ---------------------------------------------------------------------------------
+
+
+def test_a_small_model_learns_to_answer_and_when_not_to() -> None:
+    """Labels, loss, search and joining agree: what is known by heart is answered so."""
+    read, _ = read_squad_data(bundled_data() / "squad2", version_2=True)
+    questions = read["train"][:12]
+    golds = [[a.text for a in q.answers] for q in questions]
+    assert 0 < sum(not own for own in golds) < 6
+    text = " ".join(q.context + " " + q.question for q in questions)
+    tokenizer = train_wordpiece(lambda: iter([text]), 400, exact=False)
+    encoded = encode_questions(questions, tokenizer, 64, 24)
+    assert len(encoded.windows) > 2 * len(questions)
+    config = BertConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = BertForQuestionAnswering(config)
+    batch = collate(encoded.windows, tokenizer.pad_id)
+    inputs = {k: batch[k] for k in ("input_ids", "token_type_ids", "attention_mask")}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(120):
+        out = model(**inputs)
+        loss, count = span_loss(
+            out.start_logits,
+            out.end_logits,
+            batch["start_positions"],
+            batch["end_positions"],
+            batch["answer_mask"],
+        )
+        (loss / count).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    with torch.no_grad():
+        out = model(**inputs)
+    spans = best_spans(out.start_logits, out.end_logits, batch["answer_mask"])
+    found = replies(questions, encoded, [spans], version_2=True)
+    best = best_thresholds(golds, [r.best() for r in found], [r.null_score for r in found])
+    answers = [r.best(best.best_f1_threshold) for r in found]
+    assert squad_figures(golds, answers, version_2=True)["exact_match"] == 100.0
+    assert best.best_f1 == 100.0

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from minibert.corpus import split_sentences
 from minibert.errors import InputError
-from minibert.files import read_text
+from minibert.files import read_text, whole_characters
 from minibert.tasks.squad_scores import answer_scores, normalise_answer
 from minibert.tokenizer import WordPiece
 
@@ -56,7 +56,6 @@ class Question(NamedTuple):
 # --- reader ---------------------------------------------------------------------------------------
 
 _PACKED = ("", ".gz", ".xz", ".bz2")
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character; no tokenizer takes it
 _NAMED = 3  # ids that a note names
 
 
@@ -133,7 +132,7 @@ def _string(row: Any, key: str, place: str) -> str:
     found = row.get(key) if isinstance(row, dict) else None
     if not isinstance(found, str):
         raise InputError(f"{place} has no text {key!r}; expected the format of SQuAD")
-    return _SURROGATE.sub("\ufffd", found)
+    return whole_characters(found)
 
 
 def _answer(row: Any, place: str) -> Answer:
@@ -338,7 +337,7 @@ def encode_questions(
     if max_seq_length < 8:
         raise InputError(f"--max-seq-length {max_seq_length} leaves no room; give 8 or more")
     longest = min(max_question_tokens, (max_seq_length - 3) // 2)
-    asked = tokenizer.ids([q.question for q in questions])
+    asked = tokenizer.ids([whole_characters(q.question) for q in questions])
     distinct = list(dict.fromkeys(q.context for q in questions))
     pieces = dict(zip(distinct, _pieces(distinct, tokenizer), strict=True))
     windows = []
@@ -359,9 +358,8 @@ def encode_questions(
 def _pieces(texts: list[str], tokenizer: WordPiece) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ids (P,) and character offsets (P, 2) of each text."""
     for at in range(0, len(texts), 1000):
-        for found in tokenizer.backend.encode_batch(
-            texts[at : at + 1000], add_special_tokens=False
-        ):
+        part = [whole_characters(text) for text in texts[at : at + 1000]]
+        for found in tokenizer.backend.encode_batch(part, add_special_tokens=False):
             yield np.array(found.ids, np.int64), np.array(found.offsets, np.int64).reshape(-1, 2)
 
 
