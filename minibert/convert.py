@@ -51,6 +51,7 @@ _HEADS = {
     "mlm.bias": ["cls.predictions.bias"],
     "nsp": ["cls.seq_relationship"],
     "classifier": ["classifier"],
+    "qa_outputs": ["qa_outputs"],
 }
 # Beginnings of names that no published BERT has, stored as they are: the decoder of `seq2seq.py`.
 _OWN = ("decoder.",)

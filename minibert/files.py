@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
+import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,40 @@ def bundled_data() -> Path:
     package = Path(__file__).parent
     inside = package / "data"
     return inside if inside.is_dir() else package.parent / "data"
+
+
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, also .gz, .xz or .bz2; a byte-order mark is dropped.
+
+    Line ends stay as they are: only "\n" (and "\r\n") may be meant to end a line.
+
+    Raises:
+        InputError: the file is missing, damaged or not UTF-8 (the byte's place is named).
+    """
+    try:
+        with _OPENERS.get(path.suffix, open)(path, "rb") as handle:
+            text: str = handle.read().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8") from None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    return text
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def whole_characters(text: str) -> str:
+    """A text with U+FFFD for each half of a surrogate pair, which JSON can hold and UTF-8 cannot.
+
+    Its length stays, so that offsets hold.
+    """
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def read_json(path: Path, hint: str) -> dict[str, Any]:

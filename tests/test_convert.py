@@ -24,10 +24,23 @@ from minibert.errors import InputError
 from minibert.heads import BertForPreTraining, BertForSequenceClassification
 from minibert.losses import masked_lm_loss, next_sentence_loss
 from minibert.model import BertModel
+from minibert.token_heads import BertForQuestionAnswering, BertForTokenClassification
 
 Batch = dict[str, Tensor]
-Model = BertModel | BertForPreTraining | BertForSequenceClassification
-MODELS = [BertModel, BertForPreTraining, BertForSequenceClassification]
+Model = (
+    BertModel
+    | BertForPreTraining
+    | BertForSequenceClassification
+    | BertForTokenClassification
+    | BertForQuestionAnswering
+)
+MODELS = [
+    BertModel,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertForQuestionAnswering,
+]
 
 # Changes to the tiny config; each meets another part of the mathematics.
 VARIANTS: list[dict[str, Any]] = [
@@ -117,6 +130,7 @@ def test_name_table_names_what_transformers_names(
     published = transformers.BertConfig(**tiny_config.to_dict())
     theirs = dict(transformers.BertForPreTraining(published).named_parameters())
     theirs |= dict(transformers.BertForSequenceClassification(published).named_parameters())
+    theirs |= dict(transformers.BertForQuestionAnswering(published).named_parameters())
     ours = set(itertools.chain.from_iterable(name_table(2).values()))
     # The decoder repeats the word embedding and the bias.
     assert {n for n in theirs if not n.startswith("cls.predictions.decoder.")} == ours
@@ -137,7 +151,8 @@ def test_round_trip_is_equal_bit_for_bit(
     assert_same_state(model, loaded)
     assert not loaded.load_report.newly_initialised
     assert not loaded.load_report.left_out
-    assert loaded.config == replace(config, architectures=(kind.__name__,))
+    assert loaded.config == replace(model.config, architectures=(kind.__name__,))
+    assert kind is BertForQuestionAnswering or model.config == config  # classes mean nothing there
     for ours, other in zip(model(**padded_batch), loaded(**padded_batch), strict=True):
         if isinstance(ours, Tensor):
             assert torch.equal(ours, other)
@@ -289,6 +304,16 @@ def test_a_saved_folder_opens_as_an_auto_model_with_the_same_outputs(
             "AutoModelForSequenceClassification",
             {"logits": "logits"},
         ),
+        (
+            BertForTokenClassification,
+            "AutoModelForTokenClassification",
+            {"logits": "logits"},
+        ),
+        (
+            BertForQuestionAnswering,
+            "AutoModelForQuestionAnswering",
+            {"start_logits": "start_logits", "end_logits": "end_logits"},
+        ),
     ],
 )
 def test_saved_heads_open_in_transformers_with_nothing_missing(
@@ -309,13 +334,63 @@ def test_saved_heads_open_in_transformers_with_nothing_missing(
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert type(theirs).__name__ == kind.__name__
-    assert theirs.config.id2label == config.id2label
+    assert theirs.config.id2label == (model.config.id2label or {0: "LABEL_0", 1: "LABEL_1"})
     ids = torch.randint(1, 80, (2, 9))
     ours, expected = model(ids), theirs.eval()(ids)
     for name, their_name in outputs.items():
         torch.testing.assert_close(
             getattr(ours, name), getattr(expected, their_name), atol=1e-5, rtol=0
         )
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs"),
+    [
+        (BertForTokenClassification, ["logits"]),
+        (BertForQuestionAnswering, ["start_logits", "end_logits"]),
+    ],
+)
+def test_token_heads_that_transformers_saved_give_its_outputs(
+    transformers: ModuleType,
+    tiny_config: BertConfig,
+    padded_batch: Batch,
+    tmp_path: Path,
+    kind: type[BertForTokenClassification] | type[BertForQuestionAnswering],
+    outputs: list[str],
+) -> None:
+    config = replace(tiny_config, id2label={i: str(i) for i in range(5)})
+    if kind is BertForQuestionAnswering:
+        config = tiny_config
+    published = transformers.BertConfig(**config.to_dict())
+    theirs = getattr(transformers, kind.__name__)(published).eval()
+    shake(theirs)
+    ours = kind.from_pretrained(hf_folder(theirs, tmp_path / "hf"))
+    assert not ours.load_report.newly_initialised
+    assert not ours.load_report.left_out
+    got, expected = ours(**padded_batch), theirs(**padded_batch)
+    real = padded_batch["attention_mask"].bool()
+    for name in outputs:
+        one, other = getattr(got, name)[real], getattr(expected, name)[real]
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [BertForTokenClassification, BertForQuestionAnswering])
+def test_a_token_head_takes_the_backbone_and_says_what_it_left(
+    tiny_config: BertConfig,
+    tmp_path: Path,
+    kind: type[BertForTokenClassification] | type[BertForQuestionAnswering],
+) -> None:
+    pretrained = BertForPreTraining(tiny_config)
+    pretrained.save_pretrained(tmp_path)
+    model = kind.from_pretrained(tmp_path)
+    head = "classifier" if kind is BertForTokenClassification else "qa_outputs"
+    assert model.load_report.newly_initialised == (f"{head}.weight", f"{head}.bias")
+    assert "bert.pooler.dense.weight" in model.load_report.left_out
+    assert torch.equal(
+        model.bert.layers[0].attention.qkv.weight, pretrained.bert.layers[0].attention.qkv.weight
+    )
+    model(torch.ones(1, 4, dtype=torch.int64))[0].sum().backward()  # and no weight lies idle
+    assert all(p.grad is not None for p in model.parameters())
 
 
 # Checkpoints as others wrote them
