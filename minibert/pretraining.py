@@ -72,6 +72,7 @@ from minibert.vocabulary import corpus_vocabulary
 from minibert.world import ALONE, World, join_world
 
 _BUILDERS = 4  # processes that build examples for a GPU, at most
+_LEARNT = 0.02  # nats below the line of word frequencies from which a model has learnt from context
 _EVAL_DURING = 256  # held-out sequences scored while training
 _MIN_TOKENS, _EPOCHS, _MAX_TOKENS = 500_000, 6, 50_000_000  # see `default_steps`
 
@@ -401,6 +402,14 @@ def _pretrain_in(
         budget = Budget(seconds=world.from_main(seconds))
     else:
         budget = _budget(settings, stream, source.store)
+    unigram_of_few = unigram_entropy(source.held_out, few)
+
+    def evaluate() -> dict[str, float]:
+        figures = score(few)
+        if loop.done > 0.5 and figures["mlm_loss"] > unigram_of_few - _LEARNT:
+            log_line("plateau", _plateau_text(figures["mlm_loss"], unigram_of_few))
+        return figures
+
     rate = settings.learning_rate or default_learning_rate(model.config.hidden_size)
     use = utilisation(settings, model.config, runtime, begun)
     loop = Loop(
@@ -411,7 +420,7 @@ def _pretrain_in(
         loop_settings(settings, rate, budget),
         runtime,
         folder,
-        evaluate=lambda: score(few),
+        evaluate=evaluate,
         forward=forward,
         utilisation=use,
     )
@@ -461,6 +470,14 @@ def _builders_ahead(
     builders = BuildersAhead(training, seed, count)
     stack.callback(builders.close)
     return builders
+
+
+def _plateau_text(loss: float, unigram: float) -> str:
+    return (
+        f"half the budget is used and mlm_loss {loss:.3f} is no better than word frequencies, "
+        f"{unigram:.3f}; if more steps do not help, a lower --learning-rate or a larger "
+        f"--warmup-ratio may"
+    )
 
 
 def _tokenizer_folder(

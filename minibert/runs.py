@@ -187,6 +187,10 @@ def carry_out(
     if folder is None:
         print_estimate(loop, model)
         return None
+    if record is not None:
+        # A schedule by the clock begins with the first step: compiling took its warm-up before.
+        loop.leave_out_time()
+        record["resolved"]["budget"] = dataclasses.asdict(loop.settings.budget)
     if record is not None and folder.is_main:
         folder.clear()
         folder.write_run(record)  # before anything else: it makes the folder a run's

@@ -390,6 +390,10 @@ class Loop:
         self.data.seek(position)
         return steps, share
 
+    def start_clock(self) -> None:
+        """What came before, such as compiling when a run goes on, is no time of the loop."""
+        self._session_start = time.perf_counter()
+
     def leave_out_time(self) -> None:
         """Before the first step: a budget of seconds is what is left of it, and starts now."""
         if self.settings.budget.seconds is None:
@@ -397,7 +401,7 @@ class Loop:
         left = max(1.0, self.settings.budget.seconds - self._seconds())
         budget = Budget(seconds=self.world.from_main(left))
         self.settings = replace(self.settings, budget=budget)
-        self._session_start = time.perf_counter()
+        self.start_clock()
 
     def announce(self, model: nn.Module) -> None:
         """Prints the size of the network and how long the budget will take, from a timed step."""
@@ -554,6 +558,7 @@ def fit(loop: Loop, resume: bool = False) -> LoopState:
         )
         if loop.world.is_main:
             print(f"resuming {where}", file=sys.stderr)
+    loop.start_clock()
     with _Signals(loop):
         return loop.run()
 

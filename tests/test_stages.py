@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from minibert.errors import InputError
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
 from minibert.pretraining import default_learning_rate, default_steps, pretrain
+from minibert.run_folder import read_metrics
 from minibert.runs import RunResult
 from minibert.tasks.classification import tfidf_baseline
 from minibert.tasks.labelled_sets import read_imdb
+from minibert.train import Loop
 
 ROOT = Path(__file__).parent.parent
 LOOP: dict[str, Any] = {
@@ -82,6 +86,42 @@ def test_layers_and_width_replace_those_of_the_preset(world: Path) -> None:
     assert (config.num_hidden_layers, config.hidden_size, heads, inside) == (3, 192, 3, 768)
     with pytest.raises(InputError, match="--num-layers has no use with --model"):
         pretrain_in(world, "again", model=str(found.folder), num_layers=2)
+
+
+def test_a_schedule_by_the_clock_begins_with_the_first_step(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiling happens where a step is timed beforehand; once it took the whole warm-up."""
+
+    def time_step(self: Loop) -> tuple[float, float]:
+        time.sleep(1.5)
+        return 0.01, 0.001
+
+    monkeypatch.setattr(Loop, "time_step", time_step)
+    start = time.perf_counter()
+    clock = {"max_steps": None, "max_minutes": 0.05, "log_every": 1, "learning_rate": 1e-3}
+    found = pretrain_in(world, "clock", preset="tiny", vocab_size=60, **clock)
+    assert time.perf_counter() - start < 5
+    rates = [row["learning_rate"] for row in read_metrics(found.folder) if "learning_rate" in row]
+    assert rates[0] < 0.3e-3 and max(rates) > 0.8e-3 and rates[-1] < 0.2e-3
+
+
+@pytest.mark.parametrize(("rate", "is_said"), [(1e-9, True), (3e-3, False)])
+def test_a_run_that_learns_nothing_from_context_is_told_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: float, is_said: bool
+) -> None:
+    sentences = ["a storm came in winter .", "we lit the last candle .", "they left for home ."]
+    rng = random.Random(0)
+    documents = ["\n".join(rng.choices(sentences, k=8)) for _ in range(60)]
+    (tmp_path / "text.txt").write_text("\n\n".join(documents))
+    shape = {"preset": "tiny", "vocab_size": 60, "dropout": 0.0, "init": "reference"}
+    pretrain(
+        corpus=[str(tmp_path / "text.txt")],
+        output=str(tmp_path / "run"),
+        cache_dir=str(tmp_path / "cache"),
+        **{**LOOP, **shape, "max_steps": 80, "eval_every": 20, "learning_rate": rate},
+    )
+    assert ("no better than word frequencies" in capsys.readouterr().err) == is_said
 
 
 def test_random_weights_keep_shape_and_vocabulary_and_nothing_else(
