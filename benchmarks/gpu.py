@@ -118,12 +118,7 @@ def measure(name: str, rounds: int, texts: list[Path], ready: Callable[[], Any] 
             variant.turn()
     peak = max(before, measure_peak_flops(work.config, tokens, runtime))
     timings = [asdict(variant.timing) for variant in variants]
-    return {
-        "unit": "tokens",
-        "gpu": torch.cuda.get_device_name(),
-        "peak_flops": peak,
-        "timings": timings,
-    }
+    return {"unit": "tokens", "peak_flops": peak, "timings": timings}
 
 
 def _measure_beside(name: str, rounds: int, scratch: Path, count: int) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from benchmarks import turns
 from minibert.files import write_atomically, write_json
 from minibert.version import __version__
@@ -53,6 +55,8 @@ def environment() -> dict[str, str]:
     if meminfo.exists():
         found["memory"] = f"{int(meminfo.read_text().split()[1]) / (1 << 20):.0f} GiB"
     found |= {"system": platform.system(), "python": platform.python_version()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
     found["minibert"] = __version__
     for package in _PACKAGES:
         try:
