@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from minibert.download import SOURCES
 from minibert.errors import InputError, Interrupted, MissingExtraError, did_you_mean
 from minibert.files import read_json
 from minibert.machine import launched
@@ -245,7 +246,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         )
         made_here.add_argument("--batch-size", type=int, default=32, help="texts per forward")
     download = command("download", "fetch a public data set, resumably")
-    download.add_argument("name", metavar="NAME", help="imdb, sst2, rte, qnli or wikitext")
+    download.add_argument("name", metavar="NAME", help=", ".join(SOURCES))
     download.add_argument("--directory", default="data/downloads", help="where it is unpacked")
     return parser, made
 

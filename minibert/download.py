@@ -2,7 +2,8 @@
 
 In: the name of a data set and a folder. Out: the unpacked data set in it, whole or not at all.
 On the way lie `<archive>.part` (what has arrived so far; a later call goes on from there) and
-`<archive>` (complete and checked), which stays beside the unpacked folder.
+`<archive>` (complete and checked), which stays beside the unpacked folder. A set of plain files is
+gathered in `<folder>.part` instead.
 """
 
 from __future__ import annotations
@@ -48,12 +49,29 @@ class Source:
     name: its own name. url: of the archive. archive: the file name it is kept under.
     checksum: "md5:…" or "sha256:…" of the archive; None where none is published.
     folder: the folder that the archive holds. description: one line, with the terms of use.
+    is_flat: the archive holds the files themselves, and `folder` is made for them.
     """
 
     name: str
     url: str
     archive: str
     checksum: str | None
+    folder: str
+    description: str
+    is_flat: bool = False
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """A data set of plain files, for which no checksums are published.
+
+    name: its own name. url: where all of them lie. files: their names. folder: made for them.
+    description: one line, with the terms of use.
+    """
+
+    name: str
+    url: str
+    files: tuple[str, ...]
     folder: str
     description: str
 
@@ -83,7 +101,19 @@ def _glue(name: str, archive: str, folder: str, description: str) -> Source:
     )
 
 
-SOURCES: dict[str, Source] = {
+def _squad(name: str, version: str, what: str) -> FileSet:
+    """A version of SQuAD at its publisher's address."""
+    return FileSet(
+        name=name,
+        url="https://rajpurkar.github.io/SQuAD-explorer/dataset",
+        files=(f"train-v{version}.json", f"dev-v{version}.json"),
+        folder=name,
+        description=f"SQuAD {version}: questions on Wikipedia, {what} (Rajpurkar et al. 2016, "
+        f"2018); CC BY-SA 4.0",
+    )
+
+
+SOURCES: dict[str, Source | FileSet] = {
     "imdb": Source(
         name="imdb",
         url="https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
@@ -97,6 +127,53 @@ SOURCES: dict[str, Source] = {
     "sst2": _glue("sst2", "SST-2", "SST-2", "SST-2: phrases of film reviews, two classes"),
     "rte": _glue("rte", "RTE", "RTE", "RTE: does one sentence follow from another"),
     "qnli": _glue("qnli", "QNLIv2", "QNLI", "QNLI: does a sentence answer a question"),
+    "stsb": _glue("stsb", "STS-B", "STS-B", "STS-B: how alike two sentences are, 0 to 5"),
+    "mrpc": FileSet(
+        name="mrpc",
+        url="https://dl.fbaipublicfiles.com/senteval/senteval_data",
+        files=("msr_paraphrase_train.txt", "msr_paraphrase_test.txt"),
+        folder="MRPC",
+        description="MRPC: pairs of sentences, equivalent or not (Dolan & Brockett 2005); "
+        "Microsoft's terms, for research",
+    ),
+    "ag_news": FileSet(
+        name="ag_news",
+        url="https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv",
+        files=("train.csv", "test.csv"),
+        folder="ag_news",
+        description="AG News: 127,600 news items of four classes (Zhang et al. 2015); for research",
+    ),
+    "conll2003": Source(
+        name="conll2003",
+        url="https://data.deepai.org/conll2003.zip",
+        archive="conll2003.zip",
+        checksum=None,
+        folder="conll2003",
+        description="CoNLL-2003: news with people, places, organisations (Tjong Kim Sang & De "
+        "Meulder 2003); text of Reuters, for research",
+        is_flat=True,
+    ),
+    "squad": _squad("squad", "1.1", "answers are spans of their paragraphs"),
+    "squad2": _squad("squad2", "2.0", "some questions have no answer"),
+    "multi30k": FileSet(
+        name="multi30k",
+        url="https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw",
+        files=tuple(
+            f"{split}.{language}.gz"
+            for split in ("train", "val", "test_2016_flickr")
+            for language in ("en", "de", "fr")
+        ),
+        folder="multi30k",
+        description="Multi30k: 31,014 captions of photographs in English, German and French "
+        "(Elliott et al. 2016); CC BY-NC-SA 4.0",
+    ),
+    "dialogsum": FileSet(
+        name="dialogsum",
+        url="https://huggingface.co/datasets/knkarthick/dialogsum/resolve/main",
+        files=("train.csv", "validation.csv", "test.csv"),
+        folder="dialogsum",
+        description="DialogSum: 13,460 dialogues and summaries (Chen et al. 2021); CC BY-NC-SA 4.0",
+    ),
     # Both as in mlx-data (python/mlx/data/datasets/wikitext.py), taken at the publisher's address.
     "wikitext-2": _wikitext(
         "2", "sha256:92675f1d63015c1c8b51f1656a52d5bdbc33aafa60cc47a218a66e7ee817488c"
@@ -114,7 +191,8 @@ def download(name: str, directory: Path, *, url: str | None = None) -> Path:
     Args:
         name: a key of `SOURCES`.
         directory: where the archive and the unpacked folder go; created if missing.
-        url: another address of the same archive; its checksum must be the same.
+        url: another address of the same archive, whose checksum must be the same, or of the folder
+            that holds the same files.
 
     Returns:
         The unpacked folder.
@@ -138,6 +216,9 @@ def download(name: str, directory: Path, *, url: str | None = None) -> Path:
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{directory} is not a folder; data sets need one to go into") from None
 
+    if isinstance(source, FileSet):
+        _gather(source, address, folder)
+        return folder
     archive = directory / source.archive
     record = archive.with_name(archive.name + ".sha256")
     if archive.exists():
@@ -149,8 +230,31 @@ def download(name: str, directory: Path, *, url: str | None = None) -> Path:
         # Checked under the old name: what bears the final name has passed.
         _check_sum(part, source.checksum, record)
         part.rename(archive)
-    _unpack(archive, record, folder)
+    _unpack(archive, record, folder, source.is_flat)
     return folder
+
+
+def _gather(source: FileSet, address: str, folder: Path) -> None:
+    """Fetches the files that are not here yet, then gives their folder its name.
+
+    What came is recorded in SHA256SUMS, for `sha256sum -c`.
+    """
+    gathered = folder.with_name(f"{folder.name}.part")
+    gathered.mkdir(exist_ok=True)
+    for name in source.files:
+        if not (gathered / name).exists():
+            part = gathered / f"{name}.part"
+            _transfer(f"{address.rstrip('/')}/{name}", part)
+            part.rename(gathered / name)
+    lines = []
+    for name in source.files:
+        with (gathered / name).open("rb") as handle:
+            lines.append(f"{hashlib.file_digest(handle, 'sha256').hexdigest()}  {name}\n")
+    (gathered / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+    logger.info("no checksums are published; recorded in %s", folder / "SHA256SUMS")
+    if folder.is_dir():
+        folder.rmdir()  # an empty one
+    gathered.rename(folder)
 
 
 # --- transfer ----------------------------------------------------------------------------------
@@ -343,7 +447,7 @@ _DAMAGE = (
 )
 
 
-def _unpack(archive: Path, record: Path, folder: Path) -> None:
+def _unpack(archive: Path, record: Path, folder: Path, is_flat: bool) -> None:
     """Unpacks into a temporary folder beside `folder`, which is renamed when it is whole."""
     # One fixed name: what a killed run left behind is found and cleared away.
     temporary = folder.with_name(f".{folder.name}.unpacking")
@@ -354,12 +458,13 @@ def _unpack(archive: Path, record: Path, folder: Path) -> None:
             _unpack_zip(archive, temporary)
         else:
             _unpack_tar(archive, temporary)
-        if not (temporary / folder.name).is_dir():
+        whole = temporary if is_flat else temporary / folder.name
+        if not whole.is_dir():
             found = ", ".join(sorted(p.name for p in temporary.iterdir())[:5]) or "nothing"
             raise RuntimeError(f"{archive} holds no folder {folder.name!r}, but {found}")
         if folder.is_dir():
             folder.rmdir()  # an empty one; not every system renames onto it
-        (temporary / folder.name).rename(folder)
+        whole.rename(folder)
     except _DAMAGE as error:
         # As it was sent, so it would stay: without this, the next call would stop here again.
         archive.unlink()

@@ -85,7 +85,7 @@ class RunSettings:
         "timing, where it saves more than it costs",
     )
     deterministic: bool = setting(
-        True, "take algorithms that repeat to the bit where there are any (on a CPU: always)"
+        True, "take algorithms that repeat to the bit (on a CPU: always); a GPU is slower with them"
     )
     log_every: int = setting(50, "steps per row of metrics.jsonl")
     eval_every: int | None = setting(None, "steps between held-out evaluations")

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from minibert import download as module
-from minibert.download import SOURCES, Source, download
+from minibert.download import SOURCES, FileSet, Source, download
 from minibert.errors import InputError
 
 # Does not compress: an archive of it is long enough to be cut anywhere.
@@ -127,7 +127,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     thread.join()
 
 
-def offer(monkeypatch: pytest.MonkeyPatch, server: Server, **changes: str | None) -> None:
+def offer(monkeypatch: pytest.MonkeyPatch, server: Server, **changes: Any) -> None:
     """Makes "set" a known data set whose published checksum is right unless told otherwise."""
     checksum = f"sha256:{hashlib.sha256(server.body).hexdigest()}"
     fields: dict[str, Any] = {"archive": "set.tar.gz", "checksum": checksum, **changes}
@@ -322,6 +322,57 @@ def test_every_source_can_be_fetched_and_checked() -> None:
         algorithm, digits = (source.checksum or "").split(":")
         assert re.fullmatch(r"[0-9a-f]+", digits)
         assert len(digits) == 2 * hashlib.new(algorithm).digest_size
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_every_set_names_where_it_lies_and_its_terms(name: str) -> None:
+    source = SOURCES[name]
+    assert re.fullmatch(r"https://[a-z0-9.-]+/[\w./~-]+", source.url)
+    assert not source.url.endswith("/")
+    assert source.folder == Path(source.folder).name
+    assert "\n" not in source.description
+
+
+def offer_files(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+    address = server.url.rpartition("/")[0] + "/folder"
+    files = FileSet("files", address, ("a.txt", "b.txt"), "files", "")
+    monkeypatch.setitem(SOURCES, "files", files)
+
+
+def test_plain_files_arrive_together_and_are_recorded(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.body = NOISE
+    offer_files(monkeypatch, server)
+    folder = download("files", tmp_path)
+    assert files_in(tmp_path) == {"files", "files/a.txt", "files/b.txt", "files/SHA256SUMS"}
+    assert (folder / "b.txt").read_bytes() == NOISE
+    digest = hashlib.sha256(NOISE).hexdigest()
+    assert (folder / "SHA256SUMS").read_text() == f"{digest}  a.txt\n{digest}  b.txt\n"
+    assert download("files", tmp_path) == folder
+    assert len(server.asked) == 2
+
+
+def test_plain_files_go_on_where_an_earlier_call_gave_up(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.body = NOISE
+    server.cuts = [len(NOISE), 100, 0, 0]  # the second file breaks off, thrice
+    offer_files(monkeypatch, server)
+    with pytest.raises(RuntimeError, match="run the command again"):
+        download("files", tmp_path)
+    assert not (tmp_path / "files").exists()
+    folder = download("files", tmp_path)
+    assert server.asked[-1] == "bytes=100-"
+    assert (folder / "a.txt").read_bytes() == (folder / "b.txt").read_bytes() == NOISE
+
+
+def test_an_archive_of_files_without_a_folder_gets_one(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.body = zip_of("a.txt", "b.txt")
+    offer(monkeypatch, server, archive="set.zip", is_flat=True)
+    assert {p.name for p in download("set", tmp_path).iterdir()} == {"a.txt", "b.txt"}
 
 
 # --- checksums ---------------------------------------------------------------------------------
