@@ -7,8 +7,10 @@ from typing import Any
 from minibert.errors import InputError, did_you_mean
 from minibert.tasks.base import Task
 from minibert.tasks.classification import ClassificationTask
+from minibert.tasks.qa import QATask
+from minibert.tasks.tagging import TaggingTask
 
-FAMILIES: list[type[Task[Any, Any]]] = [ClassificationTask]
+FAMILIES: list[type[Task[Any, Any]]] = [ClassificationTask, TaggingTask, QATask]
 TASKS: dict[str, type[Task[Any, Any]]] = {name: f for f in FAMILIES for name in f.names}
 
 
