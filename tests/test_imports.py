@@ -19,7 +19,7 @@ LAYERS = [
     {"errors", "files", "version", "config", "settings", "machine", "progress"},
     {
         *("kernels", "unpadding", "packing", "layerwise", "model", "heads", "token_heads"),
-        *("losses", "convert", "initialisation", "quantised"),
+        *("sentence_head", "losses", "convert", "initialisation", "quantised"),
         *("decoder_config", "seq2seq", "generation"),
     },
     {
@@ -34,9 +34,10 @@ LAYERS = [
         *("runs", "fitting", "compiling", "pretraining", "repeats", "finetuning"),
         *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.tables", "tasks.texts"),
         *("tasks.labelled", "tasks.labelled_sets", "tasks.classification"),
+        *("tasks.scored", "tasks.similarity"),
         *("tasks.entities", "tasks.tagging", "tasks.squad_scores", "tasks.qa"),
     },
-    {"predict", "evaluation"},
+    {"predict", "evaluation", "retrieval"},
     {"cli", "__main__"},
 ]
 # The network, the text and the loop stand side by side; what they may borrow is named here.

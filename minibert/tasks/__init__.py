@@ -7,8 +7,9 @@ from typing import Any
 from minibert.errors import InputError, did_you_mean
 from minibert.tasks.base import Task
 from minibert.tasks.classification import ClassificationTask
+from minibert.tasks.similarity import SimilarityTask
 
-FAMILIES: list[type[Task[Any, Any]]] = [ClassificationTask]
+FAMILIES: list[type[Task[Any, Any]]] = [ClassificationTask, SimilarityTask]
 TASKS: dict[str, type[Task[Any, Any]]] = {name: f for f in FAMILIES for name in f.names}
 
 

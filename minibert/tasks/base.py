@@ -104,6 +104,11 @@ class Task(ABC, Generic[E, P]):
     def __init__(self, settings: FinetuneSettings) -> None:
         self.settings, self.name = settings, settings.task
 
+    @classmethod
+    def claims(cls, config: BertConfig) -> dict[str, Any] | None:
+        """Of a folder that no run made: None where its head is not this family's, else settings."""
+        return {} if cls.model_class.__name__ in config.architectures else None
+
     # --- data ------------------------------------------------------------------------------------
 
     def find_data(self) -> Source:
