@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from minibert.finetuning import finetune
     from minibert.heads import BertForPreTraining, BertForSequenceClassification
     from minibert.model import BertModel
-    from minibert.predict import load
+    from minibert.predict import load, load_embedder
     from minibert.pretraining import pretrain
+    from minibert.retrieval import search
     from minibert.seq2seq import BertForConditionalGeneration
     from minibert.tokenizer import WordPiece
 
@@ -39,8 +40,10 @@ _HOMES = {
     "evaluate": "evaluation",
     "finetune": "finetuning",
     "load": "predict",
+    "load_embedder": "predict",
     "preset": "config",
     "pretrain": "pretraining",
+    "search": "retrieval",
 }
 
 __all__ = [
@@ -56,8 +59,10 @@ __all__ = [
     "evaluate",
     "finetune",
     "load",
+    "load_embedder",
     "preset",
     "pretrain",
+    "search",
 ]
 
 

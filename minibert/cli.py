@@ -143,10 +143,7 @@ def _finetune(values: dict[str, Any]) -> None:
 
 
 def _predict(values: dict[str, Any]) -> None:
-    texts = list(values["texts"])
-    for number, text in enumerate(texts, 1):
-        if any("\ud800" <= c <= "\udfff" for c in text):  # how Python shows bytes it cannot read
-            raise InputError(f"text {number} is not UTF-8")
+    texts = _typed(values["texts"])
     if values["input"] is not None:
         if texts:
             raise InputError("give texts or --input, not both")
@@ -158,21 +155,49 @@ def _predict(values: dict[str, Any]) -> None:
         except UnicodeDecodeError as error:
             raise InputError(f"--input {path}: byte {error.start} is not UTF-8") from None
         texts = _lines(content)
-    elif texts == ["-"]:
-        try:
-            texts = _lines(sys.stdin.buffer.read().decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise InputError(f"standard input: byte {error.start} is not UTF-8") from None
     if not texts:
         raise InputError("nothing to predict; give TEXT, --input FILE, or - for standard input")
     from minibert.predict import load
 
     predictor = load(values["folder"], values["device"], values["precision"])
-    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     given = [predictor.task.parse_line(text) for text in texts]
     for found in predictor.predict(given, values["batch_size"]):
-        row = found if isinstance(found, dict) else dataclasses.asdict(found)
-        print(json.dumps(row, ensure_ascii=not is_utf8))
+        _print_row(found if isinstance(found, dict) else dataclasses.asdict(found))
+
+
+def _typed(words: list[str]) -> list[str]:
+    """Texts from the command line, or for "-" the lines of standard input.
+
+    Raises:
+        InputError: they are not UTF-8.
+    """
+    for number, text in enumerate(words, 1):
+        if any("\ud800" <= c <= "\udfff" for c in text):  # how Python shows bytes it cannot read
+            raise InputError(f"text {number} is not UTF-8")
+    if words != ["-"]:
+        return list(words)
+    try:
+        return _lines(sys.stdin.buffer.read().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input: byte {error.start} is not UTF-8") from None
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    """An object as a line of JSON, in ASCII where the terminal knows no more."""
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(row, ensure_ascii=not is_utf8))
+
+
+def _search(values: dict[str, Any]) -> None:
+    queries = _typed(values.pop("queries"))
+    if not queries:
+        raise InputError("nothing to search for; give QUERY, or - for standard input")
+    from minibert.retrieval import search
+
+    folder, file = values.pop("folder"), values.pop("input")
+    for query, hits in zip(queries, search(folder, file, queries, **values), strict=True):
+        for hit in hits:
+            _print_row({"query": query, **hit._asdict()})
 
 
 def _lines(content: str) -> list[str]:
@@ -237,7 +262,15 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     evaluate.add_argument("--data", metavar="PATH", help="data in the task's public format")
     evaluate.add_argument("--split", choices=("test", "train"), default="test", help="which part")
     evaluate.add_argument("--predictions", metavar="FILE", help="write predictions.jsonl here")
-    for made_here in (predict, evaluate):
+    search = command("search", "the sentences of a file nearest to each query, as JSON lines")
+    search.add_argument("folder", metavar="FOLDER", help="a bi-encoder, or any model folder")
+    search.add_argument(
+        "queries", nargs="*", metavar="QUERY", help="texts, or - for standard input"
+    )
+    search.add_argument("--input", metavar="FILE", required=True, help="one sentence a line")
+    search.add_argument("--top", type=int, default=5, help="sentences per query")
+    search.add_argument("--cache-dir", metavar="DIR", help="where the file's index is kept")
+    for made_here in (predict, evaluate, search):
         made_here.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
         made_here.add_argument(
             "--precision",
@@ -256,6 +289,7 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "finetune": _finetune,
     "predict": _predict,
     "evaluate": _evaluate,
+    "search": _search,
     "download": _download,
 }
 
@@ -330,7 +364,7 @@ def _run(argv: list[str]) -> int:
             raise InputError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], commands)}")
         parser.parse_args(argv)
         return 0
-    if command in ("predict", "evaluate", "download"):
+    if command in ("predict", "evaluate", "search", "download"):
         values.pop("debug", None)
     if values.get("batch_size", 1) < 1:
         raise InputError(f"--batch-size is {values['batch_size']}, must be above 0")

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -215,6 +215,7 @@ class PretrainedMixin:
 
     config: BertConfig
     load_report: LoadReport
+    published_name: ClassVar[str | None] = None  # in config.json, where it is not the class's own
 
     @classmethod
     def from_pretrained(
@@ -263,7 +264,8 @@ class PretrainedMixin:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         extra = {k: v for k, v in self.config.extra.items() if k not in ("dtype", "torch_dtype")}
-        name = type(self).__name__.removeprefix("FSDP")  # which sharding puts there
+        # Sharding puts FSDP before the name.
+        name = self.published_name or type(self).__name__.removeprefix("FSDP")
         config = replace(self.config, architectures=(name,), extra=extra)
         tensors = published_tensors(self, weights)  # type: ignore[arg-type]
         write_atomically(folder / "model.safetensors", lambda p: save_tensors(tensors, p))

@@ -102,3 +102,19 @@ def multi_label_loss(
         logits.float(), targets, weight=weights, reduction="sum"
     )
     return total, labels.new_tensor(labels.numel()).long()
+
+
+def squared_error(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """L_task = sum over examples i of (s(x_i; theta) - y_i)^2, for graded similarity.
+
+    Reimers and Gurevych 2019, section 3, where s is the cosine of two texts' vectors. The mean over
+    examples is taken by the loop.
+
+    Args:
+        predictions, labels: (B,), labels between 0 and 1.
+
+    Returns:
+        The summed loss, float32 scalar, and B.
+    """
+    errors = predictions.float() - labels.float()
+    return (errors**2).sum(), labels.new_tensor(labels.numel()).long()

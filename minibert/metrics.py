@@ -1,4 +1,4 @@
-"""Classification figures from counts, each as its field defines it."""
+"""Classification figures from counts, and correlations, each as its field defines it."""
 
 from __future__ import annotations
 
@@ -90,3 +90,25 @@ def multi_label_figures(labels: np.ndarray, predictions: np.ndarray) -> dict[str
         "f1": float(class_figures(hits, predicted, true)["f1"].mean()),
         "f1_micro": float(2 * hits.sum() / both) if both else 0.0,
     }
+
+
+def pearson(first: np.ndarray, second: np.ndarray) -> float:
+    """Pearson's correlation of two (examples,) arrays, -1..1; 0 where one of them is constant."""
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    one, other = (x - x.mean() for x in (first.astype(np.float64), second.astype(np.float64)))
+    found = (one / np.linalg.norm(one)) @ (other / np.linalg.norm(other))
+    return float(np.clip(found, -1, 1))
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's correlation: Pearson's of the ranks, equal values sharing their mean rank."""
+    return pearson(_ranks(first), _ranks(second))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """(examples,) ranks from 1, of equal values the mean of those that they fill."""
+    _, numbers, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)  # the last rank of each different value
+    ranks: np.ndarray = (last - (counts - 1) / 2)[numbers]
+    return ranks

@@ -10,12 +10,13 @@ import torch
 
 from minibert.config import BertConfig
 from minibert.errors import InputError
+from minibert.files import read_json
 from minibert.quantised import quantise_linears
 from minibert.run_folder import RunFolder
 from minibert.runs import check_vocabulary, open_model_folder
 from minibert.runtime import start_runtime
 from minibert.settings import FinetuneSettings
-from minibert.tasks import FAMILIES, TASKS
+from minibert.tasks import FAMILIES, TASKS, find_task
 from minibert.tasks.base import Predictor, Task
 from minibert.tokenizer import WordPiece
 
@@ -38,13 +39,60 @@ def load(folder: str | Path, device: str = "auto", precision: str | None = None)
         InputError: no model there, or one without a task's head; a precision that is unknown or
             not for this device.
     """
+    path = open_model_folder(str(folder))
+    run = _run_of(path)
+    task = _task_of(run, BertConfig.from_pretrained(path), path)
+    return _opened(path, task, run, device, precision)
+
+
+def load_embedder(
+    folder: str | Path, device: str = "auto", precision: str | None = None
+) -> Predictor:
+    """Opens the backbone of any model folder for vectors of texts, whatever its head is.
+
+    The vectors of a bi-encoder, or of a published sentence model, are alike where texts are; those
+    of other models are so only roughly.
+
+    Args:
+        folder, precision: as of `load`.
+
+    Returns:
+        What has `embed`; as `load` gives it for a bi-encoder.
+
+    Raises:
+        InputError: no model there, or a precision that is unknown or not for this device.
+    """
+    path = open_model_folder(str(folder))
+    run = _run_of(path)
+    config = BertConfig.from_pretrained(path)
+    task = _task_of(run, config, path)
+    similarity = find_task("similarity")
+    if not (isinstance(task, similarity) and task.settings.mode == "bi-encoder"):
+        values = {"task": "similarity", "mode": "bi-encoder", "max_seq_length": _room(path, config)}
+        task = similarity(FinetuneSettings.from_dict(values))
+    return _opened(path, task, run, device, precision)
+
+
+def _run_of(path: Path) -> dict[str, Any]:
+    """The run.json of a folder; a folder of others has none."""
+    return RunFolder(path).read_run() if (path / "run.json").is_file() else {}
+
+
+def _room(path: Path, config: BertConfig) -> int:
+    """Tokens a text where no run says it; a published sentence model names them."""
+    file = path / "sentence_bert_config.json"
+    found = read_json(file, "").get("max_seq_length") if file.is_file() else None
+    own = found if isinstance(found, int) and found > 2 else 512
+    return min(512, config.max_position_embeddings, own)
+
+
+def _opened(
+    path: Path, task: Task[Any, Any], run: dict[str, Any], device: str, precision: str | None
+) -> Predictor:
+    """A model folder as what predicts a task."""
     if precision not in (None, *PRECISIONS):
         raise InputError(f"precision is {precision!r}; expected {', '.join(PRECISIONS)}")
-    path = open_model_folder(str(folder))
     config = BertConfig.from_pretrained(path)
-    # A folder of others has no run.json.
-    run = RunFolder(path).read_run() if (path / "run.json").is_file() else {}
-    task = _task_of(run, config)
     model = task.model_class.from_pretrained(path)
     if any(name.startswith(task.head) for name in model.load_report.newly_initialised):
         head = " or ".join(name.removesuffix(".") for name in task.head)
@@ -69,13 +117,14 @@ def load(folder: str | Path, device: str = "auto", precision: str | None = None)
     return task.predictor(model.to(runtime.device), runtime)
 
 
-def _task_of(run: dict[str, Any], config: BertConfig) -> Task[Any, Any]:
+def _task_of(run: dict[str, Any], config: BertConfig, path: Path) -> Task[Any, Any]:
     """The task that a run was of, with its settings; else a family with the model's head."""
     known = {field.name for field in dataclasses.fields(FinetuneSettings)}
     given = {k: v for k, v in run.get("settings", {}).items() if k in known}
     if given.get("task") in TASKS:
         return TASKS[given["task"]](FinetuneSettings.from_dict(given, "run.json"))
-    heads = [f for f in FAMILIES if f.model_class.__name__ in config.architectures]
-    family = (heads or FAMILIES)[0]
-    length = min(512, config.max_position_embeddings)
-    return family(FinetuneSettings(task=family.names[-1], max_seq_length=length))
+    values: dict[str, Any] = {"max_seq_length": _room(path, config)}
+    claims = ((family, family.claims(config)) for family in FAMILIES)
+    family, own = next(((f, own) for f, own in claims if own is not None), (FAMILIES[0], {}))
+    values |= {"task": family.names[-1], **own}
+    return family(FinetuneSettings.from_dict(values))

@@ -297,6 +297,11 @@ class FinetuneSettings(RunSettings):
         "none", "of the loss: none, balanced, or name=weight,name=weight, or a JSON object"
     )
     label_smoothing: float = setting(0.0, "share of the target that is spread over all classes")
+    mode: str | None = setting(
+        None,
+        "of similarity: both texts read together, or a vector of each; default cross-encoder",
+        choices=("cross-encoder", "bi-encoder"),
+    )
     model: str | None = setting(None, "model folder; default runs/pretrain if it is finished")
     random_weights: bool = setting(
         False, "keep the model's config and tokenizer, redraw all weights"

@@ -19,7 +19,7 @@ LAYERS = [
     {"errors", "files", "version", "config", "settings", "machine", "progress"},
     {
         *("kernels", "unpadding", "packing", "layerwise", "model", "heads", "token_heads"),
-        *("losses", "convert", "initialisation", "quantised"),
+        *("sentence_head", "losses", "convert", "initialisation", "quantised"),
         *("decoder_config", "seq2seq", "generation"),
     },
     {
@@ -36,8 +36,9 @@ LAYERS = [
         *("tasks.labelled", "tasks.labelled_sets", "tasks.classification"),
         *("tasks.entities", "tasks.tagged", "tasks.word_windows", "tasks.tagging"),
         *("tasks.questions", "tasks.question_windows", "tasks.squad_scores", "tasks.qa"),
+        *("tasks.scored", "tasks.similarity"),
     },
-    {"predict", "evaluation"},
+    {"predict", "evaluation", "retrieval"},
     {"cli", "__main__"},
 ]
 # The network, the text and the loop stand side by side; what they may borrow is named here.

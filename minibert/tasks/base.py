@@ -111,6 +111,11 @@ class Task(ABC, Generic[E, P]):
             if field.name in self.unused and getattr(settings, field.name) != field.default:
                 raise InputError(f"{flag(field.name)} has no use in {self.name}")
 
+    @classmethod
+    def claims(cls, config: BertConfig) -> dict[str, Any] | None:
+        """Of a folder that no run made: None where its head is not this family's, else settings."""
+        return {} if cls.model_class.__name__ in config.architectures else None
+
     # --- data ------------------------------------------------------------------------------------
 
     def find_data(self) -> Source:

@@ -107,6 +107,11 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
     def _own_pairs(self) -> bool:
         return self.settings.text_pair_column is not None
 
+    @classmethod
+    def claims(cls, config: BertConfig) -> dict[str, Any] | None:
+        is_regression = config.problem_type == "regression" or config.num_labels == 1
+        return None if is_regression else super().claims(config)
+
     # --- data and classes ------------------------------------------------------------------------
 
     def read(self, source: Source) -> Splits[LabelledText]:
