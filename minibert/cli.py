@@ -34,7 +34,10 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(message)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        found, unknown = self.parse_known_args(args, namespace)
+        # Flags may stand among texts, which argparse takes for granted only where it is asked to.
+        is_plain = any(action.nargs == argparse.PARSER for action in self._actions)
+        parse = self.parse_known_args if is_plain else self.parse_known_intermixed_args
+        found, unknown = parse(args, namespace)
         if unknown:
             known = [o for a in self._actions for o in a.option_strings]
             tail = did_you_mean(unknown[0].split("=")[0], known) if known else ""

@@ -22,7 +22,7 @@ from minibert.losses import classification_loss, multi_label_loss
 from minibert.metrics import class_figures, matrix_counts, multi_label_figures
 from minibert.pretraining import pretrain
 from minibert.settings import FinetuneSettings
-from minibert.tasks import TASKS, find_task
+from minibert.tasks import find_task
 from minibert.tasks.base import Splits
 from minibert.tasks.classification import ClassificationTask, class_weights
 from minibert.tasks.labelled import LabelledText
@@ -143,7 +143,7 @@ def test_what_is_odd_is_counted(tmp_path: Path) -> None:
 
 
 def test_every_named_task_has_a_sample_that_calls_itself_one() -> None:
-    for name in TASKS:
+    for name in ClassificationTask.names:
         task = find_task(name)(FinetuneSettings(task=name))
         if name == "classification":
             continue
