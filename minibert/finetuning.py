@@ -215,6 +215,7 @@ class _Run:
             return RunResult(Path(), {})
         save_model(start.model, folder.path, self.world)
         start.model.eval()
+        task.settle(start.model, parts.dev, data.micro_batch_size, self.runtime)
         predictions = task.predict_encoded(
             start.model, parts.test, test, data.micro_batch_size, self.runtime
         )

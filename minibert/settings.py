@@ -315,6 +315,9 @@ class FinetuneSettings(RunSettings):
         "what is kept of a long text; windows: all of it, in overlapping parts that vote",
         choices=("head", "tail", "head+tail", "windows"),
     )
+    doc_stride: int | None = setting(
+        None, "qa: tokens from a window of a long context to the next; default 128"
+    )
     learning_rate: float | None = setting(None, "peak rate of AdamW; default 2e-4")
     select: str | None = setting(
         None, "dev figure that chooses the weights; default: that of the task's field"
@@ -345,6 +348,8 @@ class FinetuneSettings(RunSettings):
             found.append(f"--freeze-layers is {self.freeze_layers}, must be 0 or more")
         if self.freeze_layers is not None and self.random_weights:
             found.append("--freeze-layers has no use with --random-weights, which redraws all")
+        if self.doc_stride is not None and self.doc_stride < 1:
+            found.append(f"--doc-stride is {self.doc_stride}, must be at least 1")
         if self.patience is not None and self.patience < 1:
             found.append(f"--patience is {self.patience}, must be at least 1")
         if not self.data and (self.dev_data or self.test_data):
