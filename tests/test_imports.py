@@ -34,6 +34,7 @@ LAYERS = [
         *("runs", "fitting", "compiling", "pretraining", "repeats", "finetuning"),
         *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.tables", "tasks.texts"),
         *("tasks.labelled", "tasks.labelled_sets", "tasks.classification"),
+        *("tasks.writing", "tasks.translation", "tasks.summarization"),
         *("tasks.entities", "tasks.tagging", "tasks.squad_scores", "tasks.qa"),
     },
     {"predict", "evaluation"},

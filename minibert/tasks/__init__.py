@@ -7,8 +7,14 @@ from typing import Any
 from minibert.errors import InputError, did_you_mean
 from minibert.tasks.base import Task
 from minibert.tasks.classification import ClassificationTask
+from minibert.tasks.summarization import SummarizationTask
+from minibert.tasks.translation import TranslationTask
 
-FAMILIES: list[type[Task[Any, Any]]] = [ClassificationTask]
+FAMILIES: list[type[Task[Any, Any]]] = [
+    ClassificationTask,
+    TranslationTask,
+    SummarizationTask,
+]
 TASKS: dict[str, type[Task[Any, Any]]] = {name: f for f in FAMILIES for name in f.names}
 
 
