@@ -295,7 +295,13 @@ class _Run:
             self.folder,
             evaluate=lambda: task.dev_figures(model, dev, dev_features, micro, self.runtime),
             forward=forward,
-            utilisation=utilisation(settings, model.config, self.runtime, self.begun),
+            utilisation=utilisation(
+                settings,
+                model.config,
+                self.runtime,
+                self.begun,
+                lambda step: task.useful_flops(model.config, step),
+            ),
         )
         self.compiled = compile_if_it_pays(settings, self.begun, loop)
         return loop
