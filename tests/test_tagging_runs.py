@@ -250,8 +250,8 @@ def test_weights_and_smoothing_enter_the_loss(world: Path) -> None:
     tokenizer = minibert.WordPiece.from_pretrained(world / "start")
     plain, weighted, smooth = loss(), loss(class_weights="O=0"), loss(label_smoothing=0.3)
     assert int(plain.num_labels) == sum(len(e.words) for e in train) == int(weighted.num_labels)
-    assert float(weighted.loss_sum) < float(plain.loss_sum)
-    assert float(smooth.loss_sum) != float(plain.loss_sum)
+    assert weighted.loss_sum.item() < plain.loss_sum.item()
+    assert smooth.loss_sum.item() != plain.loss_sum.item()
 
 
 def test_the_bundled_sample_runs_and_says_so(
