@@ -257,7 +257,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     ):
         made[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         add_settings(made[name], settings)
-    predict = command("predict", "labels and probabilities of texts, as JSON lines")
+    predict = command("predict", "answers of a fine-tuned model, as JSON lines")
     predict.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
     predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts, or - for standard input")
     predict.add_argument("--input", metavar="FILE", help="one text a line; blank ones are left out")

@@ -283,7 +283,9 @@ class PretrainSettings(RunSettings):
 class FinetuneSettings(RunSettings):
     """Stage two: a pretrained model and labelled data to an evaluated model."""
 
-    task: str = setting("", "named task, such as imdb")
+    task: str = setting(
+        "", "named task, such as imdb or squad, or a family, such as tagging, for your own --data"
+    )
     data: str | None = setting(None, "folder or file in the task's public format")
     dev_data: str | None = setting(None, "file of the dev split; default: cut from train")
     test_data: str | None = setting(None, "file of the test split; default: dev is scored")
