@@ -219,6 +219,7 @@ def _evaluate(values: dict[str, Any]) -> None:
         precision=values["precision"],
         batch_size=values["batch_size"],
         predictions=values["predictions"],
+        target_data=values["target_data"],
     )
     print(json.dumps(figures, indent=2))
 
@@ -263,6 +264,9 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     evaluate = command("evaluate", "figures of a fine-tuned model on labelled data, as JSON")
     evaluate.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
     evaluate.add_argument("--data", metavar="PATH", help="data in the task's public format")
+    evaluate.add_argument(
+        "--target-data", metavar="FILE", help="lines to be written for those of --data"
+    )
     evaluate.add_argument("--split", choices=("test", "train"), default="test", help="which part")
     evaluate.add_argument("--predictions", metavar="FILE", help="write predictions.jsonl here")
     search = command("search", "the sentences of a file nearest to each query, as JSON lines")

@@ -215,6 +215,7 @@ class _Run:
             return RunResult(Path(), {})
         save_model(start.model, folder.path, self.world)
         start.model.eval()
+        task.settle(start.model, parts.dev, data.micro_batch_size, self.runtime)
         predictions = task.predict_encoded(
             start.model, parts.test, test, data.micro_batch_size, self.runtime
         )
@@ -294,7 +295,13 @@ class _Run:
             self.folder,
             evaluate=lambda: task.dev_figures(model, dev, dev_features, micro, self.runtime),
             forward=forward,
-            utilisation=utilisation(settings, model.config, self.runtime, self.begun),
+            utilisation=utilisation(
+                settings,
+                model.config,
+                self.runtime,
+                self.begun,
+                lambda step: task.useful_flops(model.config, step),
+            ),
         )
         self.compiled = compile_if_it_pays(settings, self.begun, loop)
         return loop

@@ -23,6 +23,7 @@ _OURS = (
     "vocab.txt",
     "tokenizer_config.json",
     "target_tokenizer.json",
+    "qa.json",
     "metrics.jsonl",
     "predictions.jsonl",
     "errors.txt",

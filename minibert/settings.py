@@ -290,6 +290,30 @@ class FinetuneSettings(RunSettings):
     text_column: str | None = setting(None, "column or key of the text; default text")
     text_pair_column: str | None = setting(None, "column of the second text, for tasks on pairs")
     label_column: str | None = setting(None, "column or key of the label; default label")
+    target_column: str | None = setting(
+        None, "column or key of the text to be written; default that of --label-column, or target"
+    )
+    target_data: str | None = setting(
+        None, "file whose line i is to be written for line i of --data, a file of lines"
+    )
+    dev_target_data: str | None = setting(None, "the same for --dev-data")
+    test_target_data: str | None = setting(None, "the same for --test-data")
+    source_language: str = setting("en", "translation: ending of the files to be read")
+    target_language: str = setting("de", "translation: ending of the files to be written")
+    target_vocab_size: int | None = setting(
+        None,
+        "pieces of the vocabulary of written texts; default 4,096 / 8,192 / 16,384 / 30,522 by the "
+        "size of the targets",
+    )
+    max_target_length: int | None = setting(
+        None, "tokens of a written text at most; default: the longest in train, up to 256"
+    )
+    decoder_layers: int | None = setting(None, "layers of the decoder; default 2")
+    num_beams: int = setting(4, "hypotheses followed while a text is written; 1: greedy")
+    length_penalty: float = setting(0.6, "0 prefers short texts, more than 1 long ones")
+    no_repeat_ngram: int | None = setting(
+        None, "so many words in a row are not written twice; default 0 (off), in summaries 3"
+    )
     label_separator: str | None = setting(
         None, "what parts the labels of a text that may have several; JSON lists need none"
     )
@@ -314,6 +338,9 @@ class FinetuneSettings(RunSettings):
         "head",
         "what is kept of a long text; windows: all of it, in overlapping parts that vote",
         choices=("head", "tail", "head+tail", "windows"),
+    )
+    doc_stride: int | None = setting(
+        None, "qa: tokens from a window of a long context to the next; default 128"
     )
     learning_rate: float | None = setting(None, "peak rate of AdamW; default 2e-4")
     select: str | None = setting(
@@ -345,6 +372,8 @@ class FinetuneSettings(RunSettings):
             found.append(f"--freeze-layers is {self.freeze_layers}, must be 0 or more")
         if self.freeze_layers is not None and self.random_weights:
             found.append("--freeze-layers has no use with --random-weights, which redraws all")
+        if self.doc_stride is not None and self.doc_stride < 1:
+            found.append(f"--doc-stride is {self.doc_stride}, must be at least 1")
         if self.patience is not None and self.patience < 1:
             found.append(f"--patience is {self.patience}, must be at least 1")
         if not self.data and (self.dev_data or self.test_data):
@@ -353,6 +382,18 @@ class FinetuneSettings(RunSettings):
             found.append("--reinit-layers has no use with --random-weights, which redraws all")
         if not 0 < self.dev_fraction < 1:
             found.append(f"--dev-fraction is {self.dev_fraction}, must be between 0 and 1")
+        for name in ("target_vocab_size", "max_target_length", "decoder_layers", "num_beams"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                found.append(f"{flag(name)} is {value}, must be at least 1")
+        if not 0 <= self.length_penalty < float("inf"):
+            found.append(f"--length-penalty is {self.length_penalty}, must be 0 or more")
+        if self.no_repeat_ngram is not None and self.no_repeat_ngram < 0:
+            found.append(f"--no-repeat-ngram is {self.no_repeat_ngram}, must be 0 or more")
+        for name in ("data", "dev_data", "test_data"):
+            beside = name.replace("data", "target_data")
+            if getattr(self, beside) and not getattr(self, name):
+                found.append(f"{flag(beside)} goes with {flag(name)}, the lines to be read")
         if self.limit is not None and self.limit < 4:
             found.append(f"--limit is {self.limit}, must be at least 4")
         return found

@@ -102,7 +102,9 @@ class BertForQuestionAnswering(PretrainedMixin, nn.Module):
         return QuestionAnsweringOutput(start, end, hidden)
 
 
-def tagging_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def tagging_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """L_task = - sum over labelled tokens i of log P(y_i | x; theta).
 
     Devlin et al. 2019, section 5.3. The mean over labelled tokens is taken by the loop.
@@ -110,11 +112,13 @@ def tagging_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         logits: (B, T, C).
         labels: (B, T), class indices at first sub-words; IGNORE_INDEX at all others.
+        weights: (C,), of the tags. smoothing: share of the target spread over all tags.
 
     Returns:
         The summed loss in nats, float32 scalar, and the number of labelled tokens.
     """
-    return classification_loss(logits, labels)
+    weights = None if weights is None else weights.to(logits.device)
+    return classification_loss(logits.flatten(0, 1), labels.flatten(), weights, smoothing)
 
 
 def span_loss(

@@ -143,10 +143,8 @@ def test_what_is_odd_is_counted(tmp_path: Path) -> None:
 
 
 def test_every_named_task_has_a_sample_that_calls_itself_one() -> None:
-    for name in ClassificationTask.names:
+    for name in ClassificationTask.names[:-1]:
         task = find_task(name)(FinetuneSettings(task=name))
-        if name == "classification":
-            continue
         assert isinstance(task, ClassificationTask)
         source = task.find_data()
         assert source.is_sample, name

@@ -22,23 +22,26 @@ from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.files import bundled_data
 from minibert.losses import IGNORE_INDEX
-from minibert.tasks.qa import (
-    Answer,
-    Question,
+from minibert.settings import FinetuneSettings
+from minibert.tasks.qa import QATask, asked_for, error_lines, guess
+from minibert.tasks.question_windows import (
     answer_pieces,
-    asked_for,
     best_spans,
     collate,
     encode_questions,
-    error_lines,
+    replies,
+)
+from minibert.tasks.questions import (
+    Answer,
+    Question,
+    answer_notes,
     find_split,
     for_scoring,
-    for_training,
-    guess,
+    located,
     read_squad,
     read_squad_data,
-    replies,
     split_by_article,
+    squad_files,
 )
 from minibert.tasks.squad_scores import (
     answer_scores,
@@ -135,7 +138,7 @@ def test_odd_files_are_read_with_a_word_about_them(tmp_path: Path) -> None:
     assert notes == ["1 said to be impossible but with answers, which are used (first: b)"]
 
 
-def test_answers_are_moved_or_dropped_for_training_with_a_count() -> None:
+def test_answers_are_moved_or_left_out_of_training_with_a_count(tokenizer: WordPiece) -> None:
     context = "red fox, red fox, red fox"
     given = [
         Question("right", "", context, (Answer("red", 9),)),
@@ -148,22 +151,20 @@ def test_answers_are_moved_or_dropped_for_training_with_a_count() -> None:
         Question("none", "", context, ()),
         Question("no context", "", "", (Answer("red", 0),)),
     ]
-    kept, notes = for_training(given, version_2=False)
-    assert {q.id: q.answers for q in kept} == {
+    assert {q.id: found for q in given if (found := located(q))} == {
         "right": (Answer("red", 9),),
         "near": (Answer("red", 9),),
         "start": (Answer("fox", 4),),
         "spaced": (Answer("fox", 4),),
         "one of two": (Answer("red", 0),),
     }
-    assert notes == [
+    assert answer_notes(given) == [
         "2 answers stood elsewhere in their context, moved there (first: near, start)",
-        "3 answers are not in their context, dropped (first: lost, empty, no context)",
-        "1 questions without an answer dropped (first: none)",
+        "3 answers are not in their context, not trained on (first: lost, empty, no context)",
     ]
-    kept, notes = for_training(given[-2:], version_2=True)
-    assert [q.id for q in kept] == ["none"]
-    assert len(notes) == 1
+    windows = encode_questions(given, tokenizer, 64).windows
+    assert [w.question for w in windows if w.start < 0] == [4, 5, 8]
+    assert windows[7].start == windows[7].end == 0
 
 
 def test_questions_without_answers_are_scored_in_version_2_alone() -> None:
@@ -189,37 +190,49 @@ def test_articles_stay_whole_and_48_part_into_38_and_10() -> None:
 def test_a_folder_is_read_as_the_public_files_lie(tmp_path: Path) -> None:
     paragraphs = [{"context": "red fox", "qas": [row("a", ("red", 0))]}]
     squad_file(tmp_path / "dev-v1.1.json", paragraphs, articles=5)
-    alone, notes = read_squad_data(tmp_path, version_2=False)
-    assert {k: len(v) for k, v in alone.items()} == {"train": 4, "test": 1}
-    assert "split by article: 4 questions to train on, 1 to score on" in notes
-    one_file, _ = read_squad_data(tmp_path / "dev-v1.1.json", version_2=False)
-    assert one_file == alone
+
+    def read(path: Path = tmp_path, **options: Any) -> tuple[dict[str, int | None], str]:
+        task = QATask(FinetuneSettings(task="squad", data=str(path), **options))
+        splits = task.read(task.find_data())
+        parts = {"train": splits.train, "dev": splits.dev, "test": splits.test}
+        return {k: v and len(v) for k, v in parts.items()}, "; ".join(splits.notes)
+
+    sizes, notes = read()
+    assert sizes == {"train": 4, "dev": None, "test": 1}
+    assert "dev-v1.1.json is split by article: 4 questions to train on, the last 1" in notes
+    assert read(tmp_path / "dev-v1.1.json")[0] == {"train": 5, "dev": None, "test": None}
     squad_file(tmp_path / "train-v1.1.json", paragraphs)
-    both, _ = read_squad_data(tmp_path, version_2=False)
-    assert {k: len(v) for k, v in both.items()} == {"train": 1, "test": 5}
+    sizes, notes = read()
+    assert sizes == {"train": 1, "dev": None, "test": 5}
+    assert "dev-v1.1.json is the test split, dev is cut from train" in notes
+    assert "1 test contexts occur in train" in notes
+    own = {"dev_data": str(tmp_path / "train-v1.1.json")}
+    assert read(**own)[0] == {"train": 1, "dev": 1, "test": None}
     squad_file(tmp_path / "test.json.gz", paragraphs).write_bytes(
         gzip.compress((tmp_path / "train-v1.1.json").read_bytes())
     )
-    three, _ = read_squad_data(tmp_path, version_2=False)
-    assert {k: len(v) for k, v in three.items()} == {"train": 1, "dev": 5, "test": 1}
+    assert read()[0] == {"train": 1, "dev": 5, "test": 1}
     assert find_split(tmp_path, "dev", version_2=True) is None
     with pytest.raises(InputError, match="no train or dev file of SQuAD"):
-        read_squad_data(tmp_path.parent, version_2=True)
+        squad_files(tmp_path.parent, version_2=True)
 
 
 def test_a_split_without_usable_answers_is_refused(tmp_path: Path) -> None:
     paragraphs = [{"context": "red fox", "qas": [row("a", ("wolf", 0))]}]
-    squad_file(tmp_path / "train.json", paragraphs)
-    squad_file(tmp_path / "dev.json", paragraphs)
-    with pytest.raises(InputError, match="no question of the train split has a usable answer"):
-        read_squad_data(tmp_path, version_2=False)
+    lost = {"train": squad_file(tmp_path / "lost.json", paragraphs)}
+    with pytest.raises(InputError, match="train split has an answer that is in its context"):
+        read_squad_data(lost, version_2=False)
+    paragraphs[0]["qas"] = [row("a")]
+    empty = {"train": squad_file(tmp_path / "empty.json", paragraphs)}
+    with pytest.raises(InputError, match="no question of the train split has an answer"):
+        read_squad_data(empty, version_2=False)
 
 
 @pytest.mark.parametrize(("name", "version_2"), [("squad", False), ("squad2", True)])
 def test_the_bundled_samples_are_whole(name: str, version_2: bool) -> None:
-    read, notes = read_squad_data(bundled_data() / name, version_2)
+    read, _, notes = read_squad_data(squad_files(bundled_data() / name, version_2), version_2)
     assert not notes
-    rows = read["train"] + read["test"]
+    rows = read["train"] + read["dev"]
     for q in rows:
         for text, start in q.answers:
             assert q.context[start : start + len(text)] == text
@@ -664,8 +677,8 @@ def test_the_baseline_finds_what_words_alone_can_find() -> None:
 
 
 def test_the_baseline_answers_the_sample_better_than_nothing() -> None:
-    read, _ = read_squad_data(bundled_data() / "squad", version_2=False)
-    rows = read["train"] + read["test"]
+    read, _, _ = read_squad_data(squad_files(bundled_data() / "squad", False), version_2=False)
+    rows = read["train"] + read["dev"]
     figures = squad_figures(
         [[a.text for a in q.answers] for q in rows], [guess(q.question, q.context) for q in rows]
     )
@@ -677,7 +690,8 @@ def test_the_baseline_answers_the_sample_better_than_nothing() -> None:
 
 def test_a_small_model_learns_to_answer_and_when_not_to() -> None:
     """Labels, loss, search and joining agree: what is known by heart is answered so."""
-    read, _ = read_squad_data(bundled_data() / "squad2", version_2=True)
+    read, is_2, _ = read_squad_data(squad_files(bundled_data() / "squad2", None), None)
+    assert is_2
     questions = read["train"][:12]
     golds = [[a.text for a in q.answers] for q in questions]
     assert 0 < sum(not own for own in golds) < 6

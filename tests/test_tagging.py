@@ -17,7 +17,8 @@ from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.files import bundled_data
 from minibert.losses import IGNORE_INDEX
-from minibert.tasks.classification import pad
+from minibert.settings import FinetuneSettings
+from minibert.tasks.batches import Feature, pad
 from minibert.tasks.entities import (
     KINDS,
     UNTYPED,
@@ -34,22 +35,17 @@ from minibert.tasks.entities import (
     tags_of,
     to_bio,
 )
-from minibert.tasks.tagging import (
-    Lexicon,
+from minibert.tasks.tagged import (
     Sentence,
-    decode,
-    encode_words,
-    entities_of,
     find_split,
-    label_row,
     read_columns,
     read_json_lines,
     read_tagged,
-    span_scores,
-    stitch,
     tag_set,
     words_of,
 )
+from minibert.tasks.tagging import Entity, Lexicon, Tagged, TaggingTask
+from minibert.tasks.word_windows import decode, encode_words, label_row, span_scores, stitch
 from minibert.token_heads import BertForTokenClassification, tagging_loss
 from minibert.tokenizer import WordPiece, train_wordpiece
 
@@ -437,11 +433,18 @@ def test_words_of_any_text_lose_no_character_and_know_their_place() -> None:
 
 def test_entities_are_cut_out_of_the_text_as_it_was() -> None:
     text = "In  São\u00a0Paulo\nAna-Maria  sang."
-    first, second = words_of(text)
-    (found,) = entities_of(text, first, {Span("LOC", 1, 3): 0.7})
-    assert found == ("LOC", "São\u00a0Paulo", 4, 13, 0.7)
-    (found,) = entities_of(text, second, {Span("PER", 0, 1): 0.9})
-    assert text[found.start : found.end] == found.text == "Ana-Maria"
+    task = TaggingTask(FinetuneSettings(task="tagging"))
+    example = task.example_of(text, 1)
+    assert example.words == "In São Paulo Ana-Maria sang .".split()
+    assert example.breaks == (3,)
+    spans = {Span("LOC", 1, 3): 0.7, Span("PER", 3, 4): 0.9}
+    given = task.answer(example, Tagged("O B-LOC I-LOC B-PER O O".split(), spans))
+    place, name = given.entities
+    assert place == Entity("LOC", "São\u00a0Paulo", 4, 13, 0.7)
+    assert text[name.start : name.end] == name.text == "Ana-Maria"
+    words = task.example_of({"tokens": ["São Paulo", "sang"]}, 1)
+    (place,) = task.answer(words, Tagged(["B-LOC", "O"], {Span("LOC", 0, 1): 0.7})).entities
+    assert (words.text, place.text) == ("São Paulo sang", "São Paulo")
 
 
 # --- encoding -------------------------------------------------------------------------------------
@@ -625,7 +628,7 @@ def test_a_small_model_learns_to_tag_the_sample() -> None:
         id2label=dict(enumerate(tags)),
     )
     model = BertForTokenClassification(config)
-    batch = pad([w.input_ids for w in windows], tokenizer.pad_id)
+    batch = pad([Feature({"input_ids": w.input_ids}, {}) for w in windows], tokenizer.pad_id)
     labels = torch.full(batch["input_ids"].shape, IGNORE_INDEX)
     index = {tag: i for i, tag in enumerate(tags)}
     for i, w in enumerate(windows):

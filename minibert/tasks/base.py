@@ -8,6 +8,7 @@ A family of tasks is one file of this package with one class below `Task`. Its l
     model = task.build(folder, config, ...)       # a head on the backbone
     features = task.encode(examples)              # one or several per example
     task.terms(model, task.collate(batch))        # the loss, in training
+    task.settle(model, dev, ...)                  # once the weights are chosen
     outputs = infer(task, model, features, ...)   # one per feature
     predictions = task.decode(examples, ...)      # one per example
     task.score(examples, predictions)             # the figures of its field
@@ -17,6 +18,7 @@ Shapes: B batch, T tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -31,12 +33,13 @@ from minibert.config import BertConfig
 from minibert.download import SOURCES
 from minibert.errors import InputError
 from minibert.files import bundled_data
+from minibert.flops import training_flops
 from minibert.losses import IGNORE_INDEX
 from minibert.runtime import Runtime
-from minibert.settings import FinetuneSettings
+from minibert.settings import FinetuneSettings, flag
 from minibert.tasks.batches import Feature, flat, infer, pad, per_example
 from minibert.tokenizer import WordPiece
-from minibert.train import Batch, Term
+from minibert.train import Batch, StepData, Term
 
 E = TypeVar("E")  # an example: a NamedTuple, or whatever else has an `id` and a faithful repr
 P = TypeVar("P")  # a prediction
@@ -88,6 +91,7 @@ class Task(ABC, Generic[E, P]):
         learning_rate, epochs: where the settings name none.
         places: where the public set is looked for when there is no `--data`.
         sample: the bundled sample, a name below `data/`.
+        unused: settings that the family has no use for; to give one is an error.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -99,10 +103,14 @@ class Task(ABC, Generic[E, P]):
     epochs: float = 3.0
     places: tuple[str, ...] = ()
     sample: str | None = None
+    unused: ClassVar[tuple[str, ...]] = ()
     tokenizer: WordPiece
 
     def __init__(self, settings: FinetuneSettings) -> None:
         self.settings, self.name = settings, settings.task
+        for field in dataclasses.fields(settings):
+            if field.name in self.unused and getattr(settings, field.name) != field.default:
+                raise InputError(f"{flag(field.name)} has no use in {self.name}")
 
     @classmethod
     def claims(cls, config: BertConfig) -> dict[str, Any] | None:
@@ -205,6 +213,10 @@ class Task(ABC, Generic[E, P]):
     def terms(self, forward: Callable[..., Any], batch: Batch) -> dict[str, Term]:
         """The loss of a batch, summed, by name; the names are those of `count`."""
 
+    def useful_flops(self, config: BertConfig, step: StepData) -> float:
+        """Operations that a step's real tokens need, for `mfu`; see `flops.py`."""
+        return training_flops(config, step.lengths)
+
     # --- predictions and figures -----------------------------------------------------------------
 
     @abstractmethod
@@ -253,6 +265,9 @@ class Task(ABC, Generic[E, P]):
         """The figures that choose weights; a family whose predictions take long may do less."""
         found = self.predict_encoded(model, examples, features, batch_size, runtime)
         return self.score(examples, found)
+
+    def settle(self, model: Any, dev: Sequence[E], batch_size: int, runtime: Runtime) -> None:
+        """Chooses on dev what the finished weights need beside themselves, such as a threshold."""
 
     def details(self, examples: Sequence[E], predictions: Sequence[P]) -> dict[str, Any]:
         """What else stands in results.json, such as figures by class."""

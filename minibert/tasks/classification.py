@@ -82,6 +82,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
 
     names = (*PUBLIC, "classification")
     model_class = BertForSequenceClassification
+    unused = ("doc_stride",)
     selectable: tuple[str, ...] = ("accuracy", "f1", "matthews")
 
     def __init__(self, settings: FinetuneSettings) -> None:
@@ -448,11 +449,11 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return classification_figures(matrix) | {"loss": float(-np.log(np.maximum(own, 1e-30)).mean())}
 
 
-def per_class_text(per_class: dict[str, dict[str, float]]) -> str:
+def per_class_text(per_class: dict[str, dict[str, float]], head: str = "class") -> str:
     """Precision, recall, F1 and support of each class as a small table."""
     width = max(9, *(len(label) + 2 for label in per_class))
     keys = ("precision", "recall", "f1", "support")
-    lines = [f"{'class':<{width}}" + "".join(f"{key:>11}" for key in keys)]
+    lines = [f"{head:<{width}}" + "".join(f"{key:>11}" for key in keys)]
     for label, figures in per_class.items():
         cells = "".join(f"{figures[key]:>11.4f}" for key in keys[:3])
         lines.append(f"{label:<{width}}{cells}{figures['support']:>11,}")

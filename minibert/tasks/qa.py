@@ -1,10 +1,9 @@
-"""Questions answered by a stretch of a text: reader, encoding, decoding, errors, a baseline.
+"""Questions answered by a stretch of a text (Devlin et al. 2019, sections 4.2 and 4.3).
 
-In: SQuAD files (Rajpurkar et al. 2016; 2018 for version 2.0, where a question may have no answer).
-Out: windows of question and context with the answer's first and last token, and the likeliest
-stretches of the original context, cut out of it by character.
+In: questions (`questions.py`), encoded by `question_windows.py`. Out: features for
+`BertForQuestionAnswering`, answers, and their official figures (`squad_scores.py`).
 
-Shapes: B batch, T tokens of a window, P sub-words of a context, A longest answer, n candidates.
+Shapes: B batch, T tokens of a window.
 """
 
 from __future__ import annotations
@@ -12,531 +11,338 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from minibert.config import BertConfig
 from minibert.corpus import split_sentences
 from minibert.errors import InputError
-from minibert.files import read_text, whole_characters
-from minibert.tasks.squad_scores import answer_scores, normalise_answer
+from minibert.files import read_json, whole_characters, write_json
+from minibert.runtime import Runtime
+from minibert.settings import FinetuneSettings
+from minibert.tasks.base import Source, Splits, Task
+from minibert.tasks.batches import Feature, inputs_of
+from minibert.tasks.question_windows import (
+    Encoded,
+    Reply,
+    Spans,
+    Window,
+    best_spans,
+    collate,
+    encode_questions,
+    replies,
+)
+from minibert.tasks.questions import Question, locate, read_squad_data, squad_files
+from minibert.tasks.squad_scores import (
+    answer_scores,
+    best_thresholds,
+    normalise_answer,
+    squad_figures,
+)
+from minibert.token_heads import BertForQuestionAnswering, span_loss
 from minibert.tokenizer import WordPiece
+from minibert.train import Batch, Term
 
+_DOC_STRIDE = 128
+_SHOWN = 5  # candidates in predictions.jsonl and in an answer
+_FILE = "qa.json"
+_WANTED = '{"question": "Who ...?", "context": "a text"}'
 
-class Answer(NamedTuple):
-    """An answer as its file gives it: `context[start : start + len(text)]` should be the text.
 
-    start: in characters; -1 where the file has none.
-    """
+class Origin(NamedTuple):
+    """A window, and where its context's sub-words stand: (P, 2), [start, end) in characters."""
 
-    text: str
-    start: int
+    window: Window
+    offsets: np.ndarray
 
 
-class Question(NamedTuple):
-    """A question on a context, with all accepted answers; none: it has no answer.
-
-    article, paragraph: where the context stands in its file, counted from 0.
-    """
-
-    id: str
-    question: str
-    context: str
-    answers: tuple[Answer, ...]
-    article: int = 0
-    paragraph: int = 0
-
-
-# --- reader ---------------------------------------------------------------------------------------
-
-_PACKED = ("", ".gz", ".xz", ".bz2")
-_NAMED = 3  # ids that a note names
-
-
-def find_split(folder: Path, split: str, version_2: bool) -> Path | None:
-    """The file of a split ("train", "dev" or "test") in a folder, or None."""
-    version = "v2.0" if version_2 else "v1.1"
-    for stem in (f"{split}-{version}", split):
-        for packed in _PACKED:
-            if (path := folder / f"{stem}.json{packed}").is_file():
-                return path
-    return None
-
-
-def read_squad(path: Path) -> tuple[list[Question], list[str]]:
-    """Reads a file in the format of SQuAD: articles of paragraphs of questions.
-
-    Texts are kept to the character, so that answers can be cut out of them; half a surrogate pair
-    becomes U+FFFD. Questions with an id seen before get another.
-
-    Returns:
-        The questions in the order of the file, and a line for each thing noticed.
-
-    Raises:
-        InputError: not that format (the place is named), or no questions.
-    """
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
-    questions: list[Question] = []
-    repeated: list[str] = []
-    contradicting: list[str] = []
-    seen: Counter[str] = Counter()
-    for number, article in enumerate(_items(content, "data", str(path))):
-        place = f"{path}, article {number + 1}"
-        for index, paragraph in enumerate(_items(article, "paragraphs", place)):
-            where = f"{place}, paragraph {index + 1}"
-            context = _string(paragraph, "context", where)
-            for turn, row in enumerate(_items(paragraph, "qas", where)):
-                here = f"{where}, question {turn + 1}"
-                text = _string(row, "question", here)
-                given = row.get("answers") or []
-                answers = tuple(
-                    _answer(a, here) for a in _items({"answers": given}, "answers", here)
-                )
-                name = str(row.get("id") or f"{number}/{index}/{turn}")
-                seen[name] += 1
-                if seen[name] > 1:
-                    repeated.append(name)
-                    name = f"{name}#{seen[name]}"
-                if row.get("is_impossible") and answers:
-                    contradicting.append(name)
-                questions.append(Question(name, text, context, answers, number, index))
-    if not questions:
-        raise InputError(f"{path} holds no questions; expected SQuAD's data, paragraphs, qas")
-    notes = []
-    if repeated:
-        notes.append(_named("ids seen before, numbered", repeated))
-    if contradicting:
-        notes.append(
-            _named("said to be impossible but with answers, which are used", contradicting)
-        )
-    return questions, notes
-
-
-def _items(row: Any, key: str, place: str) -> list[Any]:
-    found = row.get(key) if isinstance(row, dict) else None
-    if not isinstance(found, list):
-        raise InputError(f"{place} has no list {key!r}; expected the format of SQuAD")
-    return found
-
-
-def _string(row: Any, key: str, place: str) -> str:
-    found = row.get(key) if isinstance(row, dict) else None
-    if not isinstance(found, str):
-        raise InputError(f"{place} has no text {key!r}; expected the format of SQuAD")
-    return whole_characters(found)
-
-
-def _answer(row: Any, place: str) -> Answer:
-    text = _string(row, "text", f"{place}, an answer")
-    start = row.get("answer_start", -1)
-    return Answer(text, start if isinstance(start, int) else -1)
-
-
-def _named(what: str, ids: Sequence[str]) -> str:
-    """`3 what (first: a, b, c)`."""
-    return f"{len(ids):,} {what} (first: {', '.join(ids[:_NAMED])})"
-
-
-def for_training(
-    questions: Sequence[Question], version_2: bool
-) -> tuple[list[Question], list[str]]:
-    """The questions that can be learnt from, each with the answers that stand in its context.
-
-    An answer that its context has elsewhere is moved to the place nearest to where the file says;
-    one that it has nowhere is dropped. White space around an answer is not part of it. Questions
-    without a usable answer are dropped, those without any answer at all kept in version 2.0.
-
-    Returns:
-        The questions, and a line with a count and the first ids for each kind of repair.
-    """
-    kept: list[Question] = []
-    moved: list[str] = []
-    lost: list[str] = []
-    unanswered: list[str] = []
-    for question in questions:
-        if not question.answers:
-            unanswered.append(question.id)
-            if version_2:
-                kept.append(question)
-            continue
-        found = [f for a in question.answers if (f := _locate(question.context, a)) is not None]
-        if not found:
-            lost.append(question.id)
-            continue
-        trimmed = [(a.text.strip(), a.start + _indent(a.text)) for a in question.answers]
-        if any((answer.text, answer.start) not in trimmed for answer in found):
-            moved.append(question.id)
-        kept.append(question._replace(answers=tuple(found)))
-    notes = []
-    if moved:
-        notes.append(_named("answers stood elsewhere in their context, moved there", moved))
-    if lost:
-        notes.append(_named("answers are not in their context, dropped", lost))
-    if unanswered and not version_2:
-        notes.append(_named("questions without an answer dropped", unanswered))
-    return kept, notes
-
-
-def for_scoring(questions: Sequence[Question], version_2: bool) -> tuple[list[Question], list[str]]:
-    """The questions that can be scored: in version 1.1 those with an answer.
-
-    Answers stay as they are: the official scripts look at their texts alone.
-    """
-    if version_2:
-        return list(questions), []
-    dropped = [q.id for q in questions if not q.answers]
-    kept = [q for q in questions if q.answers]
-    return kept, [_named("questions without an answer left out", dropped)] if dropped else []
-
-
-def _indent(text: str) -> int:
-    return len(text) - len(text.lstrip())
-
-
-def _locate(context: str, answer: Answer) -> Answer | None:
-    """The answer where its context has it, the nearest place first; None where it has it not."""
-    text, start = answer.text.strip(), answer.start + _indent(answer.text)
-    if not text:
-        return None
-    if start >= 0 and context.startswith(text, start):
-        return Answer(text, start)
-    places = [m.start() for m in re.finditer(f"(?={re.escape(text)})", context)]
-    if not places:
-        return None
-    return Answer(text, min(places, key=lambda place: abs(place - start)))
-
-
-def split_by_article(
-    questions: Sequence[Question], share: float = 0.2
-) -> tuple[list[Question], list[Question]]:
-    """Cuts the last articles off, in the order of the file; paragraphs stay on one side.
-
-    A share of 0.2 parts the 48 articles of SQuAD's dev-v1.1.json into 38 to train on and 10 to
-    score on. Of a single article, paragraphs are parted.
-
-    Args:
-        share: of the articles, at least one.
-
-    Raises:
-        InputError: all questions are on one paragraph.
-    """
-    places = sorted({q.article for q in questions})
-    keys: list[Any] = [q.article for q in questions]
-    if len(places) == 1:
-        keys = [q.paragraph for q in questions]
-        places = sorted(set(keys))
-    if len(places) < 2:
-        raise InputError("all questions are on one paragraph; a split to score on needs a second")
-    count = min(len(places) - 1, max(1, round(share * len(places))))
-    later = set(places[-count:])
-    first = [q for q, key in zip(questions, keys, strict=True) if key not in later]
-    return first, [q for q, key in zip(questions, keys, strict=True) if key in later]
-
-
-def read_squad_data(path: Path, version_2: bool) -> tuple[dict[str, list[Question]], list[str]]:
-    """Reads a data set: a folder with SQuAD's files, or one file.
-
-    SQuAD's test set is not public: where there is no test file, dev is what is scored ("test").
-    A single file, or a folder with dev alone, is split by article.
-
-    Returns:
-        "train" and "test", and "dev" where all three files are there; and lines about them.
-
-    Raises:
-        InputError: no file with a name that SQuAD uses.
-    """
-    if path.is_dir():
-        found = {s: f for s in ("train", "dev", "test") if (f := find_split(path, s, version_2))}
-        if not found:
-            raise InputError(f"{path} holds no train or dev file of SQuAD, such as train-v1.1.json")
-    else:
-        found = {"train": path}
-    notes: list[str] = []
-    read: dict[str, list[Question]] = {}
-    for name, file in found.items():
-        read[name], lines = read_squad(file)
-        notes += [f"{file.name}: {line}" for line in lines]
-    if len(read) == 1:
-        (only,) = read.values()
-        train, test = split_by_article(only)
-        read = {"train": train, "test": test}
-        notes.append(
-            f"split by article: {len(train):,} questions to train on, {len(test):,} to score on"
-        )
-    elif "test" not in read:
-        read["test"] = read.pop("dev")
-    elif "train" not in read:
-        read["train"] = read.pop("dev")
-    out = {}
-    for name, rows in read.items():
-        choose = for_training if name == "train" else for_scoring
-        out[name], lines = choose(rows, version_2)
-        notes += [f"{name}: {line}" for line in lines]
-        if not out[name]:
-            raise InputError(f"{path}: no question of the {name} split has a usable answer")
-    return out, notes
-
-
-# --- encoding -------------------------------------------------------------------------------------
-
-
-class Window(NamedTuple):
-    """[CLS] question [SEP] a stretch of its context [SEP].
-
-    question: which one. input_ids: (T,). first_context: where the context begins in input_ids.
-    first_piece: the context's sub-word that stands there. start, end: the answer's first and last
-    token in input_ids; 0, [CLS], where the window does not have the whole answer.
-    """
-
-    question: int
-    input_ids: np.ndarray
-    first_context: int
-    first_piece: int
-    start: int
-    end: int
-
-
-class Encoded(NamedTuple):
-    """Windows of all questions, and for each question where its context's sub-words stand.
-
-    offsets: (P, 2) of each question, [start, end) in characters of the original context.
-    """
-
-    windows: list[Window]
-    offsets: list[np.ndarray]
-
-
-def encode_questions(
-    questions: Sequence[Question],
-    tokenizer: WordPiece,
-    max_seq_length: int,
-    doc_stride: int = 128,
-    max_question_tokens: int = 64,
-) -> Encoded:
-    """Windows of each question; a long context is cut into several that overlap.
-
-    As in the reference (google-research/bert, run_squad.py), but the last window is filled up
-    from the left. A question longer than `max_question_tokens` or half the room loses its end.
-
-    Args:
-        doc_stride: sub-words from the start of a window to that of the next; at most half of the
-            context that a window holds, so that windows overlap.
-
-    Raises:
-        InputError: max_seq_length is below 8.
-    """
-    if max_seq_length < 8:
-        raise InputError(f"--max-seq-length {max_seq_length} leaves no room; give 8 or more")
-    longest = min(max_question_tokens, (max_seq_length - 3) // 2)
-    asked = tokenizer.ids([whole_characters(q.question) for q in questions])
-    distinct = list(dict.fromkeys(q.context for q in questions))
-    pieces = dict(zip(distinct, _pieces(distinct, tokenizer), strict=True))
-    windows = []
-    for number, (question, ids) in enumerate(zip(questions, asked, strict=True)):
-        context, offsets = pieces[question.context]
-        head = [tokenizer.cls_id, *ids[:longest], tokenizer.sep_id]
-        room = max_seq_length - len(head) - 1
-        span = answer_pieces(offsets, question.answers[0]) if question.answers else None
-        for first, last in _stretches(len(context), room, doc_stride):
-            row = np.concatenate([head, context[first:last], [tokenizer.sep_id]]).astype(np.int64)
-            start = end = 0
-            if span is not None and first <= span[0] and span[1] < last:
-                start, end = (place - first + len(head) for place in span)
-            windows.append(Window(number, row, len(head), first, start, end))
-    return Encoded(windows, [pieces[q.context][1] for q in questions])
-
-
-def _pieces(texts: list[str], tokenizer: WordPiece) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Ids (P,) and character offsets (P, 2) of each text."""
-    for at in range(0, len(texts), 1000):
-        part = [whole_characters(text) for text in texts[at : at + 1000]]
-        for found in tokenizer.backend.encode_batch(part, add_special_tokens=False):
-            yield np.array(found.ids, np.int64), np.array(found.offsets, np.int64).reshape(-1, 2)
-
-
-def _stretches(count: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """[first, last) of windows over `count` sub-words; the last one ends with them."""
-    step = max(1, min(stride, room // 2))
-    if count <= room:
-        return [(0, count)]
-    firsts = [*range(0, count - room, step), count - room]
-    return [(first, first + room) for first in firsts]
-
-
-def answer_pieces(offsets: np.ndarray, answer: Answer) -> tuple[int, int] | None:
-    """The first and last sub-word that an answer touches; None where it touches none.
-
-    Args:
-        offsets: (P, 2), [start, end) in characters.
-    """
-    first = int(np.searchsorted(offsets[:, 1], answer.start, "right"))
-    last = int(np.searchsorted(offsets[:, 0], answer.start + len(answer.text), "left")) - 1
-    return (first, last) if answer.start >= 0 and first <= last else None
-
-
-def collate(windows: Sequence[Window], pad_id: int) -> dict[str, Tensor]:
-    """A batch padded to its longest window.
-
-    Returns:
-        input_ids, token_type_ids, attention_mask: (B, T) int64. answer_mask: (B, T) bool, the
-        context and [CLS]. start_positions, end_positions: (B,) int64.
-    """
-    lengths = np.array([len(w.input_ids) for w in windows])
-    firsts = np.array([w.first_context for w in windows])
-    places = np.arange(lengths.max())[None]
-    ids = np.full((len(windows), lengths.max()), pad_id, np.int64)
-    for row, window in enumerate(windows):
-        ids[row, : len(window.input_ids)] = window.input_ids
-    second = (places >= firsts[:, None]) & (places < lengths[:, None])
-    context = second & (places < lengths[:, None] - 1)  # without the last [SEP]
-    arrays = {
-        "input_ids": ids,
-        "token_type_ids": second.astype(np.int64),
-        "attention_mask": (places < lengths[:, None]).astype(np.int64),
-        "answer_mask": context | (places == 0),
-        "start_positions": np.array([w.start for w in windows], np.int64),
-        "end_positions": np.array([w.end for w in windows], np.int64),
-    }
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-# --- decoding -------------------------------------------------------------------------------------
-
-
-class Spans(NamedTuple):
-    """The best stretches of each window, best first.
-
-    scores: (B, n) start + end logit, -inf where a window has fewer. starts, ends: (B, n) tokens.
-    null: (B,) start + end logit of [CLS].
-    """
-
-    scores: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    null: np.ndarray
-
-
-def best_spans(
-    start_logits: Tensor,
-    end_logits: Tensor,
-    answer_mask: Tensor,
-    n_best: int = 20,
-    max_answer_tokens: int = 30,
-) -> Spans:
-    """The n best of all stretches start <= end of at most `max_answer_tokens`, exactly.
-
-    Args:
-        start_logits, end_logits: (B, T).
-        answer_mask: (B, T) bool, as `collate` gives it.
-    """
-    starts, ends = start_logits.float(), end_logits.float()
-    null = starts[:, 0] + ends[:, 0]
-    allowed = answer_mask.clone()
-    allowed[:, 0] = False
-    starts = starts.masked_fill(~allowed, -math.inf)
-    ends = ends.masked_fill(~allowed, -math.inf)
-    length = min(max_answer_tokens, starts.shape[1])
-    later = torch.nn.functional.pad(ends, (0, length - 1), value=-math.inf).unfold(1, length, 1)
-    pairs = (starts[:, :, None] + later).flatten(1)  # (B, T, A) -> (B, T*A)
-    scores, places = pairs.topk(min(n_best, pairs.shape[1]))
-    first = places // length
-    found = (scores, first, first + places % length, null)
-    return Spans(*(part.cpu().numpy() for part in found))
-
-
-class Candidate(NamedTuple):
-    """A possible answer: `context[start:end]`, its start + end logit, and its probability.
-
-    The probability is among the candidates of its question, and no answer in version 2.0.
-    """
+@dataclass(frozen=True)
+class Shown:
+    """A possible answer: `context[start:end]`, and its probability among all."""
 
     text: str
     start: int
     end: int
-    score: float
     probability: float
 
 
-class Reply(NamedTuple):
-    """All candidates of a question, best first, and how much speaks for none of them.
+@dataclass(frozen=True)
+class QuestionAnswer:
+    """The answer to a question; "" and no place where the model finds none.
 
-    null_score: the null logit (of the window least sure of it) minus the best candidate's; a
-    question whose null score is above a threshold is left without an answer.
+    score: its probability among all candidates; a model that may find none counts that as one.
     """
 
-    candidates: list[Candidate]
-    null_score: float
-
-    def best(self, threshold: float | None = None) -> str:
-        """The answer; "" above the threshold, or where there is no candidate."""
-        if not self.candidates or (threshold is not None and self.null_score > threshold):
-            return ""
-        return self.candidates[0].text
+    question: str
+    prediction: str
+    score: float
+    start: int | None
+    end: int | None
+    candidates: list[Shown]
 
 
-def replies(
-    questions: Sequence[Question],
-    encoded: Encoded,
-    spans: Sequence[Spans],
-    version_2: bool = False,
-    n_best: int = 20,
-) -> list[Reply]:
-    """Joins the stretches of each question's windows, and cuts them out of its context.
+class QATask(Task[Question, Reply]):
+    """The stretch of the context that answers a question; long contexts are read in windows.
 
-    Args:
-        spans: of all windows in turn, in batches of any size.
+    In version 2.0 a question may have none: it is left unanswered where the null score is above a
+    threshold, which is chosen on dev and kept in qa.json.
     """
-    found: list[dict[tuple[int, int], float]] = [{} for _ in questions]
-    nulls = [math.inf] * len(questions)
-    rows = ((s, i) for s in spans for i in range(len(s.null)))
-    for window, (batch, i) in zip(encoded.windows, rows, strict=True):
-        number, shift = window.question, window.first_piece - window.first_context
-        nulls[number] = min(nulls[number], float(batch.null[i]))
-        count = int((batch.scores[i] > -math.inf).sum())  # they come sorted
-        own = found[number]
-        for score, start, end in zip(
-            batch.scores[i, :count].tolist(),
-            (batch.starts[i, :count] + shift).tolist(),
-            (batch.ends[i, :count] + shift).tolist(),
-            strict=True,
-        ):
-            if score > own.get((start, end), -math.inf):
-                own[start, end] = score
-    out = []
-    for question, offsets, own, null in zip(questions, encoded.offsets, found, nulls, strict=True):
-        best = sorted(own.items(), key=lambda item: (-item[1], item[0]))[:n_best]
-        scores = [score for _, score in best]
-        shares = _softmax([*scores, null] if version_2 else scores)
-        candidates = []
-        for ((first, last), score), share in zip(best, shares, strict=False):
-            start, end = int(offsets[first, 0]), _whole(question.context, int(offsets[last, 1]))
-            text = question.context[start:end]
-            candidates.append(Candidate(text, start, end, score, share))
-        out.append(Reply(candidates, null - (scores[0] if scores else 0.0)))
-    return out
+
+    names = ("squad", "squad2", "qa")
+    model_class = BertForQuestionAnswering
+    head = ("qa_outputs.",)
+    metric = "f1"
+    selectable: tuple[str, ...] = ("f1", "exact_match")
+    unused = (
+        *("text_column", "text_pair_column", "label_column", "label_separator"),
+        *("class_weights", "label_smoothing"),
+    )
+
+    def __init__(self, settings: FinetuneSettings) -> None:
+        super().__init__(settings)
+        if settings.truncation not in ("head", "windows"):
+            raise InputError(
+                f"--truncation {settings.truncation} has no use in {self.name}: all of a long "
+                f"context is read, in windows"
+            )
+        # None: as the data has it.
+        self.version_2 = {"squad": False, "squad2": True}.get(self.name)
+        self.threshold: float | None = None
+        if self.name != self.names[-1]:
+            self.places, self.sample = (f"data/downloads/{self.name}",), self.name
+
+    # --- data ------------------------------------------------------------------------------------
+
+    def read(self, source: Source) -> Splits[Question]:
+        settings = self.settings
+        files = squad_files(source.path, self.version_2)
+        for split, given in (("dev", settings.dev_data), ("test", settings.test_data)):
+            if given is not None:
+                files[split] = Path(given)
+        notes = []
+        if files.keys() == {"train", "dev"} and settings.dev_data is None:
+            files["test"] = files.pop("dev")  # SQuAD's test set is not public
+            notes.append(f"{files['test'].name} is the test split, dev is cut from train")
+        read, self.version_2, found = read_squad_data(files, self.version_2)
+        sizes = [_size(name, rows, self.version_2) for name, rows in read.items()]
+        notes = [", ".join(sizes), *notes, *found, *_shared(read)]
+        return Splits(
+            read["train"], read.get("test"), str(source.path), tuple(notes), read.get("dev")
+        )
+
+    def same(self, example: Question) -> str:
+        """The context: one that is trained on tells much of the other questions on it."""
+        return " ".join(example.context.split())
+
+    def restore(self, folder: Path, config: BertConfig, tokenizer: WordPiece) -> None:
+        super().restore(folder, config, tokenizer)
+        if (folder / _FILE).is_file():  # a folder of others has none
+            kept = read_json(folder / _FILE, "it belongs to a fine-tuned folder")
+            self.version_2 = bool(kept.get("no_answer"))
+            threshold = kept.get("null_threshold")
+            self.threshold = None if threshold is None else float(threshold)
+
+    def save(self, folder: Path) -> None:
+        write_json(
+            folder / _FILE, {"no_answer": bool(self.version_2), "null_threshold": self.threshold}
+        )
+
+    # --- features and loss -----------------------------------------------------------------------
+
+    def encode(self, examples: Sequence[Question]) -> list[list[Feature]]:
+        settings = self.settings
+        encoded = encode_questions(
+            examples, self.tokenizer, settings.max_seq_length, settings.doc_stride or _DOC_STRIDE
+        )
+        found: list[list[Feature]] = [[] for _ in examples]
+        for window in encoded.windows:
+            origin = Origin(window, encoded.offsets[window.question])
+            places = {"start_positions": window.start, "end_positions": window.end}
+            found[window.question].append(Feature({"input_ids": window.input_ids}, places, origin))
+        return found
+
+    def collate(self, features: Sequence[Feature]) -> dict[str, Tensor]:
+        return collate([f.origin.window for f in features], self.tokenizer.pad_id)
+
+    def count(self, features: Sequence[Feature]) -> dict[str, int]:
+        return {"task": sum(f.labels["start_positions"] >= 0 for f in features)}
+
+    def terms(self, forward: Callable[..., Any], batch: Batch) -> dict[str, Term]:
+        out, mask = forward(**inputs_of(batch)), batch["answer_mask"]
+        starts, ends = batch["start_positions"], batch["end_positions"]
+        loss, count = span_loss(out.start_logits, out.end_logits, starts, ends, mask)
+        hits = (_likeliest(out.start_logits, mask) == starts) & (
+            _likeliest(out.end_logits, mask) == ends
+        )
+        return {"task": Term(loss, count, hits.sum())}
+
+    # --- predictions and figures -----------------------------------------------------------------
+
+    def outputs(self, model: Any, batch: dict[str, Tensor]) -> list[Spans]:
+        out = model(**inputs_of(batch))
+        found = best_spans(out.start_logits, out.end_logits, batch["answer_mask"])
+        return [Spans(*(part[i : i + 1] for part in found)) for i in range(len(found.null))]
+
+    def decode(
+        self,
+        examples: Sequence[Question],
+        features: list[list[Feature]],
+        outputs: list[list[Spans]],
+    ) -> list[Reply]:
+        windows = [
+            f.origin.window._replace(question=i) for i, own in enumerate(features) for f in own
+        ]
+        encoded = Encoded(windows, [own[0].origin.offsets for own in features])
+        spans = [span for own in outputs for span in own]
+        return replies(examples, encoded, spans, bool(self.version_2))
+
+    def _answers(self, predictions: Sequence[Reply]) -> list[str]:
+        return [p.best(self.threshold if self.version_2 else None) for p in predictions]
+
+    def score(self, examples: Sequence[Question], predictions: Sequence[Reply]) -> dict[str, float]:
+        """The official exact match and F1, 0..100; in version 2.0 by kind of question, too."""
+        return squad_figures(_golds(examples), self._answers(predictions), bool(self.version_2))
+
+    def dev_figures(
+        self,
+        model: Any,
+        examples: Sequence[Question],
+        features: list[list[Feature]],
+        batch_size: int,
+        runtime: Runtime,
+    ) -> dict[str, float]:
+        """The figures at the threshold that is best on these very examples."""
+        found = self.predict_encoded(model, examples, features, batch_size, runtime)
+        self._choose_threshold(examples, found)
+        return self.score(examples, found)
+
+    def settle(
+        self, model: Any, dev: Sequence[Question], batch_size: int, runtime: Runtime
+    ) -> None:
+        if self.version_2:
+            self._choose_threshold(dev, self.predict(model, dev, batch_size, runtime))
+
+    def _choose_threshold(self, dev: Sequence[Question], predictions: Sequence[Reply]) -> None:
+        if self.version_2:
+            texts = [p.best() for p in predictions]
+            nulls = [p.null_score for p in predictions]
+            self.threshold = best_thresholds(_golds(dev), texts, nulls).best_f1_threshold
+
+    def details(self, examples: Sequence[Question], predictions: Sequence[Reply]) -> dict[str, Any]:
+        by_word: dict[str, list[tuple[float, float]]] = {}
+        for example, text in zip(examples, self._answers(predictions), strict=True):
+            golds = [a.text for a in example.answers]
+            scores = answer_scores(golds, text, bool(self.version_2))
+            by_word.setdefault(asked_for(example.question), []).append(scores)
+        table = {
+            word: {
+                "exact_match": 100 * float(np.mean([exact for exact, _ in scores])),
+                "f1": 100 * float(np.mean([f1 for _, f1 in scores])),
+                "support": len(scores),
+            }
+            for word, scores in sorted(by_word.items(), key=lambda kv: (-len(kv[1]), kv[0]))
+        }
+        found: dict[str, Any] = {"per_question_word": table}
+        if self.version_2:
+            found["null_threshold"] = self.threshold
+        return found
+
+    def table(self, results: dict[str, Any]) -> str:
+        lines = [f"{'asked':<10}{'exact_match':>13}{'f1':>13}{'support':>13}"]
+        for word, n in results["per_question_word"].items():
+            lines.append(f"{word:<10}{n['exact_match']:>13.2f}{n['f1']:>13.2f}{n['support']:>13,}")
+        return "\n".join(lines)
+
+    def baseline(self, train: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
+        """What words in common with the question reach; in version 2.0 also what silence does."""
+        guesses = [guess(q.question, q.context) for q in test]
+        overlap = squad_figures(_golds(test), guesses, bool(self.version_2))
+        found = {f"overlap_{key}": overlap[key] for key in ("exact_match", "f1")}
+        if self.version_2:
+            found["silence_f1"] = squad_figures(_golds(test), [""] * len(test), True)["f1"]
+        return found
+
+    def row(self, example: Question, prediction: Reply) -> dict[str, Any]:
+        """`label` holds all accepted answers, none where there is none; `n_best` the candidates."""
+        given = self.answer(example, prediction)
+        null = {"null_score": round(prediction.null_score, 6)} if self.version_2 else {}
+        return {
+            "id": example.id,
+            "question": example.question,
+            "context": example.context,
+            "label": [a.text for a in example.answers],
+            "prediction": given.prediction,
+            "score": given.score,
+            "start": given.start,
+            "end": given.end,
+            **null,
+            "n_best": [vars(candidate) for candidate in given.candidates],
+        }
+
+    def errors(self, examples: Sequence[Question], predictions: Sequence[Reply]) -> list[str]:
+        """Figures by question word, how many errors of each kind, cases, the surest first."""
+        given = [self.answer(e, p) for e, p in zip(examples, predictions, strict=True)]
+        texts, scores = [g.prediction for g in given], [g.score for g in given]
+        return ["\n".join(error_lines(examples, texts, scores, bool(self.version_2)))]
+
+    # --- use -------------------------------------------------------------------------------------
+
+    def parse_line(self, line: str) -> Any:
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError:
+            raise InputError(f"{line!r:.60} is not JSON; expected {_WANTED} a line") from None
+
+    def example_of(self, given: Any, number: int) -> Question:
+        texts = given
+        if isinstance(given, Mapping):
+            texts = [given.get("question"), given.get("context")]
+        fits = isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)
+        if not fits or len(texts) != 2:
+            raise InputError(f"input {number} is {given!r:.60}; expected {_WANTED}")
+        question, context = map(whole_characters, texts)
+        return Question(str(number), question, context, ())
+
+    def answer(self, example: Question, prediction: Reply) -> QuestionAnswer:
+        (text,) = self._answers([prediction])
+        shown = [
+            Shown(c.text, c.start, c.end, round(c.probability, 6))
+            for c in prediction.candidates[:_SHOWN]
+        ]
+        if text:
+            best = prediction.candidates[0]
+            own = round(best.probability, 6), best.start, best.end
+            return QuestionAnswer(example.question, text, *own, shown)
+        none = 1 - sum(c.probability for c in prediction.candidates)
+        return QuestionAnswer(example.question, "", round(max(0.0, none), 6), None, None, shown)
 
 
-def _whole(text: str, end: int) -> int:
-    """An end that leaves no accent behind: the tokenizer drops combining marks."""
-    while end < len(text) and unicodedata.combining(text[end]):
-        end += 1
-    return end
+def _golds(examples: Sequence[Question]) -> list[list[str]]:
+    return [[a.text for a in e.answers] for e in examples]
 
 
-def _softmax(scores: Sequence[float]) -> list[float]:
-    if not scores:
-        return []
-    shares = np.exp(np.array(scores) - max(scores))
-    return [float(share) for share in shares / shares.sum()]
+def _likeliest(logits: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) -> (B,): the possible token with the highest score."""
+    return logits.float().masked_fill(~mask, -math.inf).argmax(-1)
+
+
+def _size(split: str, rows: Sequence[Question], version_2: bool) -> str:
+    contexts = len({q.context for q in rows})
+    without = f", {sum(not q.answers for q in rows):,} without an answer" if version_2 else ""
+    return f"{len(rows):,} {split} questions on {contexts:,} contexts{without}"
+
+
+def _shared(read: dict[str, list[Question]]) -> list[str]:
+    """A line for each split that has contexts of train."""
+    known = {q.context for q in read["train"]}
+    shared = {s: len({q.context for q in rows} & known) for s, rows in read.items() if s != "train"}
+    return [f"{n:,} {split} contexts occur in train, too" for split, n in shared.items() if n]
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -602,7 +408,7 @@ def _case(kind: str, question: Question, text: str, score: float | None) -> str:
     golds = " / ".join(dict.fromkeys(repr(a.text) for a in question.answers)) or "none"
     sure = f" ({score:.2f})" if score is not None else ""
     shown = ""
-    if question.answers and (place := _locate(question.context, question.answers[0])):
+    if question.answers and (place := locate(question.context, question.answers[0])):
         first, last = max(0, place.start - 60), place.start + len(place.text) + 60
         shown = " | …" + " ".join(question.context[first:last].split()) + "…"
     asked = " ".join(question.question.split())

@@ -1,0 +1,290 @@
+"""Sentences of words with a tag each: readers of tagged files, and words of a plain text.
+
+In: columns as CoNLL-2003 has them or JSON lines, or a text. Out: `Sentence`s with tags in BIO.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minibert.corpus import split_sentences
+from minibert.errors import InputError
+from minibert.files import read_text, whole_characters
+from minibert.tasks.entities import normalise_tags, spans_of
+
+
+class Sentence(NamedTuple):
+    """One sentence, or a plain text of several. `id` says where it comes from.
+
+    tags: BIO, one a word; none where unknown. text: of a plain one. offsets: where its words stand
+    in it, [start, end) in characters. breaks: the words that begin a further sentence.
+    """
+
+    id: str
+    words: list[str]
+    tags: list[str]
+    text: str | None = None
+    offsets: tuple[tuple[int, int], ...] = ()
+    breaks: tuple[int, ...] = ()
+
+
+# --- readers --------------------------------------------------------------------------------------
+
+# What the files of a split may be called, best first; CoNLL-2003's own names among them.
+_STEMS = {
+    "train": ("train", "eng.train"),
+    "dev": ("valid", "dev", "validation", "eng.testa", "testa"),
+    "test": ("test", "eng.testb", "testb"),
+}
+_ENDINGS = ("", ".txt", ".conll", ".bio", ".iob", ".iob2", ".tsv", ".jsonl")
+_PACKED = ("", ".gz", ".xz", ".bz2")
+_TAG = re.compile(r"O|[BIESLUMW]-.+")
+
+
+def find_split(folder: Path, split: str) -> Path | None:
+    """The file of a split ("train", "dev" or "test") in a folder, or None."""
+    for stem in _STEMS[split]:
+        for ending in (e + p for e in _ENDINGS for p in _PACKED):
+            if (path := folder / f"{stem}{ending}").is_file():
+                return path
+    return None
+
+
+def read_tagged(
+    paths: dict[str, Path], word_column: str | None = None, tag_column: str | None = None
+) -> tuple[dict[str, list[Sentence]], list[str]]:
+    """Reads the files of a data set, and brings their tags to BIO.
+
+    Args:
+        paths: name of the split -> its file, JSONL by its name or else columns.
+        word_column, tag_column: of files in columns a number, counted from 0, or from -1 at the
+            end; of JSONL a key. By default the first and the last column, and the usual keys.
+
+    Returns:
+        The sentences of each split, and a line for each thing noticed.
+
+    Raises:
+        InputError: a file without sentences, a line that cannot be read (named), or a column that
+            is no number.
+    """
+    read: dict[str, list[Sentence]] = {}
+    notes: list[str] = []
+    for split, path in paths.items():
+        if path.suffixes[-2:-1] == [".jsonl"] or path.suffix == ".jsonl":
+            read[split] = read_json_lines(path, split, word_column, tag_column)
+        else:
+            word = _number(word_column, 0, "--text-column")
+            tag = _number(tag_column, -1, "--label-column")
+            read[split], found = read_columns(path, split, word, tag)
+            notes += [f"{split}: {note}" for note in found]
+    tags, found = normalise_tags({s: [e.tags for e in rows] for s, rows in read.items()})
+    notes += found
+    for split, rows in read.items():
+        read[split] = [e._replace(tags=t) for e, t in zip(rows, tags[split], strict=True)]
+    return read, notes + _seen_before(read)
+
+
+def _number(column: str | None, default: int, flag: str) -> int:
+    if column is None:
+        return default
+    if not re.fullmatch(r"-?\d+", column):
+        raise InputError(
+            f"{flag} {column!r} is no number; columns are counted from 0, or from -1 at the end"
+        )
+    return int(column)
+
+
+def read_columns(
+    path: Path, split: str, word_column: int = 0, tag_column: int = -1
+) -> tuple[list[Sentence], list[str]]:
+    """Reads columns as CoNLL-2003 has them: a word a line, a blank line after each sentence.
+
+    Columns are parted by tabs where a line has one, else by spaces; other white space may be part
+    of a word. Lines that start with -DOCSTART-, and comments before a sentence (# ...), are left
+    out. Tags stay in the file's own scheme.
+
+    Raises:
+        InputError: no sentences, or a line with fewer columns (file and line are named).
+    """
+    sentences: list[Sentence] = []
+    words: list[str] = []
+    tags: list[str] = []
+    comments = 0
+    for number, line in enumerate([*read_text(path).split("\n"), ""], 1):
+        line = line.rstrip("\r")
+        if not line.strip(" \t"):
+            if words:
+                sentences.append(Sentence(f"{split}/{len(sentences)}", words, tags))
+                words, tags = [], []
+            continue
+        if line.startswith("-DOCSTART-"):
+            continue
+        fields = line.split("\t") if "\t" in line else line.split(" ")
+        fields = [f for f in (f.strip(" ") for f in fields) if f]
+        if not words and line.startswith("#") and not (fields and _TAG.fullmatch(fields[-1])):
+            comments += 1
+            continue
+        try:
+            word, tag = fields[word_column], fields[tag_column]
+        except IndexError:
+            word = tag = ""
+        if len(fields) < 2 or not word or not tag:
+            raise InputError(
+                f"{path}, line {number}: {line.strip()!r} has {len(fields)} column(s); expected "
+                f"a word and its tag (columns {word_column} and {tag_column})"
+            )
+        words.append(word)
+        tags.append(tag)
+    if not sentences:
+        raise InputError(f"{path} holds no sentences; expected lines of a word and its tag")
+    return sentences, [f"{comments:,} comment lines left out"] if comments else []
+
+
+def read_json_lines(
+    path: Path, split: str, word_key: str | None = None, tag_key: str | None = None
+) -> list[Sentence]:
+    """Reads {"tokens": [...], "tags": [...]} a line; also "words" and "labels" or "ner_tags".
+
+    Args:
+        word_key, tag_key: instead of these.
+
+    Raises:
+        InputError: no sentences, or a line that is something else (file and line are named).
+    """
+    word_keys = (word_key,) if word_key else ("tokens", "words")
+    tag_keys = (tag_key,) if tag_key else ("tags", "ner_tags", "labels")
+    sentences: list[Sentence] = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{place} is not valid JSON: {error}") from None
+        words = _strings(row, word_keys, place)
+        tags = _strings(row, tag_keys, place)
+        if len(words) != len(tags):
+            raise InputError(f"{place} has {len(words)} words but {len(tags)} tags")
+        if words:
+            name = str(row.get("id", f"{split}/{len(sentences)}"))
+            sentences.append(Sentence(name, words, tags))
+    if not sentences:
+        raise InputError(f'{path} holds no sentences; expected {{"tokens": [...], "tags": [...]}}')
+    return sentences
+
+
+def _strings(row: Any, keys: tuple[str, ...], place: str) -> list[str]:
+    """The list of strings under the first of these keys that a row has."""
+    found = next((row[k] for k in keys if k in row), None) if isinstance(row, dict) else None
+    if not isinstance(found, list):
+        raise InputError(f"{place} has no list called {' or '.join(keys)}")
+    if not all(isinstance(value, str) for value in found):
+        raise InputError(f"{place}: {keys[0]} are not all strings; give tags by their names")
+    return [whole_characters(value) for value in found]
+
+
+def _seen_before(splits: dict[str, list[Sentence]]) -> list[str]:
+    """Lines about what differs between train and the other splits."""
+    notes = []
+    known = {span.type for e in splits.get("train", []) for span in spans_of(e.tags)}
+    words = {tuple(e.words) for e in splits.get("train", [])}
+    for split, rows in splits.items():
+        if split == "train" or "train" not in splits:
+            continue
+        types = Counter(span.type for e in rows for span in spans_of(e.tags))
+        for kind in sorted(types.keys() - known):
+            notes.append(
+                f"{split}: {types[kind]:,} entities of type {kind}, which train does not have; "
+                f"they count as missed"
+            )
+        if shared := sum(tuple(e.words) in words for e in rows):
+            notes.append(f"{split}: {shared:,} sentences occur in train, too")
+    return notes
+
+
+def tag_set(sentences: Sequence[Sentence]) -> list[str]:
+    """The tags to choose from: O, then B-X and I-X of every type X in train, in order.
+
+    Raises:
+        InputError: no sentence has an entity.
+    """
+    kinds = sorted({tag[2:] for e in sentences for tag in e.tags if tag != "O"})
+    if not kinds:
+        raise InputError("no training sentence has an entity: every tag is O")
+    return ["O", *(f"{letter}-{kind}" for kind in kinds for letter in "BI")]
+
+
+# --- plain text -----------------------------------------------------------------------------------
+
+# Letters and digits with what may join them; marks are all that is neither letter, digit nor space.
+_MARK = (
+    r"\u0000-\u002f\u003a-\u0040\u005b-\u0060\u007b-\u00bf\u2000-\u206f\u3000-\u303f\uff00-\uff0f"
+)
+_IDEOGRAPH = r"\u3400-\u4dbf\u4e00-\u9fff"
+_LETTER = rf"[^\s{_MARK}{_IDEOGRAPH}]"
+_WORD = re.compile(
+    r"(?:[^\W\d_]\.){2,}"  # U.S.
+    r"|\b[A-Z]\.(?=\s+[A-Z])"  # J. Smith
+    r"|\b(?:Mr|Mrs|Ms|Dr|St|Sr|Jr|Prof|Gen|Col|Lt|Sen|Rep|Gov|Corp|Inc|Ltd|Co|No|vs)\."
+    r"|\d+(?:[.,:/-]\d+)*(?![^\W\d_])"  # 1,000.50 and 2024-05-01
+    r"|['\u2019](?i:s|re|ve|ll|d|m)\b"  # 's as a word of its own
+    r"|[^\W\d_]+(?=n['\u2019]t\b)|n['\u2019]t\b"  # did n't
+    rf"|{_LETTER}+(?:[-&/.]{_LETTER}+)*"  # Jean-Pierre, AT&T
+    r"|\S"
+)
+
+
+class TextWords(NamedTuple):
+    """A sentence of a plain text: its words and where each stands, [start, end) in characters."""
+
+    words: list[str]
+    offsets: list[tuple[int, int]]
+
+
+def words_of(text: str) -> list[TextWords]:
+    """Cuts a plain text into sentences of words as CoNLL-2003 has them; no character is lost.
+
+    Punctuation, 's, n't and Chinese characters are words of their own; U.S., Corp., 1,000.50 and
+    AL-AIN are one word. Every character that is not white space belongs to exactly one word.
+
+    Example:
+        words_of("Ana's in Oslo.")[0].words   # ['Ana', "'s", 'in', 'Oslo', '.']
+    """
+    sentences = []
+    at = 0
+    for line in re.split(r"[\r\n]+", text):
+        for sentence in split_sentences(line):
+            start = text.index(sentence, at)
+            at = start + len(sentence)
+            found = [(m.start() + start, m.end() + start) for m in _WORD.finditer(sentence)]
+            if found:
+                sentences.append(TextWords([text[a:b] for a, b in found], found))
+    return sentences
+
+
+def plain_sentence(text: str, name: str) -> Sentence:
+    """A plain text as an example without tags: the words of all its sentences in a row."""
+    parts = words_of(text)
+    starts = list(itertools.accumulate(len(part.words) for part in parts))
+    return Sentence(
+        name,
+        [word for part in parts for word in part.words],
+        [],
+        text,
+        tuple(place for part in parts for place in part.offsets),
+        tuple(starts[:-1]),
+    )
+
+
+def joined_sentence(words: Sequence[str], name: str) -> Sentence:
+    """Words as an example without tags; its text has a space between them."""
+    ends = itertools.accumulate(len(word) + 1 for word in words)
+    offsets = [(end - 1 - len(word), end - 1) for word, end in zip(words, ends, strict=True)]
+    return Sentence(name, list(words), [], " ".join(words), tuple(offsets))
