@@ -370,6 +370,20 @@ def test_a_bi_encoder_is_a_bert_of_transformers_with_mean_pooling(world: Path) -
     assert answer.score == pytest.approx(1 + 4 * float(unit[0] @ unit[1]), abs=1e-4)
 
 
+def test_a_few_other_pairs_can_be_scored(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("first,second,grade\nstorm,storm,5\nriver,castle,0\n")
+    figures = minibert.evaluate(world / "bi-encoder", data=str(tmp_path / "a.csv"))
+    assert (figures["num_eval"], figures["spearman"]) == (2, pytest.approx(1))
+
+
+def test_a_regression_of_others_answers_as_it_stands(world: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt"):
+        (tmp_path / name).write_bytes((world / "cross-encoder" / name).read_bytes())
+    ours, theirs = minibert.load(world / "cross-encoder"), minibert.load(tmp_path)
+    (own,), (plain,) = (m.predict([("storm river", "castle")]) for m in (ours, theirs))
+    assert own.score == pytest.approx(1 + 4 * plain.score, abs=1e-5)
+
+
 def test_any_model_folder_gives_vectors(world: Path, tmp_path: Path) -> None:
     model: Any = minibert.load_embedder(world / "start")
     assert model.embed("storm").shape == (1, 128)
@@ -403,7 +417,10 @@ def test_what_is_wrong_is_said_by_the_commands(
         ([*line, "--mode", "bi"], "bi-encoder"),
         ([*line, "--data", str(world / "train.csv")], "no column 'text' (--text-column)"),
         (["finetune", "--task", "stsb", *start, "--label-column", "score"], "go with --data"),
-        (["predict", str(world / "bi-encoder"), "storm alone"], "expected two texts"),
+        (
+            ["predict", str(world / "bi-encoder"), "storm alone"],
+            "text 1 is 'storm alone'; expected two texts",
+        ),
     ):
         assert main(given) == 2
         (message,) = [t for t in capsys.readouterr().err.splitlines() if t.startswith("minibert: ")]
