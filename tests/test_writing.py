@@ -251,7 +251,7 @@ def test_named_samples_run_offline_and_say_so(
     options = {"model": str(world / "wiki"), **short}
     corpus = [str(bundled_data() / "wiki.txt")]
     where = {"output": str(world / "wiki"), "cache_dir": str(world / "cache")}
-    pretrain(corpus=corpus, preset="tiny", max_steps=1, **LOOP, **where)
+    pretrain(corpus=corpus, preset="tiny", vocab_size=600, max_steps=1, **LOOP, **where)
     found = results_of(tune(world, "multi30k", task="multi30k", **options))
     assert {"bleu", "chrf", "copy_bleu", "copy_chrf"} <= found.keys()
     assert "the bundled sample" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -297,7 +297,13 @@ class WritingTask(Task[TextPair, WrittenText]):
         if random_weights:
             return BertForConditionalGeneration(config)
         left_out = () if kept else self.head
-        return BertForConditionalGeneration.from_pretrained(folder, config, left_out)
+        model = BertForConditionalGeneration.from_pretrained(folder, config, left_out)
+        report = model.load_report
+        new = tuple(n for n in report.newly_initialised if not n.startswith(self.head))
+        if not kept:  # told as one, not tensor by tensor
+            new += ("decoder (as the encoder; its words and cross-attention drawn)",)
+        model.load_report = replace(report, newly_initialised=new)
+        return model
 
     def _tell_targets(self, kept: bool) -> None:
         size, longest = self.decoder.target_vocab_size, self.decoder.max_target_positions
