@@ -34,7 +34,10 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(message)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        found, unknown = self.parse_known_args(args, namespace)
+        # Flags may stand among texts, which argparse takes for granted only where it is asked to.
+        is_plain = any(action.nargs == argparse.PARSER for action in self._actions)
+        parse = self.parse_known_args if is_plain else self.parse_known_intermixed_args
+        found, unknown = parse(args, namespace)
         if unknown:
             known = [o for a in self._actions for o in a.option_strings]
             tail = did_you_mean(unknown[0].split("=")[0], known) if known else ""
@@ -216,6 +219,7 @@ def _evaluate(values: dict[str, Any]) -> None:
         precision=values["precision"],
         batch_size=values["batch_size"],
         predictions=values["predictions"],
+        target_data=values["target_data"],
     )
     print(json.dumps(figures, indent=2))
 
@@ -253,13 +257,16 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     ):
         made[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         add_settings(made[name], settings)
-    predict = command("predict", "labels and probabilities of texts, as JSON lines")
+    predict = command("predict", "answers of a fine-tuned model, as JSON lines")
     predict.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
     predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts, or - for standard input")
     predict.add_argument("--input", metavar="FILE", help="one text a line; blank ones are left out")
     evaluate = command("evaluate", "figures of a fine-tuned model on labelled data, as JSON")
     evaluate.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
     evaluate.add_argument("--data", metavar="PATH", help="data in the task's public format")
+    evaluate.add_argument(
+        "--target-data", metavar="FILE", help="lines to be written for those of --data"
+    )
     evaluate.add_argument("--split", choices=("test", "train"), default="test", help="which part")
     evaluate.add_argument("--predictions", metavar="FILE", help="write predictions.jsonl here")
     search = command("search", "the sentences of a file nearest to each query, as JSON lines")

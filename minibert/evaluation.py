@@ -21,6 +21,7 @@ def evaluate(
     precision: str | None = None,
     batch_size: int = 32,
     predictions: str | Path | None = None,
+    target_data: str | None = None,
 ) -> dict[str, Any]:
     """Figures of a fine-tuned model on labelled data.
 
@@ -31,6 +32,7 @@ def evaluate(
         split: "test" or "train".
         precision: of matrix products, "int8" included; None: that of the run.
         predictions: a file for one JSON object per example.
+        target_data: where `data` is a file of lines to be read: the lines to be written.
 
     Returns:
         task, dataset, num_eval, the figures of the task and what else its results.json holds.
@@ -53,7 +55,15 @@ def evaluate(
         )
     task = predictor.task
     if data is not None:
-        task.settings = dataclasses.replace(task.settings, data=data, dev_data=None, test_data=None)
+        task.settings = dataclasses.replace(
+            task.settings,
+            data=data,
+            dev_data=None,
+            test_data=None,
+            target_data=target_data,
+            dev_target_data=None,
+            test_target_data=None,
+        )
     source = task.find_data()
     log_line("data", source.said)
     splits = task.read(source)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -55,6 +56,7 @@ from minibert.train import Loop, LoopSettings
 from minibert.world import World, join_world
 
 _PRETRAINED = "runs/pretrain"
+_MUCH_UNKNOWN = 0.05  # share of unknown pieces in train that is worth a line
 
 
 def choose_model(settings: FinetuneSettings) -> Path:
@@ -196,8 +198,10 @@ class _Run:
                 return finished_run(folder)
         self.runtime = start_or_replay_runtime(settings, self.begun, self.world)
         start = self._start(parts.train)
+        features = flat(task.encode(parts.train))
+        _say_unknown(features, start.tokenizer)
         data = TaskData(
-            flat(task.encode(parts.train)),
+            features,
             task.collate,
             task.count,
             settings.batch_size,
@@ -295,7 +299,13 @@ class _Run:
             self.folder,
             evaluate=lambda: task.dev_figures(model, dev, dev_features, micro, self.runtime),
             forward=forward,
-            utilisation=utilisation(settings, model.config, self.runtime, self.begun),
+            utilisation=utilisation(
+                settings,
+                model.config,
+                self.runtime,
+                self.begun,
+                lambda step: task.useful_flops(model.config, step),
+            ),
         )
         self.compiled = compile_if_it_pays(settings, self.begun, loop)
         return loop
@@ -347,6 +357,18 @@ class _Run:
             "model": start.model.config.to_dict(),
         }
         return record
+
+
+def _say_unknown(features: Sequence[Feature], tokenizer: WordPiece) -> None:
+    """Tells when the model's vocabulary does not cover the text, such as that of another script."""
+    ids = np.concatenate([f.inputs["input_ids"] for f in features])
+    share = float((ids == tokenizer.unk_id).mean())
+    if share > _MUCH_UNKNOWN:
+        log_line(
+            "tokens",
+            f"{share:.0%} of the pieces are unknown to the model's vocabulary; one pretrained on "
+            f"text like this would read them",
+        )
 
 
 def _results(

@@ -42,6 +42,36 @@ def training_flops(config: BertConfig, lengths: Sequence[int], num_predictions: 
     return 3.0 * (config.num_hidden_layers * per_layer + heads)
 
 
+def generation_flops(
+    config: BertConfig,
+    num_decoder_layers: int,
+    target_vocab_size: int,
+    lengths: Sequence[int],
+    target_lengths: Sequence[int],
+) -> float:
+    """Operations of a forward and backward pass of `BertForConditionalGeneration`.
+
+    To the encoder's, its pooler left out, come for each source of n and target of m tokens
+
+        3 * (N' * (12 D^2 m + 4 D^2 n + 2 D m (m + 1) + 4 D m n + 4 D F m) + 2 D V' m)
+
+    of N' decoder layers: projections of self- and cross-attention, keys and values of the source,
+    causal attention's two products, cross-attention's, feed-forward, and the scores of V' words.
+
+    Args:
+        lengths, target_lengths: real tokens n and m of each pair, the end mark included.
+    """
+    width, inner = config.hidden_size, config.intermediate_size
+    sources, targets = sum(lengths), sum(target_lengths)
+    causal = sum(m * (m + 1) for m in target_lengths)
+    crossed = sum(m * n for m, n in zip(target_lengths, lengths, strict=True))
+    layer = width**2 * (12 * targets + 4 * sources) + 4 * width * inner * targets
+    layer += 2 * width * causal + 4 * width * crossed
+    decoder = num_decoder_layers * layer + 2 * width * target_vocab_size * targets
+    encoder = training_flops(config, lengths) - 3 * 2 * width**2 * len(lengths)
+    return encoder + 3.0 * decoder
+
+
 def measure_peak_flops(config: BertConfig, num_tokens: int, runtime: Runtime) -> float:
     """Operations a second of the machine's best matrix product of the model's own shapes.
 

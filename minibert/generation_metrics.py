@@ -51,6 +51,13 @@ def score_translation(predictions: Sequence[str], references: References) -> Tra
     )
 
 
+def sentence_chrf(prediction: str, references: Sequence[str]) -> float:
+    """chrF2 of a single text by sacrebleu, 0 to 100; it ranks translations, it averages to none."""
+    import sacrebleu
+
+    return float(sacrebleu.sentence_chrf(prediction, list(references)).score)
+
+
 def score_summaries(predictions: Sequence[str], references: References) -> dict[str, float]:
     """ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004) by rouge-score, stemmed: the mean F1 of all texts.
 

@@ -153,6 +153,46 @@ def read_parallel_files(source: Path, target: Path, name: str = "") -> list[Text
     return [TextPair(f"{prefix}{i}", text, (wanted,)) for i, (text, wanted) in both]
 
 
+_PARTS = {
+    "train": ("train",),
+    "dev": ("val", "dev", "valid", "validation"),
+    "test": ("test_2016_flickr", "test"),
+}
+
+
+def read_parallel_folder(
+    folder: Path, source: str, target: str
+) -> tuple[list[TextPair], list[TextPair] | None, list[TextPair] | None]:
+    """train, dev and test of a folder with `train.<source>`, `train.<target>` and so on.
+
+    A dev split may be called val, dev, valid or validation; it and the test may be missing.
+
+    Raises:
+        InputError: no train, or two files with different numbers of lines.
+    """
+    found: list[list[TextPair] | None] = []
+    for names in _PARTS.values():
+        there = [n for n in names if _is_there(folder, f"{n}.{source}")]
+        name = there[0] if there else names[0]
+        if not there and name != "train":
+            found.append(None)
+            continue
+        first, second = (_present(folder, [f"{name}.{end}"]) for end in (source, target))
+        found.append(read_parallel_files(first, second, name))
+    train, dev, test = found
+    assert train is not None
+    return train, dev, test
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table of columns by its name: CSV, TSV or JSONL, plain or packed."""
+    return _kind(path) in (*_TABLES, ".jsonl", ".json")
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    return (folder / name).is_file() or (folder / f"{name}.gz").is_file()
+
+
 def read_pairs_table(path: Path, source_column: str, target_column: str) -> list[TextPair]:
     """Two columns of a CSV, TSV or JSONL file, plain or as `.gz`; ids are an `id` column or rows.
 

@@ -122,9 +122,17 @@ def model_config(settings: RunSettings, config: BertConfig) -> BertConfig:
 
 
 def utilisation(
-    settings: RunSettings, config: BertConfig, runtime: Runtime, begun: dict[str, Any] | None
+    settings: RunSettings,
+    config: BertConfig,
+    runtime: Runtime,
+    begun: dict[str, Any] | None,
+    useful_flops: Callable[[StepData], float] | None = None,
 ) -> Utilisation:
-    """What `mfu` is computed from; a run that goes on keeps the peak that it began with."""
+    """What `mfu` is computed from; a run that goes on keeps the peak that it began with.
+
+    Args:
+        useful_flops: of a step; by default those of the backbone and of masked words.
+    """
     peak = begun["resolved"].get("peak_flops") if begun else None
     if peak is None:
         micro = settings.micro_batch_size
@@ -135,10 +143,10 @@ def utilisation(
         # All at once, as in a step: processes of one machine share its cores.
         peak = float(runtime.world.sum(torch.tensor(peak, dtype=torch.float64)))
 
-    def useful_flops(step: StepData) -> float:
+    def backbone_flops(step: StepData) -> float:
         return training_flops(config, step.lengths, step.counts.get("mlm", 0))
 
-    return Utilisation(useful_flops, peak)
+    return Utilisation(useful_flops or backbone_flops, peak)
 
 
 def training_seconds(

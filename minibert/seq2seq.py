@@ -314,16 +314,9 @@ class DecoderLayer(nn.Module):
 
     @torch.no_grad()
     def take_from(self, layer: Layer) -> None:
-        """Copies an encoder layer; cross-attention begins as its self-attention."""
+        """Copies an encoder layer; cross-attention keeps its draw."""
         for name in ("attention", "attention_norm", "feed_forward", "feed_forward_norm"):
             getattr(self, name).load_state_dict(getattr(layer, name).state_dict())
-        self.cross_attention_norm.load_state_dict(layer.attention_norm.state_dict())
-        self.cross_attention.output.load_state_dict(layer.attention.output.state_dict())
-        width = layer.attention.output.out_features
-        for kind in ("weight", "bias"):
-            query, key_value = getattr(layer.attention.qkv, kind).split([width, 2 * width])
-            getattr(self.cross_attention.query, kind).copy_(query)
-            getattr(self.cross_attention.key_value, kind).copy_(key_value)
 
 
 class TargetEmbeddings(nn.Module):
@@ -392,9 +385,9 @@ class Decoder(nn.Module):
         """Begins as an encoder, where shapes fit (Rothe et al. 2020, section 3, "BERT2BERT").
 
         Self-attention, feed-forward and norms of N decoder layers come from as many encoder
-        layers at equal distances, the last from the last; further decoder layers keep their draw.
-        Cross-attention, which Rothe et al. draw at random, begins as the same layer's
-        self-attention. Positions and the embeddings' norm come along; words are another
+        layers at equal distances, the last from the last; further decoder layers keep their draw,
+        and so does cross-attention: begun as self-attention, that of an encoder which had hardly
+        been trained saw nothing. Positions and the embeddings' norm come along; words are another
         vocabulary's, so they are drawn, as widely spread as the encoder's.
         """
         own: Embeddings = encoder.embeddings
@@ -426,6 +419,7 @@ class BertForConditionalGeneration(PretrainedMixin, nn.Module):
         self.config = config
         self.decoder_config = DecoderConfig.of(config)
         self.bert = BertModel(config)
+        self.bert.pooler.requires_grad_(False)  # nothing reads it; other readers expect it
         self.decoder = Decoder(config, self.decoder_config)
         # At BERT's 0.02 cross-attention of a small model is blind for hundreds of steps.
         spread = max(config.initializer_range, config.hidden_size**-0.5)
@@ -531,7 +525,8 @@ def _source_of(memory: Tensor, attention_mask: Tensor | None, target: Layout) ->
         memory: (B, S, D).
     """
     batch, length, _ = memory.shape
-    mask = None if attention_mask is None else attention_mask.bool()
+    # A loop leaves the mask on the host of a GPU.
+    mask = None if attention_mask is None else attention_mask.bool().to(memory.device)
     may_ask = memory.is_cpu and not torch.compiler.is_compiling()
     if mask is not None and may_ask and bool(mask.all()):
         mask = None

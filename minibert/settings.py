@@ -283,13 +283,39 @@ class PretrainSettings(RunSettings):
 class FinetuneSettings(RunSettings):
     """Stage two: a pretrained model and labelled data to an evaluated model."""
 
-    task: str = setting("", "named task, such as imdb")
+    task: str = setting(
+        "", "named task, such as imdb or squad, or a family, such as tagging, for your own --data"
+    )
     data: str | None = setting(None, "folder or file in the task's public format")
     dev_data: str | None = setting(None, "file of the dev split; default: cut from train")
     test_data: str | None = setting(None, "file of the test split; default: dev is scored")
     text_column: str | None = setting(None, "column or key of the text; default text")
     text_pair_column: str | None = setting(None, "column of the second text, for tasks on pairs")
     label_column: str | None = setting(None, "column or key of the label; default label")
+    target_column: str | None = setting(
+        None, "column or key of the text to be written; default that of --label-column, or target"
+    )
+    target_data: str | None = setting(
+        None, "file whose line i is to be written for line i of --data, a file of lines"
+    )
+    dev_target_data: str | None = setting(None, "the same for --dev-data")
+    test_target_data: str | None = setting(None, "the same for --test-data")
+    source_language: str = setting("en", "translation: ending of the files to be read")
+    target_language: str = setting("de", "translation: ending of the files to be written")
+    target_vocab_size: int | None = setting(
+        None,
+        "pieces of the vocabulary of written texts; default 4,096 / 8,192 / 16,384 / 30,522 by the "
+        "size of the targets",
+    )
+    max_target_length: int | None = setting(
+        None, "tokens of a written text at most; default: the longest in train, up to 256"
+    )
+    decoder_layers: int | None = setting(None, "layers of the decoder; default 2")
+    num_beams: int = setting(4, "hypotheses followed while a text is written; 1: greedy")
+    length_penalty: float = setting(0.6, "0 prefers short texts, more than 1 long ones")
+    no_repeat_ngram: int | None = setting(
+        None, "so many words in a row are not written twice; default 0 (off), in summaries 3"
+    )
     label_separator: str | None = setting(
         None, "what parts the labels of a text that may have several; JSON lists need none"
     )
@@ -358,6 +384,18 @@ class FinetuneSettings(RunSettings):
             found.append("--reinit-layers has no use with --random-weights, which redraws all")
         if not 0 < self.dev_fraction < 1:
             found.append(f"--dev-fraction is {self.dev_fraction}, must be between 0 and 1")
+        for name in ("target_vocab_size", "max_target_length", "decoder_layers", "num_beams"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                found.append(f"{flag(name)} is {value}, must be at least 1")
+        if not 0 <= self.length_penalty < float("inf"):
+            found.append(f"--length-penalty is {self.length_penalty}, must be 0 or more")
+        if self.no_repeat_ngram is not None and self.no_repeat_ngram < 0:
+            found.append(f"--no-repeat-ngram is {self.no_repeat_ngram}, must be 0 or more")
+        for name in ("data", "dev_data", "test_data"):
+            beside = name.replace("data", "target_data")
+            if getattr(self, beside) and not getattr(self, name):
+                found.append(f"{flag(beside)} goes with {flag(name)}, the lines to be read")
         if self.limit is not None and self.limit < 4:
             found.append(f"--limit is {self.limit}, must be at least 4")
         return found

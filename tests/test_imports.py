@@ -37,6 +37,7 @@ LAYERS = [
         *("tasks.entities", "tasks.tagged", "tasks.word_windows", "tasks.tagging"),
         *("tasks.questions", "tasks.question_windows", "tasks.squad_scores", "tasks.qa"),
         *("tasks.scored", "tasks.similarity"),
+        *("tasks.writing", "tasks.translation", "tasks.summarization"),
     },
     {"predict", "evaluation", "retrieval"},
     {"cli", "__main__"},

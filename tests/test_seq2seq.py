@@ -279,11 +279,9 @@ def test_a_decoder_begins_as_its_encoder(
         assert torch.equal(ours.attention.qkv.weight, theirs.attention.qkv.weight)
         assert torch.equal(ours.feed_forward.down.bias, theirs.feed_forward.down.bias)
         assert torch.equal(ours.feed_forward_norm.weight, theirs.feed_forward_norm.weight)
-        cross = ours.cross_attention
-        joined = torch.cat([cross.query.weight, cross.key_value.weight])
-        assert torch.equal(joined, theirs.attention.qkv.weight)
-        assert torch.equal(cross.output.bias, theirs.attention.output.bias)
-        assert torch.equal(ours.cross_attention_norm.bias, theirs.attention_norm.bias)
+        cross = ours.cross_attention  # drawn, wide enough to see
+        assert cross.query.weight.std() > 0.5 * 32**-0.5
+        assert cross.key_value.weight.std() > 0.5 * 32**-0.5
     if wanted == 4:  # no layer is left for the last one
         assert made.layers[3].attention.qkv.weight.std() < 0.25
     positions, theirs = made.embeddings.position.weight, bert.embeddings.position.weight

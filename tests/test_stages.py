@@ -55,8 +55,8 @@ def pretrain_in(world: Path, output: str, **options: Any) -> RunResult:
 
 
 def finetune_in(world: Path, output: str, **options: Any) -> RunResult:
-    where = {"output": str(world / output), "data": str(world / "reviews")}
-    return finetune(task="imdb", **{**LOOP, **where, **options})
+    where = {"task": "imdb", "output": str(world / output), "data": str(world / "reviews")}
+    return finetune(**{**LOOP, **where, **options})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -157,6 +157,19 @@ def test_redrawn_layers_are_the_top_ones_and_the_pooler(
     pooler = {"bert.pooler.dense.weight"} if count else set()
     assert moved >= matrices | pooler
     assert (moved == set()) == (count == 0)
+
+
+def test_a_vocabulary_that_does_not_cover_the_text_is_said(
+    world: Path, pretrained: RunResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{text},{label}" for label in "ab" for text in ("\u597d", "\u574f", "\u4e66")]
+    (world / "other.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    model = str(pretrained.folder)
+    finetune_in(world, "other", task="classification", data=str(world / "other.csv"), model=model)
+    said = capsys.readouterr().err
+    assert "of the pieces are unknown to the model's vocabulary" in said
+    finetune_in(world, "covered", model=model)
+    assert "unknown to the model" not in capsys.readouterr().err
 
 
 def test_more_layers_than_there_are_cannot_be_redrawn(world: Path, pretrained: RunResult) -> None:

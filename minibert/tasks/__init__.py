@@ -9,9 +9,18 @@ from minibert.tasks.base import Task
 from minibert.tasks.classification import ClassificationTask
 from minibert.tasks.qa import QATask
 from minibert.tasks.similarity import SimilarityTask
+from minibert.tasks.summarization import SummarizationTask
 from minibert.tasks.tagging import TaggingTask
+from minibert.tasks.translation import TranslationTask
 
-FAMILIES: list[type[Task[Any, Any]]] = [ClassificationTask, TaggingTask, QATask, SimilarityTask]
+FAMILIES: list[type[Task[Any, Any]]] = [
+    ClassificationTask,
+    TaggingTask,
+    QATask,
+    TranslationTask,
+    SummarizationTask,
+    SimilarityTask,
+]
 TASKS: dict[str, type[Task[Any, Any]]] = {name: f for f in FAMILIES for name in f.names}
 
 

@@ -33,12 +33,13 @@ from minibert.config import BertConfig
 from minibert.download import SOURCES
 from minibert.errors import InputError
 from minibert.files import bundled_data
+from minibert.flops import training_flops
 from minibert.losses import IGNORE_INDEX
 from minibert.runtime import Runtime
 from minibert.settings import FinetuneSettings, flag
 from minibert.tasks.batches import Feature, flat, infer, pad, per_example
 from minibert.tokenizer import WordPiece
-from minibert.train import Batch, Term
+from minibert.train import Batch, StepData, Term
 
 E = TypeVar("E")  # an example: a NamedTuple, or whatever else has an `id` and a faithful repr
 P = TypeVar("P")  # a prediction
@@ -211,6 +212,10 @@ class Task(ABC, Generic[E, P]):
     @abstractmethod
     def terms(self, forward: Callable[..., Any], batch: Batch) -> dict[str, Term]:
         """The loss of a batch, summed, by name; the names are those of `count`."""
+
+    def useful_flops(self, config: BertConfig, step: StepData) -> float:
+        """Operations that a step's real tokens need, for `mfu`; see `flops.py`."""
+        return training_flops(config, step.lengths)
 
     # --- predictions and figures -----------------------------------------------------------------
 

@@ -195,7 +195,7 @@ def _check_spread(train: Sequence[ScoredPair], where: str) -> None:
     scores = {e.score for e in train}
     if len(scores) < 2:
         held = f"only the score {scores.pop()}" if scores else "no scored pair"
-        raise InputError(f"{where} holds {held} to train on; two different ones are needed")
+        raise InputError(f"{where} holds {held}; a correlation needs two different ones")
 
 
 def _odd(

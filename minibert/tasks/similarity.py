@@ -2,13 +2,15 @@
 
 In: scored pairs (`scored.py`), encoded by `texts.py`. A cross-encoder reads both texts together and
 gives one number; a bi-encoder makes a vector of each, and their cosine is the number. Both are
-fitted by squared error to scores brought to 0..1.
+fitted by squared error to scores brought to 0..1. A loss of ranks within a batch would be no sum
+over examples: micro-batches and processes would change it.
 
 Shapes: B batch (pairs), T tokens, D hidden_size.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,13 +112,13 @@ class SimilarityTask(Task[ScoredPair, float]):
         if is_own and s.data is None:
             raise InputError("--text-column and the like go with --data, a table of your own")
         splits = read_own_pairs(s) if is_own else read_stsb(source.path)
-        if splits.dev is None and round(s.dev_fraction * len(splits.train)) < 2:
-            raise InputError(
-                f"{splits.source}: {len(splits.train)} pairs leave fewer than 2 for dev, too few "
-                f"for a correlation; raise --dev-fraction or name --dev-data"
-            )
-        if self.scale is None:
+        if self.scale is None:  # a model is to be trained
             self.scale = scale_of(splits.train)
+            if splits.dev is None and round(s.dev_fraction * len(splits.train)) < 2:
+                raise InputError(
+                    f"{splits.source}: {len(splits.train)} pairs leave fewer than 2 for dev, too "
+                    f"few for a correlation; raise --dev-fraction or name --dev-data"
+                )
         said = f"scores from {self.scale.low:g} to {self.scale.high:g} are 0 to 1 in the loss"
         return Splits(splits.train, splits.test, splits.source, (*splits.notes, said), splits.dev)
 
@@ -274,10 +276,10 @@ class SimilarityTask(Task[ScoredPair, float]):
 
     def parse_line(self, line: str) -> Any:
         """Two texts with a tab between, or a JSON list or object of them."""
-        try:
-            return json.loads(line) if line.lstrip()[:1] in ("[", "{") else line.split("\t")
-        except json.JSONDecodeError:
-            return line.split("\t")
+        if line.lstrip()[:1] in ("[", "{"):
+            with contextlib.suppress(json.JSONDecodeError):
+                return json.loads(line)
+        return line.split("\t") if "\t" in line else line
 
     def example_of(self, given: Any, number: int) -> ScoredPair:
         texts = given
