@@ -142,6 +142,11 @@ def encode_all(
         initargs=(str(scratch), options),
     ) as pool:
         try:
+            # Where workers die as they start, Python before 3.11.6 hangs on what was sent to them;
+            # so nothing much is sent before one has answered.
+            with held_back(signal.SIGINT):
+                first = pool.submit(os.getpid)
+            first.result()
             for batch in texts:
                 with held_back(signal.SIGINT):  # workers start here, and inherit it
                     waiting.append(pool.submit(_encode_in_worker, batch))

@@ -544,6 +544,12 @@ def die_at_once(*_: object) -> None:
 
 
 def test_workers_end_with_their_parent() -> None:
-    code = "import os, sys; from minibert.encoding import _end_with; _end_with(int(sys.argv[1]))"
-    child = subprocess.Popen([sys.executable, "-c", code, str(os.getpid() + 1)])  # not its parent
-    assert child.wait(timeout=60) == 1
+    code = "import sys; from minibert.workers import _end_with; _end_with(int(sys.argv[1]))"
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(os.getpid() + 1)],  # not its parent
+        timeout=60,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (child.returncode, child.stderr) == (1, "")
