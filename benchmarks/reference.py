@@ -9,8 +9,9 @@ batch size and learning rate. HF is fp32, as it comes; "HF bf16" and "minibert f
 for with --sides. Every run is a process of its own, and sides take turns seed by seed. A finished
 run is written at once and not done again by the same command. "training" is the loop alone,
 "scoring" from the test examples to their predictions, "whole" all from the files to the figures.
-The learning rate lies between the defaults of the two sides, 5e-5 and 2e-4, at 1e-4; squad and stsb,
-which 1e-4 does not teach in so few steps, have 2e-4. --train-examples and the like change a recipe.
+The learning rate lies between the defaults of the two sides, 5e-5 and 2e-4, at 1e-4. squad, which
+makes few steps, has 2e-4; so has stsb, which neither side learnt at 1e-4. --train-examples and the
+like change a recipe.
 
 FOLDER holds the public sets as sst2/train.tsv, stsb/train.tsv, conll2003/train.txt,
 squad/dev-v1.1.json and so on; CHECKPOINT is any folder in the Hugging Face BERT layout.
