@@ -9,6 +9,7 @@ Shapes: B batch.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -98,10 +99,11 @@ class WritingTask(Task[TextPair, WrittenText]):
 
     # --- what a family says ----------------------------------------------------------------------
 
+    @abstractmethod
     def read_public(self, folder: Path) -> PairSplits:
         """Reads the named set of the family."""
-        raise NotImplementedError
 
+    @abstractmethod
     def figures(
         self, predictions: Sequence[str], references: Sequence[Sequence[str]]
     ) -> dict[str, Any]:
@@ -110,15 +112,14 @@ class WritingTask(Task[TextPair, WrittenText]):
         Raises:
             MissingExtraError: the scorer is not installed.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def text_score(self, prediction: str, references: Sequence[str]) -> float:
         """A figure of one text, 0 to 100, to rank errors by."""
-        raise NotImplementedError
 
+    @abstractmethod
     def trivial(self, text: str) -> str:
         """What a method without a model writes, and `trivial_name` the key of its figures."""
-        raise NotImplementedError
 
     trivial_name: str = ""
 
