@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,7 +190,6 @@ def test_both_stages_and_predictions_on_either_device(
         model = load(tmp_path / "tuned", device=device, precision="fp32")
         shares[device] = [p.probabilities["pos"] for p in model.predict(texts)]
     assert shares["cuda"] == pytest.approx(shares["cpu"], abs=1e-3)
-    shutil.rmtree(tmp_path / "tuned")
 
 
 def test_a_training_curve_is_that_of_padded_rows() -> None:
