@@ -31,7 +31,6 @@ from minibert.world import ALONE, World
 log = logging.getLogger(__name__)
 
 _KEPT = 2
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def save_checkpoint(
@@ -202,9 +201,13 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
 def _restore_moments(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
+    saved: dict[str, dict[str, Tensor]] = {}
+    for path, value in tensors.items():
+        key, name = path.split("/", 1)
+        saved.setdefault(name, {})[key] = value.clone()
     for name, parameter in model.named_parameters():
-        if f"step/{name}" in tensors:
-            state = {key: tensors[f"{key}/{name}"].clone() for key in _MOMENTS}
-            count = state.pop("step").to(parameter.device)
-            parts = {key: part_like(value, parameter) for key, value in state.items()}
-            optimizer.state[parameter] = {"step": count, **parts}
+        if name in saved:
+            optimizer.state[parameter] = {
+                key: part_like(value, parameter) if key != "step" else value.to(parameter.device)
+                for key, value in saved[name].items()
+            }

@@ -4,6 +4,7 @@ Memory of a step, in bytes, for P parameters, N layers, width D, H heads, sequen
 M scored positions and V token ids:
 
     weights 4 P + gradients 4 P + AdamW's two moments 8 P, parted by FSDP, + activations
+    (Muon's matrices have one moment)
 
     activations = 1.4 held + decoder's scores: 4 bytes each in fp32, 2 with bf16 products
     held = N (layer D sum n + score H sum n^2) + outer D sum n + word V D
@@ -67,7 +68,7 @@ class Memory:
         parts = {
             "weights": self.weights,
             "gradients": self.gradients,
-            "AdamW": self.optimizer,
+            "optimiser": self.optimizer,
             "activations": self.activations,
         }
         told = " + ".join(f"{name} {told_bytes(size)}" for name, size in parts.items())

@@ -1,11 +1,18 @@
-"""AdamW's parameter groups, and the learning rate as a pure function of the budget used."""
+"""The optimisers, and the learning rate as a pure function of the budget used."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+# Newton's iteration for the nearest orthogonal matrix, tuned to be steep at 0 (Jordan et al. 2024).
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+_ADAM_RMS = 0.2  # of AdamW's steps, about, in units of the learning rate (Liu et al. 2025, 2.2)
 
 
 def build_optimizer(
@@ -25,6 +32,107 @@ def build_optimizer(
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
+def build_muon(
+    model: nn.Module, learning_rate: float, weight_decay: float, momentum: float = 0.95
+) -> Muon:
+    """Muon for the matrices of the model's layers, AdamW as above for all other parameters.
+
+    Embeddings, heads and the pooler are not hidden matrices and stay with AdamW. Query, key and
+    value are three matrices, though stored as one.
+    """
+    single: list[Tensor] = []
+    threefold: list[Tensor] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and ".layers." in f".{name}":
+            (threefold if name.endswith(".qkv") else single).append(module.weight)
+    taken = {id(parameter) for parameter in single + threefold}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    adamw = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    matrices = [{"params": single, "parts": 1}, {"params": threefold, "parts": 3}]
+    return Muon(matrices, adamw, learning_rate, weight_decay, momentum)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose steps are made orthogonal, for matrices; AdamW for what is none.
+
+    Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks": a matrix steps
+    along U V^T where its Nesterov momentum is U S V^T, so every direction moves alike. The step is
+    scaled by 0.2 sqrt(max(rows, columns)), as large as AdamW's steps are, so that one learning
+    rate suits both (Liu et al. 2025, "Muon is scalable for LLM training", 2.2).
+
+    Args:
+        matrices: groups of weights (rows, columns), with "parts": how many matrices of equally
+            many rows stand in one weight.
+        others: AdamW's groups.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[dict[str, Any]],
+        others: list[dict[str, Any]],
+        learning_rate: float,
+        weight_decay: float,
+        momentum: float,
+    ) -> None:
+        defaults = {"lr": learning_rate, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__(matrices, defaults)
+        self._matrices = list(self.param_groups)
+        self._adamw = torch.optim.AdamW(
+            others, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True
+        )
+        self._adamw.state = self.state
+        self.param_groups += self._adamw.param_groups  # the same objects: a rate set here holds
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        assert closure is None
+        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor, dict[str, Any]]]] = {}
+        for group in self._matrices:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    step = self._momentum(weight, group["momentum"])
+                    rows = weight.shape[0] // group["parts"]
+                    step = step.view(-1, rows, weight.shape[1])  # (parts, rows, columns)
+                    alike.setdefault(step.shape[1:], []).append((weight, step, group))
+        for shape, found in alike.items():
+            steps = orthogonalised(torch.cat([step for _, step, _ in found]))
+            sizes = [len(step) for _, step, _ in found]
+            scale = _ADAM_RMS * max(shape) ** 0.5
+            for (weight, _, group), part in zip(found, steps.split(sizes), strict=True):
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(part.view_as(weight), alpha=-group["lr"] * scale)
+        self._adamw.step()
+
+    def _momentum(self, weight: Tensor, momentum: float) -> Tensor:
+        """The running mean of gradients, looked at one step ahead (Nesterov)."""
+        assert weight.grad is not None
+        mean = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+        mean.lerp_(weight.grad, 1 - momentum)
+        return weight.grad.lerp(mean, momentum)
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """About U V^T of each matrix U S V^T: singular values between 0.7 and 1.2 instead of S.
+
+    Five Newton-Schulz iterations in bf16, which is exact enough (Jordan et al. 2024).
+
+    Args:
+        matrices: (N, rows, columns).
+    """
+    a, b, c = _NEWTON_SCHULZ
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    for _ in range(_ITERATIONS):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return (x if wide else x.mT).to(matrices.dtype)
 
 
 def warmup_linear_decay(done: float, warmup_ratio: float) -> float:

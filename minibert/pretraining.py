@@ -41,7 +41,7 @@ from minibert.heads import BertForPreTraining
 from minibert.initialisation import neighbour_attention, unigram_bias
 from minibert.losses import next_sentence_loss
 from minibert.machine import num_cpus
-from minibert.optim import Budget, build_optimizer
+from minibert.optim import Budget, build_muon, build_optimizer
 from minibert.run_folder import RunFolder
 from minibert.runs import (
     RunResult,
@@ -416,7 +416,9 @@ def _pretrain_in(
         model,
         data,
         pretraining_terms,
-        build_optimizer(model, rate, settings.weight_decay),
+        (build_muon if settings.optimizer == "muon" else build_optimizer)(
+            model, rate, settings.weight_decay
+        ),
         loop_settings(settings, rate, budget),
         runtime,
         folder,

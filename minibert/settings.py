@@ -245,6 +245,11 @@ class PretrainSettings(RunSettings):
         "default neighbours",
         choices=("neighbours", "reference"),
     )
+    optimizer: str = setting(
+        "adamw",
+        "adamw, or muon for the layers' matrices and adamw for the rest",
+        choices=("adamw", "muon"),
+    )
     eval_examples: int = setting(2048, "held-out sequences scored at the end, at most")
 
     def faults(self) -> list[str]:
@@ -255,6 +260,8 @@ class PretrainSettings(RunSettings):
             found.append(f"--mask-prob is {self.mask_prob}, must be between 0 and 1")
         if self.vocab_size is not None and not 10 <= self.vocab_size <= 1 << 24:
             found.append(f"--vocab-size is {self.vocab_size}, must be 10 to {1 << 24}")
+        if self.optimizer == "muon" and self.shard:
+            found.append("--optimizer muon needs whole matrices, which --shard parts; give one")
         if self.eval_examples < 1:
             found.append(f"--eval-examples is {self.eval_examples}, must be at least 1")
         reused = [n for n in ("model", "tokenizer") if getattr(self, n)]

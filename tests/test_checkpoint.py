@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from minibert.corpus import ReaderOptions
 from minibert.errors import Interrupted
 from minibert.examples import ExampleBuilder, ExampleOptions, ExampleStream, split_documents
 from minibert.heads import BertForPreTraining
-from minibert.optim import Budget, build_optimizer
+from minibert.optim import Budget, build_muon, build_optimizer
 from minibert.pretraining import PretrainingData, pretraining_terms
 from minibert.run_folder import RunFolder, read_metrics
 from minibert.store import open_store
@@ -50,7 +51,13 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> ExampleBuilder:
     return ExampleBuilder(store, tokenizer, documents, ExampleOptions(max_seq_length=24))
 
 
-def bert_loop(builder: ExampleBuilder, folder: RunFolder, budget: Budget, init_seed: int) -> Loop:
+def bert_loop(
+    builder: ExampleBuilder,
+    folder: RunFolder,
+    budget: Budget,
+    init_seed: int,
+    optimizer: Callable[..., torch.optim.Optimizer] = build_optimizer,
+) -> Loop:
     """A loop with dropout, whose log window (3) and evaluations (4) do not meet step 5."""
     torch.manual_seed(init_seed)
     model = BertForPreTraining(
@@ -67,7 +74,7 @@ def bert_loop(builder: ExampleBuilder, folder: RunFolder, budget: Budget, init_s
         model,
         PretrainingData(ExampleStream(builder, 3), 8, 4),
         pretraining_terms,
-        build_optimizer(model, 1e-3, 0.01),
+        optimizer(model, 1e-3, 0.01),
         LoopSettings(1e-3, budget, log_every=3, eval_every=4),
         CPU,
         folder,
@@ -93,22 +100,28 @@ def stop_at(loop: Loop, step: int) -> None:
     loop.optimizer.register_step_pre_hook(ask)
 
 
+@pytest.mark.parametrize("optimizer", [build_optimizer, build_muon])
 @pytest.mark.parametrize("kind", ["steps", "epochs"])
-def test_ten_steps_equal_five_and_five(builder: ExampleBuilder, tmp_path: Path, kind: str) -> None:
+def test_ten_steps_equal_five_and_five(
+    builder: ExampleBuilder,
+    tmp_path: Path,
+    kind: str,
+    optimizer: Callable[..., torch.optim.Optimizer],
+) -> None:
     budget = Budget(max_steps=10)
     if kind == "epochs":
         stream = ExampleStream(builder, 3)
         budget = Budget(epochs=10 * 8 / len(stream.current_block()))
     with RunFolder(tmp_path / "whole") as folder:
-        whole = bert_loop(builder, folder, budget, init_seed=0)
+        whole = bert_loop(builder, folder, budget, init_seed=0, optimizer=optimizer)
         state = fit(whole)
     assert state.step == 10
     with RunFolder(tmp_path / "parted") as folder:
-        first = bert_loop(builder, folder, budget, init_seed=0)
+        first = bert_loop(builder, folder, budget, init_seed=0, optimizer=optimizer)
         stop_at(first, 5)
         with pytest.raises(Interrupted):
             fit(first)
-        second = bert_loop(builder, folder, budget, init_seed=77)
+        second = bert_loop(builder, folder, budget, init_seed=77, optimizer=optimizer)
         assert not same_tensors(weights_of(first.model), weights_of(second.model))
         resumed = fit(second, resume=True)
     rows = read_metrics(tmp_path / "whole")

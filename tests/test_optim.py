@@ -11,7 +11,13 @@ from torch import nn
 from minibert.config import BertConfig
 from minibert.heads import BertForPreTraining, BertForSequenceClassification
 from minibert.model import BertModel
-from minibert.optim import Budget, build_optimizer, warmup_linear_decay
+from minibert.optim import (
+    Budget,
+    build_muon,
+    build_optimizer,
+    orthogonalised,
+    warmup_linear_decay,
+)
 
 MODELS = [BertModel, BertForPreTraining, BertForSequenceClassification]
 
@@ -69,6 +75,62 @@ def test_frozen_parameters_are_left_out(tiny_config: BertConfig) -> None:
     groups = build_optimizer(model, 1e-3, 0.01).param_groups
     held = {id(p) for group in groups for p in group["params"]}
     assert held == {id(p) for p in model.classifier.parameters()}
+
+
+@pytest.mark.parametrize("shape", [(5, 24, 24), (3, 16, 48), (3, 48, 16)])
+def test_orthogonalised_keeps_directions_and_levels_their_sizes(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    u, s, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    s = s.clamp(min=0.3)
+    found = orthogonalised(u @ s.diag_embed() @ v)
+    inside = u.mT @ found @ v.mT  # diagonal, if the directions are the same
+    sizes = inside.diagonal(dim1=1, dim2=2)
+    assert float(sizes.min()) > 0.6 and float(sizes.max()) < 1.3
+    assert float((inside - sizes.diag_embed()).abs().max()) < 0.05  # bf16
+
+
+def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(tiny_config: BertConfig) -> None:
+    model = BertForPreTraining(tiny_config)
+    optimizer = build_muon(model, 1e-3, 0.01)
+    held = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
+    assert held == Counter(id(p) for p in model.parameters())
+    parts = {id(p): g.get("parts") for g in optimizer.param_groups for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        matrix = ".layers." in name and parameter.ndim == 2
+        assert parts[id(parameter)] == ((3 if ".qkv." in name else 1) if matrix else None), name
+
+
+def test_a_step_of_muon_is_momentum_made_orthogonal(tiny_config: BertConfig) -> None:
+    model = BertForPreTraining(tiny_config)
+    optimizer = build_muon(model, learning_rate=0.1, weight_decay=0.5, momentum=0.5)
+    qkv = model.bert.layers[0].attention.qkv.weight
+    width = tiny_config.hidden_size
+    mean = torch.zeros_like(qkv)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        gradient, before = torch.randn(qkv.shape), qkv.detach().clone()
+        optimizer.zero_grad()
+        qkv.grad = gradient.clone()
+        optimizer.step()
+        mean = 0.5 * mean + 0.5 * gradient
+        ahead = 0.5 * gradient + 0.5 * mean
+        # Query, key and value each; 0.2 sqrt(max(rows, columns)) makes the step AdamW's size.
+        steps = torch.cat([orthogonalised(part[None])[0] for part in ahead.split(width)])
+        expected = before * (1 - 0.1 * 0.5) - 0.1 * 0.2 * width**0.5 * steps
+        torch.testing.assert_close(qkv.detach(), expected, rtol=0, atol=2e-3)
+
+
+def test_a_rate_set_on_the_groups_is_the_rate_of_both_parts(tiny_config: BertConfig) -> None:
+    model = BertForPreTraining(tiny_config)
+    optimizer = build_muon(model, learning_rate=0.1, weight_decay=0.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
 
 
 @pytest.mark.parametrize(
