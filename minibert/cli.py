@@ -23,7 +23,13 @@ from minibert.download import SOURCES
 from minibert.errors import InputError, Interrupted, MissingExtraError, did_you_mean
 from minibert.files import read_json
 from minibert.machine import launched
-from minibert.settings import FinetuneSettings, PretrainSettings, RunSettings
+from minibert.settings import (
+    PRETRAINING_RECIPES,
+    FinetuneSettings,
+    PretrainSettings,
+    RunSettings,
+    recipe,
+)
 from minibert.version import __version__
 
 
@@ -97,11 +103,13 @@ def _number_or_word(text: str) -> int | str:
 
 
 def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSettings:
-    """Defaults < the --config file < flags.
+    """Defaults < the --recipe < the --config file < flags.
 
     Raises:
-        InputError: an unknown key in the file, or a value that cannot be used.
+        InputError: an unknown recipe or key in the file, or a value that cannot be used.
     """
+    values = dict(values)
+    named = recipe(values.pop("recipe")) if "recipe" in values else {}
     given: dict[str, Any] = {}
     if "config" in values:
         path = Path(values.pop("config"))
@@ -111,7 +119,7 @@ def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSet
         if budgets & values.keys():  # a flag replaces the file's budget, whichever kind it is
             given = {k: v for k, v in given.items() if k not in budgets}
         settings.from_dict({**dataclasses.asdict(_blank(settings)), **given}, str(path))
-    return settings.from_dict({**given, **values})
+    return settings.from_dict({**named, **given, **values})
 
 
 def _of_earlier_run(run: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -257,6 +265,12 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     ):
         made[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         add_settings(made[name], settings)
+    made["pretrain"].add_argument(
+        "--recipe",
+        choices=tuple(PRETRAINING_RECIPES),
+        default=argparse.SUPPRESS,
+        help="settings that go together; --config and flags come before them",
+    )
     predict = command("predict", "answers of a fine-tuned model, as JSON lines")
     predict.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
     predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts, or - for standard input")

@@ -64,7 +64,7 @@ from minibert.runs import (
     wrapped,
 )
 from minibert.runtime import Runtime
-from minibert.settings import DEFAULT_PRESET, PretrainSettings
+from minibert.settings import DEFAULT_PRESET, PretrainSettings, recipe
 from minibert.store import TokenStore, open_store
 from minibert.tokenizer import VOCAB_RULE, WordPiece, default_vocab_size
 from minibert.train import Batch, Loop, StepData, Term
@@ -316,7 +316,8 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
     """Pretrains a BERT on raw text and writes a run folder.
 
     Args:
-        settings: or its fields by name, as in `pretrain(corpus=["data/wiki.txt"])`.
+        settings: or its fields by name, as in `pretrain(corpus=["data/wiki.txt"])`; and
+            `recipe="small-budget"` for settings that go together.
 
     Returns:
         The folder, the figures of results.json, and the model in eval mode.
@@ -328,6 +329,8 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
     started = time.perf_counter()
     if isinstance(values.get("corpus"), (str, Path)):
         values["corpus"] = [str(values["corpus"])]
+    if "recipe" in values:
+        values = {**recipe(values.pop("recipe")), **values}
     settings = settings or PretrainSettings.from_dict(values, "pretrain")
     files = corpus.find_files(settings.corpus)
     files, num_empty = corpus.readable_files(files)  # before anything is made

@@ -38,6 +38,33 @@ _POSITIVE = (
 
 
 DEFAULT_PRESET = "mini"
+# Settings by name that go together, as a --config file's do; docs/pretraining.md measures them.
+PRETRAINING_RECIPES: dict[str, dict[str, Any]] = {
+    "small-budget": {
+        "optimizer": "muon",
+        "learning_rate": 2e-3,
+        "warmup_ratio": 0.05,
+        "dropout": 0.0,
+        "nsp": "none",
+        "max_seq_length": 256,
+        "batch_size": 32,
+    }
+}
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The settings of a recipe, by field name.
+
+    Example:
+        pretrain(**{**recipe("small-budget"), "corpus": ["my.txt"], "epochs": 1.0})
+
+    Raises:
+        InputError: unknown name; the nearest one is offered.
+    """
+    if name not in PRETRAINING_RECIPES:
+        tail = did_you_mean(name, PRETRAINING_RECIPES)
+        raise InputError(f"--recipe {name!r} is unknown{tail}")
+    return dict(PRETRAINING_RECIPES[name])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from minibert import checkpoint, cli, finetuning, pretraining
 from minibert.cli import main
 from minibert.errors import InputError
 from minibert.run_folder import read_metrics
-from minibert.settings import FinetuneSettings, PretrainSettings
+from minibert.settings import FinetuneSettings, PretrainSettings, recipe
 
 TINY = [
     *("--max-seq-length", "32", "--batch-size", "8", "--max-steps", "3", "--log-every", "1"),
@@ -146,6 +146,8 @@ BAD_PRETRAINING = {
     "wrong type": ("--config W/type.json", ["batch_size is '8'", "int"]),
     "truth as text": ("--config W/truth.json", ["compile is 'False'", "bool"]),
     "broken config": ("--config W/broken.json", ["broken.json is not valid JSON"]),
+    "unknown recipe": ("--recipe small-budge", ["--recipe", "small-budge"]),
+    "muon in parts": ("--optimizer muon --shard", ["--optimizer muon", "--shard"]),
     "missing config": ("--config W/none.json", ["none.json does not exist"]),
     "folder as config": ("--config W/folder", ["folder"]),
     "two budgets": ("--epochs 1", ["--max-steps and --epochs", "give one"]),
@@ -574,6 +576,30 @@ def test_a_finetuning_folder_holds_what_the_contract_lists(world: Path) -> None:
     assert config["id2label"] == {"0": "neg", "1": "pos"}
     assert config["label2id"] == {"neg": 0, "pos": 1}
     assert config["problem_type"] == "single_label_classification"
+
+
+def test_a_recipe_stands_between_the_defaults_and_what_is_given(
+    world: Path, tmp_path: Path
+) -> None:
+    parts = recipe("small-budget")
+    (tmp_path / "own.json").write_text('{"learning_rate": 0.5, "batch_size": 7}')
+    given = {"recipe": "small-budget", "config": str(tmp_path / "own.json"), "batch_size": 9}
+    found = cli.settings_from({**given, "corpus": ["-"]}, PretrainSettings).to_dict()
+    plain = PretrainSettings(corpus=["-"]).to_dict()
+    assert (found["learning_rate"], found["batch_size"]) == (0.5, 9)
+    for name, value in plain.items():
+        if name not in ("learning_rate", "batch_size"):
+            assert found[name] == parts.get(name, value), name
+    flags = ["--output", tmp_path / "run", "--recipe", "small-budget"]
+    assert main(pretrain_line(world, *flags)) == 0
+    run = json.loads((tmp_path / "run/run.json").read_text())["settings"]
+    assert (run["optimizer"], run["nsp"]) == ("muon", "none")
+    in_notebook = {"recipe": "small-budget", "output": str(tmp_path / "notebook")}
+    written = {k: v for k, v in run.items() if k not in ("output", *parts)}
+    found = {k: v for k, v in run.items() if k in ("batch_size", "max_seq_length")}
+    minibert.pretrain(**written, **found, **in_notebook)
+    again = json.loads((tmp_path / "notebook/run.json").read_text())["settings"]
+    assert {**again, "output": run["output"]} == run
 
 
 def test_the_settings_in_run_json_start_the_same_run_again(
