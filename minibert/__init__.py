@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from minibert.evaluation import evaluate
     from minibert.finetuning import finetune
     from minibert.heads import BertForPreTraining, BertForSequenceClassification
+    from minibert.masked import load_masked_lm
     from minibert.model import BertModel
     from minibert.predict import load, load_embedder
     from minibert.pretraining import pretrain
@@ -41,6 +42,7 @@ _HOMES = {
     "finetune": "finetuning",
     "load": "predict",
     "load_embedder": "predict",
+    "load_masked_lm": "masked",
     "preset": "config",
     "pretrain": "pretraining",
     "search": "retrieval",
@@ -60,6 +62,7 @@ __all__ = [
     "finetune",
     "load",
     "load_embedder",
+    "load_masked_lm",
     "preset",
     "pretrain",
     "search",

@@ -154,6 +154,21 @@ def _finetune(values: dict[str, Any]) -> None:
 
 
 def _predict(values: dict[str, Any]) -> None:
+    texts = _texts_of(values, "predict")
+    from minibert.predict import load
+
+    predictor = load(values["folder"], values["device"], values["precision"])
+    given = [predictor.task.parse_line(text) for text in texts]
+    for found in predictor.predict(given, values["batch_size"]):
+        _print_row(found if isinstance(found, dict) else dataclasses.asdict(found))
+
+
+def _texts_of(values: dict[str, Any], verb: str) -> list[str]:
+    """Texts as typed, or the lines of --input or of standard input.
+
+    Raises:
+        InputError: there are none, or they cannot be read.
+    """
     texts = _typed(values["texts"])
     if values["input"] is not None:
         if texts:
@@ -167,13 +182,64 @@ def _predict(values: dict[str, Any]) -> None:
             raise InputError(f"--input {path}: byte {error.start} is not UTF-8") from None
         texts = _lines(content)
     if not texts:
-        raise InputError("nothing to predict; give TEXT, --input FILE, or - for standard input")
-    from minibert.predict import load
+        raise InputError(f"nothing to {verb}; give TEXT, --input FILE, or - for standard input")
+    return texts
 
-    predictor = load(values["folder"], values["device"], values["precision"])
-    given = [predictor.task.parse_line(text) for text in texts]
-    for found in predictor.predict(given, values["batch_size"]):
-        _print_row(found if isinstance(found, dict) else dataclasses.asdict(found))
+
+def _fill_mask(values: dict[str, Any]) -> None:
+    texts = _texts_of(values, "fill")
+    if values["top"] < 1:
+        raise InputError(f"--top is {values['top']}, must be above 0")
+    model = _masked_lm(values)
+    for found in model.fill_mask(texts, values["top"], values["batch_size"]):
+        if values["json"] or not sys.stdout.isatty():
+            _print_row(_rounded(dataclasses.asdict(found)))
+            continue
+        print(_printable(found.text))
+        for number, candidates in enumerate(found.masks, 1):
+            if len(found.masks) > 1:
+                print(f"  [MASK] {number}")
+            for candidate in candidates:
+                print(_printable(f"  {candidate.probability:7.2%}  {candidate.token}"))
+
+
+def _score(values: dict[str, Any]) -> None:
+    texts = _texts_of(values, "score")
+    model = _masked_lm(values)
+    pll, tokens, characters = 0.0, 0, 0
+    for found in model.iter_scores(texts, values["within_word"], values["batch_size"]):
+        row = dataclasses.asdict(found)
+        pieces = {name: row.pop(name) for name in ("pieces", "log_probs")}
+        _print_row(_rounded(row | pieces if values["per_token"] else row))
+        pll, tokens = pll + found.pll, tokens + found.tokens
+        characters += len(found.sentence.strip())
+    if len(texts) > 1:
+        from minibert.masked import figures_of
+        from minibert.runs import log_line
+
+        figures = figures_of(pll, tokens, characters).items()
+        told = ", ".join(f"{name} {value:,.4f}" for name, value in figures)
+        log_line("all", f"{len(texts):,} sentences, {tokens:,} tokens, {told}")
+
+
+def _masked_lm(values: dict[str, Any]) -> Any:
+    """The pretrained model that a command names, or else that of fine-tuning; printed."""
+    from minibert.finetuning import choose_model
+    from minibert.masked import load_masked_lm
+
+    blank = _blank(FinetuneSettings)
+    assert isinstance(blank, FinetuneSettings)
+    folder = choose_model(dataclasses.replace(blank, model=values["model"]))
+    return load_masked_lm(folder, values["device"], values["precision"])
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers in an object to six digits, which is what float32 is good for."""
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _typed(words: list[str]) -> list[str]:
@@ -191,6 +257,12 @@ def _typed(words: list[str]) -> list[str]:
         return _lines(sys.stdin.buffer.read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"standard input: byte {error.start} is not UTF-8") from None
+
+
+def _printable(text: str) -> str:
+    """A text with escapes for what the terminal's encoding lacks."""
+    encoding = sys.stdout.encoding or "ascii"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _print_row(row: dict[str, Any]) -> None:
@@ -291,14 +363,35 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     search.add_argument("--input", metavar="FILE", required=True, help="one sentence a line")
     search.add_argument("--top", type=int, default=5, help="sentences per query")
     search.add_argument("--cache-dir", metavar="DIR", help="where the file's index is kept")
-    for made_here in (predict, evaluate, search):
+    fill = command("fill-mask", "the likeliest words for every [MASK] of a text")
+    score = command("score", "pseudo-log-likelihoods of sentences, as JSON lines")
+    for made_here in (fill, score):
+        made_here.add_argument(
+            "texts", nargs="*", metavar="TEXT", help="texts, or - for standard input"
+        )
+        made_here.add_argument(
+            "--model", metavar="FOLDER", help="a pretrained model; default: that of finetune"
+        )
+        made_here.add_argument(
+            "--input", metavar="FILE", help="one text a line, blank ones left out"
+        )
+    fill.add_argument("--top", type=int, default=5, help="words per mask")
+    fill.add_argument("--json", action="store_true", help="JSON lines on a terminal, too")
+    score.add_argument(
+        "--within-word", action="store_true", help="mask the later pieces of a token's word, too"
+    )
+    score.add_argument(
+        "--per-token", action="store_true", help="the tokens and their log_probs, too"
+    )
+    for made_here in (predict, evaluate, search, fill, score):
         made_here.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
         made_here.add_argument(
             "--precision",
             choices=("auto", "fp32", "bf16", "int8"),
             help="of matrix products; default: that of the run; int8: quantised, on a CPU",
         )
-        made_here.add_argument("--batch-size", type=int, default=32, help="texts per forward")
+        rows = "copies of sentences" if made_here is score else "texts"
+        made_here.add_argument("--batch-size", type=int, default=32, help=f"{rows} per forward")
     download = command("download", "fetch a public data set, resumably")
     download.add_argument("name", metavar="NAME", help=", ".join(SOURCES))
     download.add_argument("--directory", default="data/downloads", help="where it is unpacked")
@@ -311,6 +404,8 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "predict": _predict,
     "evaluate": _evaluate,
     "search": _search,
+    "fill-mask": _fill_mask,
+    "score": _score,
     "download": _download,
 }
 
@@ -385,7 +480,7 @@ def _run(argv: list[str]) -> int:
             raise InputError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], commands)}")
         parser.parse_args(argv)
         return 0
-    if command in ("predict", "evaluate", "search", "download"):
+    if command in ("predict", "evaluate", "search", "fill-mask", "score", "download"):
         values.pop("debug", None)
     if values.get("batch_size", 1) < 1:
         raise InputError(f"--batch-size is {values['batch_size']}, must be above 0")

@@ -14,7 +14,7 @@ from minibert.files import read_json
 from minibert.quantised import quantise_linears
 from minibert.run_folder import RunFolder
 from minibert.runs import check_vocabulary, open_model_folder
-from minibert.runtime import start_runtime
+from minibert.runtime import Runtime, start_runtime
 from minibert.settings import FinetuneSettings
 from minibert.tasks import FAMILIES, TASKS, find_task
 from minibert.tasks.base import Predictor, Task
@@ -40,7 +40,7 @@ def load(folder: str | Path, device: str = "auto", precision: str | None = None)
             not for this device.
     """
     path = open_model_folder(str(folder))
-    run = _run_of(path)
+    run = run_of(path)
     task = _task_of(run, BertConfig.from_pretrained(path), path)
     return _opened(path, task, run, device, precision)
 
@@ -63,7 +63,7 @@ def load_embedder(
         InputError: no model there, or a precision that is unknown or not for this device.
     """
     path = open_model_folder(str(folder))
-    run = _run_of(path)
+    run = run_of(path)
     config = BertConfig.from_pretrained(path)
     task = _task_of(run, config, path)
     similarity = find_task("similarity")
@@ -73,7 +73,7 @@ def load_embedder(
     return _opened(path, task, run, device, precision)
 
 
-def _run_of(path: Path) -> dict[str, Any]:
+def run_of(path: Path) -> dict[str, Any]:
     """The run.json of a folder; a folder of others has none."""
     return RunFolder(path).read_run() if (path / "run.json").is_file() else {}
 
@@ -90,8 +90,6 @@ def _opened(
     path: Path, task: Task[Any, Any], run: dict[str, Any], device: str, precision: str | None
 ) -> Predictor:
     """A model folder as what predicts a task."""
-    if precision not in (None, *PRECISIONS):
-        raise InputError(f"precision is {precision!r}; expected {', '.join(PRECISIONS)}")
     config = BertConfig.from_pretrained(path)
     model = task.model_class.from_pretrained(path)
     if any(name.startswith(task.head) for name in model.load_report.newly_initialised):
@@ -103,6 +101,23 @@ def _opened(
     tokenizer = WordPiece.from_pretrained(path)
     check_vocabulary(tokenizer, config)
     task.restore(path, config, tokenizer)
+    runtime = place_for_prediction(model, run, device, precision)
+    return task.predictor(model, runtime)
+
+
+def place_for_prediction(
+    model: Any, run: dict[str, Any], device: str, precision: str | None
+) -> Runtime:
+    """Brings a model with a `bert` to its device, quantised for "int8"; what it then runs on.
+
+    Args:
+        run: the run.json, whose precision is taken where None is given.
+
+    Raises:
+        InputError: a device that is not there; a precision that is unknown or not for it.
+    """
+    if precision not in (None, *PRECISIONS):
+        raise InputError(f"precision is {precision!r}; expected {', '.join(PRECISIONS)}")
     precision = precision or run.get("resolved", {}).get("precision", "fp32")
     is_int8 = precision == "int8"
     runtime = start_runtime(device, "auto" if is_int8 else precision, deterministic=False)
@@ -114,7 +129,8 @@ def _opened(
         quantise_linears(model.bert.layers)
         if runtime.precision == "bf16":  # a twentieth faster than autocast's casts
             model.bert.to(torch.bfloat16)
-    return task.predictor(model.to(runtime.device), runtime)
+    model.to(runtime.device)
+    return runtime
 
 
 def _task_of(run: dict[str, Any], config: BertConfig, path: Path) -> Task[Any, Any]:

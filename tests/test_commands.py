@@ -370,7 +370,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["pretrain", "finetune", "predict", "evaluate", "download"])
+@pytest.mark.parametrize("command", list(cli._COMMANDS))
 def test_help_of_every_command_ends_with_0(
     capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
@@ -425,7 +425,7 @@ def test_any_arguments_end_with_0_or_2_and_without_a_trace(
 ) -> None:
     monkeypatch.setattr(pretraining, "pretrain", lambda settings: None)
     monkeypatch.setattr(finetuning, "finetune", lambda settings: None)
-    for name in ("predict", "evaluate", "download"):
+    for name in cli._COMMANDS.keys() - {"pretrain", "finetune"}:
         monkeypatch.setitem(cli._COMMANDS, name, lambda values: None)
     capsys.readouterr()
     status = main([command, *flags])

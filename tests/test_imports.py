@@ -39,7 +39,7 @@ LAYERS = [
         *("tasks.scored", "tasks.similarity"),
         *("tasks.writing", "tasks.translation", "tasks.summarization"),
     },
-    {"predict", "evaluation", "retrieval"},
+    {"predict", "evaluation", "retrieval", "masked"},
     {"cli", "__main__"},
 ]
 # The network, the text and the loop stand side by side; what they may borrow is named here.
