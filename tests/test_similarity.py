@@ -126,8 +126,8 @@ def test_what_is_odd_is_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "wanted"),
     [
-        ({"class_weights": "balanced"}, "similarity has numbers"),
-        ({"label_smoothing": 0.1}, "similarity has numbers"),
+        ({"class_weights": "balanced"}, "--class-weights has no use in "),
+        ({"label_smoothing": 0.1}, "--label-smoothing has no use in "),
         ({"mode": "bi-encoder", "truncation": "windows"}, "head, tail or head"),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import shutil
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +23,8 @@ from minibert.files import bundled_data
 from minibert.heads import BertForSequenceClassification
 from minibert.runs import training_seconds
 from minibert.settings import FinetuneSettings
-from minibert.tasks import TASKS, find_task
-from minibert.tasks.base import Source
+from minibert.tasks import FAMILIES, TASKS, find_task
+from minibert.tasks.base import FAMILY_SETTINGS, Source, Task
 from minibert.tasks.batches import Feature, TaskData, infer, pad
 from minibert.tasks.classification import (
     ClassificationTask,
@@ -42,6 +44,31 @@ CLASSES = ("neg", "pos")
 
 def find_imdb_data(data: str | None) -> Source:
     return ClassificationTask(FinetuneSettings(task="imdb", data=data)).find_data()
+
+
+# --- settings of some families --------------------------------------------------------------------
+
+GIVEN: dict[str, Any] = {"class_weights": "balanced", "mode": "bi-encoder", "length_penalty": 0.1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_setting_that_a_family_does_not_read_is_refused(family: type[Task[Any, Any]]) -> None:
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(FinetuneSettings)}
+    for name in FAMILY_SETTINGS:
+        number = 0.1 if "float" in kinds[name] else 3
+        value = GIVEN.get(name, "x" if "str" in kinds[name] else number)
+        needed = {name.replace("target_data", "data"): "x"} if "target_data" in name else {}
+        needed["data"] = "x"
+        settings = FinetuneSettings(**{"task": family.names[-1], **needed, name: value})
+        if name in family.uses:
+            family(settings)
+        else:
+            with pytest.raises(InputError, match=f"--{name.replace('_', '-')} has no use in"):
+                family(settings)
+
+
+def test_every_setting_of_some_families_is_used_by_one() -> None:
+    assert set().union(*(f.uses for f in FAMILIES)) == FAMILY_SETTINGS
 
 
 # --- the reader -----------------------------------------------------------------------------------

@@ -44,6 +44,17 @@ from minibert.train import Batch, StepData, Term
 E = TypeVar("E")  # an example: a NamedTuple, or whatever else has an `id` and a faithful repr
 P = TypeVar("P")  # a prediction
 
+# What some families read and others do not.
+FAMILY_SETTINGS = frozenset(
+    {
+        *("text_column", "text_pair_column", "label_column", "label_separator", "doc_stride"),
+        *("class_weights", "label_smoothing", "mode", "source_language", "target_language"),
+        *("target_column", "target_data", "dev_target_data", "test_target_data"),
+        *("target_vocab_size", "max_target_length", "decoder_layers", "num_beams"),
+        *("length_penalty", "no_repeat_ngram"),
+    }
+)
+
 
 class Source(NamedTuple):
     """Where a run's data lies, and the line that says so. is_sample: it is the bundled one."""
@@ -91,7 +102,7 @@ class Task(ABC, Generic[E, P]):
         learning_rate, epochs: where the settings name none.
         places: where the public set is looked for when there is no `--data`.
         sample: the bundled sample, a name below `data/`.
-        unused: settings that the family has no use for; to give one is an error.
+        uses: those of `FAMILY_SETTINGS` that the family reads; to give another is an error.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -103,13 +114,14 @@ class Task(ABC, Generic[E, P]):
     epochs: float = 3.0
     places: tuple[str, ...] = ()
     sample: str | None = None
-    unused: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ()
     tokenizer: WordPiece
 
     def __init__(self, settings: FinetuneSettings) -> None:
         self.settings, self.name = settings, settings.task
         for field in dataclasses.fields(settings):
-            if field.name in self.unused and getattr(settings, field.name) != field.default:
+            is_idle = field.name in FAMILY_SETTINGS and field.name not in self.uses
+            if is_idle and getattr(settings, field.name) != field.default:
                 raise InputError(f"{flag(field.name)} has no use in {self.name}")
 
     @classmethod

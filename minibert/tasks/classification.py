@@ -82,7 +82,10 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
 
     names = (*PUBLIC, "classification")
     model_class = BertForSequenceClassification
-    unused = ("doc_stride",)
+    uses = (
+        *("text_column", "text_pair_column", "label_column", "label_separator"),
+        *("class_weights", "label_smoothing"),
+    )
     selectable: tuple[str, ...] = ("accuracy", "f1", "matthews")
 
     def __init__(self, settings: FinetuneSettings) -> None:

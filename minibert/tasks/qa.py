@@ -99,10 +99,7 @@ class QATask(Task[Question, Reply]):
     head = ("qa_outputs.",)
     metric = "f1"
     selectable: tuple[str, ...] = ("f1", "exact_match")
-    unused = (
-        *("text_column", "text_pair_column", "label_column", "label_separator"),
-        *("class_weights", "label_smoothing"),
-    )
+    uses = ("doc_stride",)
 
     def __init__(self, settings: FinetuneSettings) -> None:
         super().__init__(settings)

@@ -72,6 +72,7 @@ class SimilarityTask(Task[ScoredPair, float]):
     """
 
     names = ("stsb", "similarity")
+    uses = ("text_column", "text_pair_column", "label_column", "mode")
     model_class = BertForSequenceClassification
     metric, selectable = "spearman", ("spearman", "pearson")
     epochs = 4.0
@@ -124,11 +125,6 @@ class SimilarityTask(Task[ScoredPair, float]):
 
     def _check_settings(self) -> None:
         s = self.settings
-        if s.class_weights != "none" or s.label_smoothing or s.label_separator:
-            raise InputError(
-                "--class-weights, --label-smoothing and --label-separator are for classes; "
-                "similarity has numbers"
-            )
         if self.is_bi and s.truncation == "windows":
             raise InputError(
                 "--truncation windows is for --mode cross-encoder; a bi-encoder has one vector a "

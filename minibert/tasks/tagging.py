@@ -87,7 +87,7 @@ class TaggingTask(Task[Sentence, Tagged]):
     model_class = BertForTokenClassification
     metric = "f1"
     selectable: tuple[str, ...] = ("f1", "precision", "recall", "accuracy")
-    unused = ("text_pair_column", "label_separator", "doc_stride")
+    uses = ("text_column", "label_column", "class_weights", "label_smoothing")
 
     def __init__(self, settings: FinetuneSettings) -> None:
         super().__init__(settings)

@@ -22,6 +22,7 @@ class TranslationTask(WritingTask):
     """
 
     names = ("multi30k", "translation")
+    uses = (*WritingTask.uses, "source_language", "target_language")
     selectable = ("token_accuracy", "bleu", "chrf")
     trivial_name = "copy"
 

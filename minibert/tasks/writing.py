@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -92,6 +92,12 @@ class WritingTask(Task[TextPair, WrittenText]):
 
     model_class = BertForConditionalGeneration
     head = ("decoder.",)
+    uses: ClassVar[tuple[str, ...]] = (
+        *("text_column", "label_column", "label_smoothing"),
+        *("target_column", "target_data", "dev_target_data", "test_target_data"),
+        *("target_vocab_size", "max_target_length", "decoder_layers"),
+        *("num_beams", "length_penalty", "no_repeat_ngram"),
+    )
     metric = "token_accuracy"
     epochs: float = 10.0
     no_repeat_ngram = 0
