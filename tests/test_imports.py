@@ -24,6 +24,7 @@ LAYERS = [
     },
     {
         *("tokenizer", "corpus", "cache", "encoding", "vocabulary", "store", "examples"),
+        *("cleaning",),
         *("ahead", "workers", "download", "target_tokenizer", "parallel"),
     },
     {
