@@ -22,7 +22,7 @@ from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.files import bundled_data, write_atomically, write_json, write_jsonl
 from minibert.fitting import Trial, micro_batch_size
 from minibert.model import init_weights
-from minibert.model_folders import BUNDLED, bundled_names, open_model_folder
+from minibert.model_folders import bundled_model, open_model_folder
 from minibert.optim import Budget, build_optimizer
 from minibert.repeats import repeat
 from minibert.run_folder import RunFolder
@@ -65,14 +65,14 @@ def choose_model(settings: FinetuneSettings) -> Path:
     Which one it is, and why, is printed.
 
     Raises:
-        InputError: neither is there; the command that makes one is named.
+        InputError: none is there; the command that makes one is named.
     """
     if settings.model:
         folder, why = open_model_folder(settings.model, settings.cache_dir), "as named"
     elif (Path(_PRETRAINED) / "results.json").is_file():
         folder, why = Path(_PRETRAINED), "the finished run here; --model names another"
-    elif BUNDLED in bundled_names():
-        folder = open_model_folder(BUNDLED)
+    elif bundled := bundled_model():
+        folder = bundled
         why = f"bundled, since {_PRETRAINED} holds no finished run; --model names another"
     else:
         raise InputError(

@@ -21,6 +21,11 @@ def bundled_names() -> list[str]:
     return sorted(p.parent.name for p in found if (p.parent / "config.json").is_file())
 
 
+def bundled_model() -> Path | None:
+    """The folder of the bundled model that fine-tuning starts from; None where there is none."""
+    return bundled_models() / BUNDLED if BUNDLED in bundled_names() else None
+
+
 def open_model_folder(name: str, cache_dir: str | None = None) -> Path:
     """The folder of a model.
 

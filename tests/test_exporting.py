@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from samples import make_model_folder, one_thread, write_reviews  # noqa: F401
 
 import minibert
+from minibert import exporting
 from minibert.cli import main
 from minibert.errors import InputError
 from minibert.exporting import export
@@ -75,9 +76,6 @@ def test_fp32_changes_nothing(model: Path, tmp_path: Path) -> None:
 def test_parts_are_put_together_again(model: Path, tmp_path: Path) -> None:
     export(model, tmp_path / "whole", dtype="fp32")
     whole = (tmp_path / "whole" / "model.safetensors").read_bytes()
-    (tmp_path / "parts").mkdir()
-    from minibert import exporting
-
     export(model, tmp_path / "parts", dtype="fp32")
     exporting._cut(tmp_path / "parts", 20_000)
     parts = sorted((tmp_path / "parts").glob("model.safetensors*"))

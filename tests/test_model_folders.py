@@ -76,6 +76,7 @@ def test_a_folder_comes_before_a_bundled_model_of_its_name(bundled: Path) -> Non
     make_model_folder(bundled / BUNDLED)
     own = make_model_folder(Path(BUNDLED), seed=1)
     assert open_model_folder(BUNDLED) == own
+    assert finetuned_from() == bundled / BUNDLED  # unless none was named
 
 
 def test_a_misspelt_name_is_told_the_nearest(bundled: Path) -> None:
