@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from minibert.version import __version__
 
 if TYPE_CHECKING:
+    from minibert.cleaning import clean_corpus
     from minibert.config import PRESETS, BertConfig, preset
     from minibert.errors import InputError
     from minibert.evaluation import evaluate
+    from minibert.exporting import export
     from minibert.finetuning import finetune
     from minibert.heads import BertForPreTraining, BertForSequenceClassification
     from minibert.masked import load_masked_lm
@@ -38,7 +40,9 @@ _HOMES = {
     "BertModel": "model",
     "InputError": "errors",
     "WordPiece": "tokenizer",
+    "clean_corpus": "cleaning",
     "evaluate": "evaluation",
+    "export": "exporting",
     "finetune": "finetuning",
     "load": "predict",
     "load_embedder": "predict",
@@ -58,7 +62,9 @@ __all__ = [
     "InputError",
     "WordPiece",
     "__version__",
+    "clean_corpus",
     "evaluate",
+    "export",
     "finetune",
     "load",
     "load_embedder",

@@ -316,6 +316,22 @@ def _download(values: dict[str, Any]) -> None:
     print(download(values["name"], Path(values["directory"])))
 
 
+def _clean_corpus(values: dict[str, Any]) -> None:
+    from minibert.cleaning import clean_corpus
+    from minibert.corpus import ReaderOptions
+
+    names = [field.name for field in dataclasses.fields(ReaderOptions)]
+    options = ReaderOptions(**{name: values.pop(name) for name in names if name in values})
+    counts = clean_corpus(values.pop("inputs"), options=options, **values)
+    print(json.dumps(dataclasses.asdict(counts), indent=2))
+
+
+def _export(values: dict[str, Any]) -> None:
+    from minibert.exporting import export
+
+    print(json.dumps(export(values.pop("folder"), values.pop("output"), **values), indent=2))
+
+
 def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(
         prog="minibert", description="BERT from raw text to a fine-tuned model.", allow_abbrev=False
@@ -395,6 +411,35 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     download = command("download", "fetch a public data set, resumably")
     download.add_argument("name", metavar="NAME", help=", ".join(SOURCES))
     download.add_argument("--directory", default="data/downloads", help="where it is unpacked")
+    export = command("export", "a model folder to give away: weights as bf16, its log")
+    export.add_argument("folder", metavar="FOLDER", help="a model folder, or one of parts to join")
+    export.add_argument("--output", metavar="DIR", required=True, help="the folder to write")
+    export.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of the weights")
+    export.add_argument(
+        "--log",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep run.json, results.json and metrics.jsonl",
+    )
+    export.add_argument("--part-mib", type=int, metavar="INT", help="cut the weights into parts")
+    export.add_argument("--overwrite", action="store_true", help="replace a model in DIR")
+    clean = command("clean-corpus", "raw text to clean text, every document once")
+    clean.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders or globs")
+    clean.add_argument("--output", metavar="FILE", required=True, help="a .txt file to write")
+    clean.add_argument(
+        "--exclude", nargs="+", action="extend", metavar="PATH", help="texts that must not be in it"
+    )
+    clean.add_argument(
+        "--same-start",
+        type=int,
+        default=200,
+        metavar="INT",
+        help="documents whose first letters and digits agree are one (default 200; 0: never)",
+    )
+    clean.add_argument("--overwrite", action="store_true", help="replace FILE")
+    clean.add_argument("--document-per-file", action="store_true", help="a file is one document")
+    clean.add_argument("--text-field", default="text", metavar="KEY", help="of .jsonl")
+    clean.add_argument("--encoding-errors", choices=("strict", "replace"), default="strict")
     return parser, made
 
 
@@ -407,6 +452,8 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "fill-mask": _fill_mask,
     "score": _score,
     "download": _download,
+    "clean-corpus": _clean_corpus,
+    "export": _export,
 }
 
 
@@ -480,7 +527,7 @@ def _run(argv: list[str]) -> int:
             raise InputError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], commands)}")
         parser.parse_args(argv)
         return 0
-    if command in ("predict", "evaluate", "search", "fill-mask", "score", "download"):
+    if command not in ("pretrain", "finetune"):  # whose settings hold it
         values.pop("debug", None)
     if values.get("batch_size", 1) < 1:
         raise InputError(f"--batch-size is {values['batch_size']}, must be above 0")

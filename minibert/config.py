@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minibert.errors import InputError, did_you_mean
-from minibert.files import read_json
+from minibert.files import model_path, read_json
 
 # Values of published keys that change the mathematics into something this package does not have.
 _REFUSED = {
@@ -158,7 +158,7 @@ class BertConfig:
         Raises:
             InputError: the file is missing or is not JSON.
         """
-        path = Path(folder) / "config.json"
+        path = model_path(folder) / "config.json"
         return cls.from_dict(read_json(path, "a model folder holds config.json"))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from minibert.config import BertConfig
 from minibert.errors import InputError
-from minibert.files import write_atomically, write_json
+from minibert.files import model_path, write_atomically, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -230,14 +230,15 @@ class PretrainedMixin:
         logged and kept in `model.load_report`.
 
         Args:
-            folder: a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`.
+            folder: a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`, or
+                the name of a bundled model.
             config: replaces the folder's own, for example to name other classes.
             left_out: beginnings of published names that are not wanted, such as "classifier.".
 
         Raises:
             InputError: missing files, damaged weights, wrong shapes, or no tensor of this model.
         """
-        folder = Path(folder)
+        folder = model_path(folder)
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder; expected one with config.json and weights")
         config = config or BertConfig.from_pretrained(folder)

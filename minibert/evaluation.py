@@ -8,6 +8,7 @@ from typing import Any
 
 from minibert.errors import InputError
 from minibert.files import write_jsonl
+from minibert.model_folders import open_model_folder
 from minibert.predict import load
 from minibert.runs import log_line
 from minibert.tasks.splits import parts_of
@@ -48,8 +49,9 @@ def evaluate(
         raise InputError(f"--predictions {predictions} is a folder; name a file")
     if predictions is not None and not Path(predictions).parent.is_dir():
         raise InputError(f"--predictions {predictions}: {Path(predictions).parent} does not exist")
+    folder = open_model_folder(str(folder))
     predictor = load(folder, device, precision)
-    if not (Path(folder) / "run.json").is_file():
+    if not (folder / "run.json").is_file():
         raise InputError(
             f"{folder} has no run.json that names its task; fine-tune it with minibert"
         )

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, JSON that explains itself, the bundled samples."""
+"""Files that are there whole or not at all, JSON that explains itself, what is bundled."""
 
 from __future__ import annotations
 
@@ -21,6 +21,19 @@ def bundled_data() -> Path:
     package = Path(__file__).parent
     inside = package / "data"
     return inside if inside.is_dir() else package.parent / "data"
+
+
+def bundled_models() -> Path:
+    """The folder of the models that travel inside the package, a folder each."""
+    return Path(__file__).parent / "models"
+
+
+def model_path(name: str | Path) -> Path:
+    """A model folder as it is named; where there is none, the bundled model of that name."""
+    path = Path(name)
+    inside = bundled_models() / path
+    is_name = len(path.parts) == 1 and not path.exists()
+    return inside if is_name and inside.is_dir() else path
 
 
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}

@@ -22,6 +22,7 @@ from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.files import bundled_data, write_atomically, write_json, write_jsonl
 from minibert.fitting import Trial, micro_batch_size
 from minibert.model import init_weights
+from minibert.model_folders import bundled_model, open_model_folder
 from minibert.optim import Budget, build_optimizer
 from minibert.repeats import repeat
 from minibert.run_folder import RunFolder
@@ -36,7 +37,6 @@ from minibert.runs import (
     log_line,
     loop_settings,
     model_config,
-    open_model_folder,
     placed,
     run_record,
     save_model,
@@ -60,22 +60,27 @@ _MUCH_UNKNOWN = 0.05  # share of unknown pieces in train that is worth a line
 
 
 def choose_model(settings: FinetuneSettings) -> Path:
-    """The model to start from: the one named, else a finished runs/pretrain; printed.
+    """The model to start from: the one named, else a finished runs/pretrain, else the bundled one.
+
+    Which one it is, and why, is printed.
 
     Raises:
-        InputError: neither is there; the command that makes one is named.
+        InputError: none is there; the command that makes one is named.
     """
     if settings.model:
-        folder = open_model_folder(settings.model, settings.cache_dir)
+        folder, why = open_model_folder(settings.model, settings.cache_dir), "as named"
     elif (Path(_PRETRAINED) / "results.json").is_file():
-        folder = Path(_PRETRAINED)
+        folder, why = Path(_PRETRAINED), "the finished run here; --model names another"
+    elif bundled := bundled_model():
+        folder = bundled
+        why = f"bundled, since {_PRETRAINED} holds no finished run; --model names another"
     else:
         raise InputError(
-            f"no --model, and {_PRETRAINED} holds no finished run; make one with: "
-            f"minibert pretrain --corpus {bundled_data() / 'wiki.txt'}"
+            f"no --model, {_PRETRAINED} holds no finished run and no model is bundled; make one "
+            f"with: minibert pretrain --corpus {bundled_data() / 'wiki.txt'}"
         )
     kept = "its config and tokenizer, all weights redrawn" if settings.random_weights else "weights"
-    log_line("model", f"{folder} ({kept})")
+    log_line("model", f"{folder} ({kept}; {why})")
     return folder
 
 

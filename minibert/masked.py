@@ -27,8 +27,9 @@ from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.files import whole_characters
 from minibert.heads import BertForPreTraining
+from minibert.model_folders import open_model_folder
 from minibert.predict import place_for_prediction, run_of
-from minibert.runs import check_vocabulary, open_model_folder
+from minibert.runs import check_vocabulary
 from minibert.runtime import Runtime
 from minibert.tasks.batches import Feature, infer, inputs_of, pad
 from minibert.tokenizer import WordPiece

@@ -11,9 +11,10 @@ import torch
 from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.files import read_json
+from minibert.model_folders import open_model_folder
 from minibert.quantised import quantise_linears
 from minibert.run_folder import RunFolder
-from minibert.runs import check_vocabulary, open_model_folder
+from minibert.runs import check_vocabulary
 from minibert.runtime import Runtime, start_runtime
 from minibert.settings import FinetuneSettings
 from minibert.tasks import FAMILIES, TASKS, find_task

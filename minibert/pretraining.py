@@ -41,6 +41,7 @@ from minibert.heads import BertForPreTraining
 from minibert.initialisation import neighbour_attention, unigram_bias
 from minibert.losses import next_sentence_loss
 from minibert.machine import num_cpus
+from minibert.model_folders import open_model_folder
 from minibert.optim import Budget, build_muon, build_optimizer
 from minibert.run_folder import RunFolder
 from minibert.runs import (
@@ -54,7 +55,6 @@ from minibert.runs import (
     log_line,
     loop_settings,
     model_config,
-    open_model_folder,
     placed,
     run_record,
     save_model,

@@ -23,8 +23,9 @@ from tqdm import tqdm
 from minibert.cache import default_cache_dir
 from minibert.errors import InputError
 from minibert.files import read_text, write_atomically
+from minibert.model_folders import open_model_folder
 from minibert.predict import load_embedder
-from minibert.runs import log_line, open_model_folder, weights_digest
+from minibert.runs import log_line, weights_digest
 
 _BLOCK = 16384  # rows of the index that are compared at once
 _VERSION = 1  # of how an index is made

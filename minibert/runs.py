@@ -306,42 +306,6 @@ def finished_run(folder: RunFolder) -> RunResult:
     return RunResult(folder.path, folder.results or {})
 
 
-def open_model_folder(name: str, cache_dir: str | None = None) -> Path:
-    """The folder of a model: a path as it is, or a hub id fetched through huggingface_hub.
-
-    Args:
-        cache_dir: where fetched models are kept; None for the hub's own cache.
-
-    Raises:
-        InputError: neither a folder nor the id of a repository.
-    """
-    path = Path(name)
-    if path.is_dir():
-        return path
-    # What lies beside existing folders is a path that was misspelt, not a repository.
-    beside = path.parent != Path() and path.parent.is_dir()
-    local = beside or path.exists() or name.startswith((".", "/", "~", "runs/"))
-    if local or name.count("/") != 1:
-        raise InputError(
-            f"{name} is not a model folder; expected one with config.json, or a hub id, owner/name"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
-
-    files = ["config.json", "*.safetensors", "pytorch_model.bin", "*token*", "vocab.txt"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=files, cache_dir=cache_dir))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"{name} is neither a model folder nor a hub id that can be fetched ({reason})"
-        ) from None
-
-
 def weights_digest(folder: Path) -> str:
     """A digest of a model folder's weights file, to know it again by."""
     for name in ("model.safetensors", "pytorch_model.bin"):

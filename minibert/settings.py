@@ -250,7 +250,9 @@ class PretrainSettings(RunSettings):
     hidden_size: int | None = setting(
         None, "width, instead of the preset's; a head for every 64, four times as much inside"
     )
-    model: str | None = setting(None, "go on from this model folder, with its vocabulary")
+    model: str | None = setting(
+        None, "go on from this model (folder, bundled name or hub id), with its vocabulary"
+    )
     vocab_size: int | None = setting(
         None, "WordPiece to train; default 4,096 / 8,192 / 16,384 / 30,522 by the size of the text"
     )
@@ -362,7 +364,11 @@ class FinetuneSettings(RunSettings):
         "of similarity: both texts read together, or a vector of each; default cross-encoder",
         choices=("cross-encoder", "bi-encoder"),
     )
-    model: str | None = setting(None, "model folder; default runs/pretrain if it is finished")
+    model: str | None = setting(
+        None,
+        "model folder, bundled model or hub id owner/name[@revision]; default runs/pretrain if it "
+        "is finished, else the bundled model",
+    )
     random_weights: bool = setting(
         False, "keep the model's config and tokenizer, redraw all weights"
     )

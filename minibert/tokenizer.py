@@ -25,7 +25,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from minibert.errors import InputError
-from minibert.files import read_json, write_atomically, write_json
+from minibert.files import model_path, read_json, write_atomically, write_json
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Text size in bytes below which each vocabulary size is the default; see `default_vocab_size`.
@@ -195,7 +195,7 @@ class WordPiece:
         Raises:
             InputError: neither file is there, or it is not a WordPiece tokenizer.
         """
-        folder = Path(folder)
+        folder = model_path(folder)
         fast, plain = folder / "tokenizer.json", folder / "vocab.txt"
         if fast.is_file():
             try:

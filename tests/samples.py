@@ -137,3 +137,30 @@ def one_thread() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(strict)
+
+
+def make_model_folder(folder: Path, seed: int = 0) -> Path:
+    """A pretrained model in the published layout: two layers of width 32, a word for each NOUN."""
+    from minibert.config import BertConfig
+    from minibert.heads import BertForPreTraining
+    from minibert.tokenizer import WordPiece
+
+    torch.manual_seed(seed)
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *NOUNS]
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens))
+    WordPiece.from_pretrained(folder).save(folder)
+    config = BertConfig(
+        vocab_size=len(tokens),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    model = BertForPreTraining(config)
+    with torch.no_grad():  # biases are not 0, norms not 1
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    return folder

@@ -24,6 +24,7 @@ LAYERS = [
     },
     {
         *("tokenizer", "corpus", "cache", "encoding", "vocabulary", "store", "examples"),
+        *("cleaning",),
         *("ahead", "workers", "download", "target_tokenizer", "parallel"),
     },
     {
@@ -31,6 +32,7 @@ LAYERS = [
         *("checkpoint", "run_folder", "metrics", "generation_metrics", "train"),
     },
     {
+        *("model_folders", "exporting"),
         *("runs", "fitting", "compiling", "pretraining", "repeats", "finetuning"),
         *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.tables", "tasks.texts"),
         *("tasks.labelled", "tasks.labelled_sets", "tasks.classification"),

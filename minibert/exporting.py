@@ -1,0 +1,209 @@
+"""A model folder -> a smaller one to give away: matrices as bf16, the log, nothing of the machine.
+
+The weights may also be cut into parts for a way that takes no large files, and are put together
+again, checked, when the folder of parts is exported in turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minibert.config import BertConfig
+from minibert.convert import load_tensors, read_tensors, save_tensors
+from minibert.errors import InputError
+from minibert.files import read_json, write_atomically, write_json
+from minibert.model import BertModel
+from minibert.model_folders import open_model_folder
+from minibert.runs import check_vocabulary
+from minibert.tokenizer import WordPiece
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_WEIGHTS = "model.safetensors"
+_PARTS = "parts.json"
+_LOG = ("run.json", "results.json", "metrics.jsonl")
+
+
+def export(
+    folder: str | Path,
+    output: str | Path,
+    dtype: str = "bf16",
+    log: bool = True,
+    part_mib: int | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Writes a model's folder anew, with weights of another type and no path of this machine.
+
+    bf16 keeps 8 significant bits: a weight changes by at most 1/256 of itself, and the file is half
+    as large. Biases and norms stay float32, and loading casts the rest to it.
+
+    Args:
+        folder: what `--model` takes, or a folder of parts, which are put together.
+        output: a folder; a model card there is left alone.
+        dtype: "bf16" or "fp32".
+        log: keep run.json, with the last part of each absolute path, results.json and
+            metrics.jsonl; without run.json `load` knows the task by its head alone.
+        part_mib: cut the weights into parts of at most so many MiB, beside parts.json.
+        overwrite: whether files of those names may be replaced.
+
+    Returns:
+        folder, dtype, parameters, bytes of the weights, largest_change of a weight and
+        largest_change_of, its tensor.
+
+    Raises:
+        InputError: no model there, an unfinished run, weights that are not finite, or an output
+            that exists.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype is {dtype!r}; expected {' or '.join(DTYPES)}")
+    if part_mib is not None and part_mib < 1:
+        raise InputError(f"--part-mib is {part_mib}, must be at least 1")
+    path, output = open_model_folder(str(folder)), Path(output)
+    _check_finished(path)
+    tensors = _joined(path) if (path / _PARTS).is_file() else read_tensors(path)
+    config = BertConfig.from_pretrained(path)
+    check_vocabulary(WordPiece.from_pretrained(path), config)
+    load_tensors(BertModel(config), tensors, str(path))  # refuses what is no BERT
+    beside = _files_beside(path, log)
+    _check_output(path, output, beside, overwrite)
+    cast = {name: _cast(name, value, DTYPES[dtype]) for name, value in tensors.items()}
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / _WEIGHTS, lambda p: save_tensors(cast, p))
+    for stale in (_PARTS, *(p.name for p in output.glob(f"{_WEIGHTS}.part-*")), *_LOG):
+        (output / stale).unlink(missing_ok=True)
+    size = (output / _WEIGHTS).stat().st_size
+    write_json(output / "config.json", _published_config(config))
+    for name in beside:
+        _copy(path / name, output / name)
+    if part_mib is not None:
+        _cut(output, part_mib << 20)
+    change, where = _largest_change(tensors, cast)
+    return {
+        "folder": str(output),
+        "dtype": dtype,
+        "parameters": sum(value.numel() for value in cast.values()),
+        "bytes": size,
+        "largest_change": change,
+        "largest_change_of": where,
+    }
+
+
+def _check_finished(folder: Path) -> None:
+    """Refuses a run that is still going on, whose weights are not there or not the last."""
+    if (folder / "run.json").is_file() and not (folder / "results.json").is_file():
+        raise InputError(f"{folder} holds an unfinished run; --resume finishes it")
+
+
+def _files_beside(folder: Path, log: bool) -> list[str]:
+    """The files that belong to the model, weights and config aside; the log's if it is wanted."""
+    own = {"vocab.txt", *(path.name for path in folder.glob("*.json"))}
+    own -= {"config.json", _PARTS, "profile.json", *_LOG}
+    own -= {name for name in own if name.startswith(".") or name.endswith(".index.json")}
+    wanted = own | set(_LOG if log else ())
+    return sorted(name for name in wanted if (folder / name).is_file())
+
+
+def _check_output(folder: Path, output: Path, beside: list[str], overwrite: bool) -> None:
+    """Refuses to write over the model itself, or over another one unasked."""
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output {output} is a file; name a folder")
+    if output.resolve() == folder.resolve():
+        raise InputError(f"--output {output} is the model's own folder; name another")
+    there = [n for n in (_WEIGHTS, _PARTS, "config.json", *beside) if (output / n).exists()]
+    if there and not overwrite:
+        raise InputError(f"--output {output} holds {there[0]}; name another or --overwrite")
+
+
+def _cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in its new type; what is not floating point stays as it is.
+
+    bf16 is for matrices. Biases and norms are a hundredth of the numbers, and a word's bias of -10
+    would be off by 0.03.
+    """
+    if not value.is_floating_point():
+        return value
+    cast = value.to(dtype if value.ndim > 1 else torch.float32)
+    if not bool(torch.isfinite(cast).all()):
+        raise InputError(f"{name} holds numbers that are not finite in {str(dtype)[6:]}")
+    return cast
+
+
+def _largest_change(before: dict[str, Tensor], after: dict[str, Tensor]) -> tuple[float, str]:
+    """By how much the weight that changed most changed, and the tensor it is of."""
+    changes = {
+        name: float((value.double() - after[name].double()).abs().max())
+        for name, value in before.items()
+        if value.numel()
+    }
+    where = max(changes, key=changes.__getitem__)
+    return changes[where], where
+
+
+def _published_config(config: BertConfig) -> dict[str, Any]:
+    """The content of config.json; other libraries are to load in float32, too."""
+    content = config.to_dict()
+    content.pop("torch_dtype", None)
+    return content | {"dtype": "float32"}
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file; from run.json, all of an absolute path but its last part is left out."""
+    if source.name == "run.json":
+        write_json(target, _without_places(read_json(source, "")))
+    else:
+        write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_places(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(value).is_absolute():
+            return kind(value).name
+    return value
+
+
+def _cut(folder: Path, part_bytes: int) -> None:
+    """Replaces the weights file by parts and a list of them with its digest."""
+    weights = folder / _WEIGHTS
+    size = weights.stat().st_size
+    count = -(-size // part_bytes)
+    names = [f"{_WEIGHTS}.part-{i + 1:02d}-of-{count:02d}" for i in range(count)]
+    digest = hashlib.sha256()
+    with weights.open("rb") as handle:
+        for name in names:
+            content = handle.read(part_bytes)
+            digest.update(content)
+            (folder / name).write_bytes(content)
+    write_json(folder / _PARTS, {"bytes": size, "sha256": digest.hexdigest(), "parts": names})
+    os.unlink(weights)
+
+
+def _joined(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder of parts.
+
+    Raises:
+        InputError: a part is missing, or what they make up is not the file that was cut.
+    """
+    from safetensors.torch import load
+
+    listed = read_json(folder / _PARTS, "")
+    content = bytearray()
+    for name in listed.get("parts", []):
+        part = folder / Path(str(name)).name
+        if not part.is_file():
+            raise InputError(f"{folder} lacks the part {part.name}; fetch it again")
+        content += part.read_bytes()
+    if hashlib.sha256(content).hexdigest() != listed.get("sha256"):
+        raise InputError(f"the parts in {folder} are damaged or incomplete; fetch them again")
+    return load(bytes(content))

@@ -1,0 +1,231 @@
+"""Models to give away: what changes in them, what stays behind, and the one that is bundled."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from samples import make_model_folder, one_thread, write_reviews  # noqa: F401
+
+import minibert
+from minibert import exporting
+from minibert.cli import main
+from minibert.errors import InputError
+from minibert.exporting import export
+from minibert.files import bundled_models
+from minibert.model_folders import BUNDLED
+
+ROOT = Path(__file__).parent.parent
+RELEASED = f"minibert/models/{BUNDLED}/model.safetensors"
+MOST_BYTES = 48 << 20
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A finished run."""
+    folder = make_model_folder(tmp_path / "model")
+    settings = {"corpus": ["/data/texts/a.txt", "b.txt"], "output": "C:\\runs\\one", "seed": 3}
+    run = {"command": "pretrain", "settings": settings, "resolved": {}, "versions": {}}
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "results.json").write_text('{"mlm_loss": 2.5}')
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    (folder / "profile.json").write_text("{}")
+    (folder / "checkpoints").mkdir()
+    return folder
+
+
+def test_matrices_become_bf16_and_the_largest_change_is_told(model: Path, tmp_path: Path) -> None:
+    figures = export(model, tmp_path / "out")
+    before, after = (load_file(f / "model.safetensors") for f in (model, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    for name, value in after.items():
+        wanted = torch.bfloat16 if value.ndim > 1 else torch.float32
+        assert value.dtype == wanted, name
+        assert torch.equal(value, before[name].to(wanted))
+    changes = {name: float((before[name] - after[name].float()).abs().max()) for name in before}
+    where = figures["largest_change_of"]
+    assert figures["largest_change"] == changes[where] == max(changes.values()) > 0
+    size = (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert figures["bytes"] == size < 0.6 * (model / "model.safetensors").stat().st_size
+    assert figures["parameters"] == sum(value.numel() for value in before.values())
+
+
+def test_the_log_goes_along_without_places_of_this_machine(model: Path, tmp_path: Path) -> None:
+    export(model, tmp_path / "out")
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    own = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert names == own | {"vocab.txt", "run.json", "results.json", "metrics.jsonl"}
+    settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
+    assert settings == {"corpus": ["a.txt", "b.txt"], "output": "one", "seed": 3}
+    export(model, tmp_path / "out", log=False, overwrite=True)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == own | {"vocab.txt"}
+
+
+def test_fp32_changes_nothing(model: Path, tmp_path: Path) -> None:
+    assert export(model, tmp_path / "out", dtype="fp32")["largest_change"] == 0
+    before, after = (load_file(f / "model.safetensors") for f in (model, tmp_path / "out"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_parts_are_put_together_again(model: Path, tmp_path: Path) -> None:
+    export(model, tmp_path / "whole", dtype="fp32")
+    whole = (tmp_path / "whole" / "model.safetensors").read_bytes()
+    export(model, tmp_path / "parts", dtype="fp32")
+    exporting._cut(tmp_path / "parts", 20_000)
+    parts = sorted((tmp_path / "parts").glob("model.safetensors*"))
+    assert [p.stat().st_size for p in parts[:-1]] == [20_000] * (len(whole) // 20_000)
+    export(tmp_path / "parts", tmp_path / "joined", dtype="fp32")
+    assert (tmp_path / "joined" / "model.safetensors").read_bytes() == whole
+    content = bytearray(parts[1].read_bytes())
+    content[7] ^= 1
+    parts[1].write_bytes(content)
+    with pytest.raises(InputError, match="damaged or incomplete"):
+        export(tmp_path / "parts", tmp_path / "again")
+    parts[1].unlink()
+    with pytest.raises(InputError, match=f"lacks the part {re.escape(parts[1].name)}"):
+        export(tmp_path / "parts", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_the_command_cuts_and_joins(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts, joined = tmp_path / "parts", tmp_path / "joined"
+    assert main(["export", str(model), "--output", str(parts), "--part-mib", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["dtype"] == "bf16"
+    assert not (parts / "model.safetensors").exists()
+    assert main(["export", str(parts), "--output", str(joined)]) == 0
+    assert json.loads(capsys.readouterr().out)["largest_change"] == 0
+    minibert.BertForPreTraining.from_pretrained(joined)
+    assert not (joined / "parts.json").exists()
+    # Parts where a whole model was leave no other weights beside them, and the reverse.
+    assert main(["export", str(model), "--output", str(parts), "--overwrite"]) == 0
+    assert [p.name for p in parts.glob("*part*")] == []
+
+
+def test_a_model_card_stays_and_nothing_is_replaced_unasked(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("card")
+    export(model, tmp_path / "out")
+    with pytest.raises(InputError, match="--overwrite"):
+        export(model, tmp_path / "out")
+    export(model, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "README.md").read_text() == "card"
+
+
+def test_a_fine_tuned_model_predicts_as_before(tmp_path: Path) -> None:
+    make_model_folder(tmp_path / "start")
+    data = write_reviews(tmp_path / "aclImdb")
+    few: dict[str, Any] = {"max_steps": 2, "max_seq_length": 16, "device": "cpu"}
+    where = {"data": str(data), "output": str(tmp_path / "run")}
+    minibert.finetune(task="imdb", model=str(tmp_path / "start"), **few, **where)
+    export(tmp_path / "run", tmp_path / "out")
+    texts = ["storm river", "silver garden candle"]
+    before, after = (minibert.load(tmp_path / f).predict(texts) for f in ("run", "out"))
+    for one, other in zip(before, after, strict=True):
+        assert abs(one.score - other.score) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "message"),
+    [
+        ("unfinished", {}, "unfinished run"),
+        ("infinite", {}, "not finite"),
+        ("no tokenizer", {}, "neither tokenizer.json nor vocab.txt"),
+        ("no bert", {}, "no tensor of a BERT"),
+        ("", {"dtype": "int4"}, "expected bf16 or fp32"),
+        ("", {"part_mib": 0}, "must be at least 1"),
+        ("", {"output": "model"}, "own folder"),
+        ("", {"output": "model/vocab.txt"}, "is a file"),
+    ],
+)
+def test_what_cannot_be_exported_is_an_input_error(
+    model: Path, tmp_path: Path, spoil: str, options: dict[str, Any], message: str
+) -> None:
+    if spoil == "unfinished":
+        (model / "results.json").unlink()
+    if spoil == "no tokenizer":
+        for name in ("tokenizer.json", "vocab.txt"):
+            (model / name).unlink()
+    if spoil in ("infinite", "no bert"):
+        tensors = load_file(model / "model.safetensors")
+        tensors["bert.pooler.dense.weight"][0, 0] = float("inf")
+        found = tensors if spoil == "infinite" else {"w": torch.ones(2)}
+        save_file(found, model / "model.safetensors")
+    output = tmp_path / options.pop("output", "out")
+    with pytest.raises(InputError, match=message):
+        export(model, output, **options)
+    assert not (tmp_path / "out").exists()
+
+
+# --- the released model ---------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["stand-in", "bundled"])
+def released(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The bundled model, and a small one made by the same command."""
+    if request.param == "stand-in":
+        export(make_model_folder(tmp_path / "model"), tmp_path / "out")
+        return tmp_path / "out"
+    folder = bundled_models() / BUNDLED
+    if not folder.is_dir():
+        pytest.skip(f"there is no {BUNDLED} in this copy")
+    return folder
+
+
+def test_transformers_opens_the_released_model_with_the_same_outputs(released: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours = minibert.BertForPreTraining.from_pretrained(released)
+    assert not ours.load_report.newly_initialised
+    theirs = transformers.BertForPreTraining.from_pretrained(released).eval()
+    assert theirs.dtype == torch.float32
+    text = "The storm took the bridge. A castle garden in winter, silver and valley."
+    tokenizer = transformers.AutoTokenizer.from_pretrained(released)
+    own = minibert.WordPiece.from_pretrained(released)
+    ids = [own.cls_id, *own.ids([text])[0], own.sep_id]
+    assert tokenizer(text)["input_ids"] == ids
+    batch = torch.tensor([ids, [*ids[:5], *[own.pad_id] * (len(ids) - 5)]])
+    inputs = {"input_ids": batch, "attention_mask": (batch != own.pad_id).long()}
+    with torch.no_grad():
+        expected = theirs(**inputs)
+        found = ours(**inputs)
+    kept = inputs["attention_mask"].bool()
+    for mine, other in (
+        (found.mlm_logits[kept], expected.prediction_logits[kept]),
+        (found.nsp_logits, expected.seq_relationship_logits),
+    ):
+        torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
+
+
+def test_the_released_model_is_small_and_whole(released: Path) -> None:
+    assert (released / "model.safetensors").stat().st_size <= MOST_BYTES
+    types = {v.dtype for v in load_file(released / "model.safetensors").values() if v.ndim > 1}
+    assert types == {torch.bfloat16}
+    for name in ("config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"):
+        assert (released / name).is_file()
+
+
+def test_the_bundled_model_brings_its_card_and_its_log() -> None:
+    folder = bundled_models() / BUNDLED
+    if not folder.is_dir():
+        pytest.skip(f"there is no {BUNDLED} in this copy")
+    for name in ("README.md", "run.json", "results.json", "metrics.jsonl"):
+        assert (folder / name).is_file(), name
+
+
+def test_no_other_weights_are_in_the_repository_or_its_history() -> None:
+    command = ["git", "log", "--format=", "--name-only", "--diff-filter=A", "-z", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    tracked = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, cwd=ROOT)
+    names = set(f"{done.stdout}\0{tracked.stdout}".replace("\n", "\0").split("\0"))
+    assert "minibert/model.py" in names
+    weights = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|onnx|npz|npy|h5|msgpack|gguf)\b")
+    assert {name for name in names if weights.search(name)} <= {RELEASED}
