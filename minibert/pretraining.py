@@ -274,7 +274,20 @@ def _new_config(settings: PretrainSettings) -> BertConfig:
         changes["hidden_size"] = settings.hidden_size
         changes["num_attention_heads"] = settings.hidden_size // 64
         changes["intermediate_size"] = 4 * settings.hidden_size
-    return preset(settings.preset or DEFAULT_PRESET, **changes)
+    config = preset(settings.preset or DEFAULT_PRESET, **changes)
+    inner, form = config.intermediate_size, settings.feed_forward or config.feed_forward
+    if form == "gated":
+        inner = gated_width(inner)
+    norm = settings.norm or config.norm
+    return dataclasses.replace(config, norm=norm, feed_forward=form, intermediate_size=inner)
+
+
+def gated_width(plain: int) -> int:
+    """F of a gated feed-forward with the parameters of a plain one: 2/3, to the nearest 64.
+
+    Three matrices of D x F stand for two of D x F' (Shazeer 2020, section 3).
+    """
+    return max(64, round(plain * 2 / 3 / 64) * 64)
 
 
 def _build_model(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from minibert.config import PRESETS
+from minibert.config import DEPARTURES, PRESETS
 from minibert.errors import InputError, did_you_mean
 
 
@@ -223,6 +223,18 @@ class PretrainSettings(RunSettings):
     hidden_size: int | None = setting(
         None, "width, instead of the preset's; a head for every 64, four times as much inside"
     )
+    norm: str | None = setting(
+        None,
+        "where layers normalise: after each sum, as in BERT, or before each part, which only "
+        "minibert reads; default post",
+        choices=DEPARTURES["norm"],
+    )
+    feed_forward: str | None = setting(
+        None,
+        "plain, as in BERT, or gated (GEGLU) at two thirds of the inner width, which only minibert "
+        "reads; default plain",
+        choices=DEPARTURES["feed_forward"],
+    )
     model: str | None = setting(None, "go on from this model folder, with its vocabulary")
     vocab_size: int | None = setting(
         None, "WordPiece to train; default 4,096 / 8,192 / 16,384 / 30,522 by the size of the text"
@@ -263,9 +275,10 @@ class PretrainSettings(RunSettings):
                 found.append(f"{flag(name)} has no use with {flag(reused[0])}: its own is kept")
         if self.model and self.init:
             found.append("--init has no use with --model: its weights are kept")
-        for name in ("preset", "num_layers", "hidden_size"):
+        for name in ("preset", "num_layers", "hidden_size", *DEPARTURES):
             if self.model and getattr(self, name) is not None:
-                found.append(f"{flag(name)} has no use with --model: its size is kept")
+                kept = "form" if name in DEPARTURES else "size"
+                found.append(f"{flag(name)} has no use with --model: its {kept} is kept")
         if self.num_layers is not None and self.num_layers < 1:
             found.append(f"--num-layers is {self.num_layers}, must be at least 1")
         if self.hidden_size is not None and (self.hidden_size < 1 or self.hidden_size % 64):
