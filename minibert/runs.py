@@ -26,7 +26,7 @@ from minibert.optim import Budget
 from minibert.progress import clock
 from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime, start_runtime, versions
-from minibert.settings import RunSettings
+from minibert.settings import DECAY_RATIO, RunSettings
 from minibert.sharding import gathered, is_sharded, shard
 from minibert.tokenizer import WordPiece
 from minibert.train import Loop, LoopSettings, LoopState, StepData, Utilisation, fit
@@ -366,6 +366,8 @@ def loop_settings(
         save_every=settings.save_every,
         select=select,
         profile=settings.profile,
+        schedule=settings.schedule or "linear",
+        decay_ratio=DECAY_RATIO if settings.decay_ratio is None else settings.decay_ratio,
     )
 
 

@@ -38,6 +38,8 @@ _POSITIVE = (
 
 
 DEFAULT_PRESET = "mini"
+SCHEDULES = ("linear", "cosine", "constant-then-linear")
+DECAY_RATIO = 0.3  # of the budget, with --schedule constant-then-linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,14 @@ class RunSettings:
     learning_rate: float | None = setting(None, "peak rate of AdamW")
     weight_decay: float = setting(0.01, "decoupled decay; none on biases and LayerNorm")
     warmup_ratio: float = setting(0.1, "share of the budget in which the rate climbs")
+    schedule: str | None = setting(
+        None,
+        "how the rate falls after its climb, to 0 where the budget ends; default linear",
+        choices=SCHEDULES,
+    )
+    decay_ratio: float | None = setting(
+        None, f"share of the budget in which a constant rate falls; default {DECAY_RATIO}"
+    )
     max_grad_norm: float = setting(1.0, "gradients are clipped to this global norm")
     dropout: float | None = setting(None, "both dropouts; default: the model's own")
     seed: int = setting(0, "of weights, order, masks and dropout")
@@ -122,6 +132,17 @@ class RunSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 found.append(f"{flag(name)} is {value}, must be in [0, 1)")
+        if self.decay_ratio is not None:
+            if self.schedule != "constant-then-linear":
+                found.append("--decay-ratio goes with --schedule constant-then-linear")
+            elif not 0 < self.decay_ratio <= 1:
+                found.append(f"--decay-ratio is {self.decay_ratio}, must be above 0 and at most 1")
+        falls = DECAY_RATIO if self.decay_ratio is None else self.decay_ratio
+        if self.schedule == "constant-then-linear" and self.warmup_ratio + falls > 1:
+            found.append(
+                f"--warmup-ratio {self.warmup_ratio} and --decay-ratio {falls} are more than the "
+                f"budget; together they must be at most 1"
+            )
         if not 0 <= self.weight_decay < float("inf"):
             found.append(f"--weight-decay is {self.weight_decay}, must be 0 or more")
         if not 0 <= self.seed < 1 << 32:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from minibert.checkpoint import load_best, load_last_checkpoint, save_best, save_checkpoint
 from minibert.errors import Interrupted
-from minibert.optim import Budget, warmup_linear_decay
+from minibert.optim import Budget, rate_share
 from minibert.profiling import StepProfiler
 from minibert.progress import clock
 from minibert.run_folder import RunFolder
@@ -105,7 +105,7 @@ class LoopSettings:
     be None for ten evaluations over the budget and a checkpoint every five minutes. select: the
     evaluation figure that chooses the weights to keep, None for the last ones. profile: trace a
     few steps into the folder's profile.json. patience: evaluations without a better figure after
-    which the run ends.
+    which the run ends. schedule, decay_ratio: as in `rate_share`.
     """
 
     learning_rate: float
@@ -119,6 +119,8 @@ class LoopSettings:
     select: str | None = None
     profile: bool = False
     patience: int | None = None
+    schedule: str = "linear"
+    decay_ratio: float = 0.3
 
 
 @dataclass
@@ -252,7 +254,9 @@ class Loop:
         # The middle of the step decides its rate: with steps or epochs, neither end is 0.
         epochs_after = min(self.data.epochs_done, settings.budget.epochs or math.inf)
         middle = self._done(state.step + 0.5, (epochs_before + epochs_after) / 2)
-        rate = settings.learning_rate * warmup_linear_decay(middle, settings.warmup_ratio)
+        rate = settings.learning_rate * rate_share(
+            middle, settings.warmup_ratio, settings.schedule, settings.decay_ratio
+        )
         # Dropout of this step; every process has its own.
         torch.manual_seed(settings.seed * 1_000_003 + state.step + (self.world.rank << 48))
         sums = self._backward(step)

@@ -159,6 +159,13 @@ BAD_PRETRAINING = {
     "odd width": ("--hidden-size 100", ["--hidden-size", "multiple of 64"]),
     "unknown choice": ("--masking words", ["words", "whole-word"]),
     "negative rate": ("--learning-rate -1", ["--learning-rate", "above 0"]),
+    "unknown place of norms": ("--norm after", ["--norm", "after", "post"]),
+    "unknown schedule": ("--schedule cosinus", ["cosinus", "cosine"]),
+    "a fall of another schedule": ("--decay-ratio 0.2", ["--decay-ratio goes with --schedule"]),
+    "climb and fall of more than all": (
+        "--schedule constant-then-linear --warmup-ratio 0.8",
+        ["--warmup-ratio 0.8 and --decay-ratio 0.3", "at most 1"],
+    ),
     "infinite rate": ("--learning-rate inf", ["--learning-rate"]),
     "decay that is no number": ("--weight-decay nan", ["--weight-decay"]),
     "huge seed": ("--seed 99999999999999999999", ["--seed"]),
