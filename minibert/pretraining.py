@@ -64,7 +64,7 @@ from minibert.runs import (
     wrapped,
 )
 from minibert.runtime import Runtime
-from minibert.settings import DEFAULT_PRESET, PretrainSettings
+from minibert.settings import DEFAULT_PRESET, SHORT_SHARE, PretrainSettings
 from minibert.store import TokenStore, open_store
 from minibert.tokenizer import VOCAB_RULE, WordPiece, default_vocab_size
 from minibert.train import Batch, Loop, StepData, Term
@@ -98,7 +98,13 @@ def pretraining_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term
 
 
 class PretrainingData:
-    """Optimiser steps of masked pairs, from an example stream; this process's share of each."""
+    """Optimiser steps of masked pairs, from an example stream; this process's share of each.
+
+    Sequences may be short for the first share of the budget: attention is cheaper, and most of what
+    is learnt is near (Devlin et al. 2019, A.2). A step then has as many more of them, so that its
+    tokens stay about the same. Whole sequences go on at the place in the corpus where short ones
+    stopped; which comes when is a function of the budget used, so a run resumes exactly.
+    """
 
     def __init__(
         self,
@@ -106,24 +112,58 @@ class PretrainingData:
         batch_size: int,
         micro_batch_size: int,
         world: World = ALONE,
+        short: ExampleStream | None = None,
+        short_share: float = 0.0,
     ) -> None:
-        self.stream, self.world = stream, world
+        """Begins at the first epoch, with short sequences where there are any.
+
+        Args:
+            batch_size, micro_batch_size: whole sequences, per step and per forward.
+            short: the same documents and seed in shorter sequences.
+            short_share: share of the budget in which steps come from `short`.
+        """
+        self.whole, self.short, self.world = stream, short, world
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.short_share = short_share
+        self.stream = short or stream  # what steps come from now
         self.max_predictions = stream.builder.options.max_predictions
 
     @property
     def epochs_done(self) -> float:
         return self.stream.epochs_done
 
+    def pace(self, done: float) -> None:
+        """Chooses what the next steps are like by the share of the budget used."""
+        if self.stream is self.short and done >= self.short_share:
+            self.whole.follow(self.short)
+            self.stream = self.whole
+
     def state(self) -> dict[str, int]:
-        return self.stream.state()
+        is_short = {"short": int(self.stream is self.short)} if self.short else {}
+        return self.stream.state() | is_short
 
     def seek(self, state: dict[str, int]) -> None:
+        self.stream = self.short if self.short and state["short"] else self.whole
         self.stream.seek(state)
+
+    def told_lengths(self) -> str:
+        """The lengths of sequences over the budget, in words."""
+        assert self.short
+        whole, short = (s.builder.options.max_seq_length for s in (self.whole, self.short))
+        more = self.batch_size * whole // short
+        return (
+            f"{short} tokens in {self.short_share:.0%} of the budget, then {whole}; a step has "
+            f"{more:,} short sequences or {self.batch_size:,} whole ones"
+        )
+
+    def _as_many_tokens(self, sequences: int) -> int:
+        """How many sequences of the present length hold the tokens of so many whole ones."""
+        whole, now = (s.builder.options.max_seq_length for s in (self.whole, self.stream))
+        return sequences * whole // now
 
     def largest(self, size: int) -> dict[str, Tensor]:
         """A batch of `size` sequences without padding, for trying what fits into memory."""
-        options, count = self.stream.builder.options, self.max_predictions
+        options, count = self.whole.builder.options, self.max_predictions
         ids = np.zeros(options.max_seq_length, np.int64)
         places, labels = np.arange(count), np.zeros(count, np.int64)
         pair = None if options.nsp == "none" else 0
@@ -131,15 +171,17 @@ class PretrainingData:
 
     def take(self) -> StepData:
         """The next batch, in micro-batches; labels are counted before anything is computed."""
-        examples = self.stream.take(self.batch_size)
-        size, own = self.micro_batch_size, list(self.world.share(examples))
+        examples = self.stream.take(self._as_many_tokens(self.batch_size))
+        size = self._as_many_tokens(self.micro_batch_size)
+        own = list(self.world.share(examples))
         is_filler = not own  # more processes than sequences
         own = own or examples[:1]
         parts = [own[i : i + size] for i in range(0, len(own), size)]
         counts = {"mlm": sum(len(e.mlm_positions) for e in examples)}
         if examples[0].next_sentence_label is not None:
             counts["nsp"] = len(examples)
-        batches = [collate(part, self.max_predictions) for part in parts]
+        slots = self.stream.builder.options.max_predictions
+        batches = [collate(part, slots) for part in parts]
         num_slots = sum(batch["input_ids"].numel() for batch in batches)
         lengths = [len(e.input_ids) for e in examples]
         return StepData(batches, counts, lengths, num_slots, is_filler)
@@ -390,7 +432,12 @@ def _pretrain_in(
     spread = world.map if world.size > 1 else None
     builders = _builders_ahead(source.training, settings.seed, runtime, stack)
     stream = ExampleStream(source.training, settings.seed, spread, builders)
-    data = PretrainingData(stream, settings.batch_size, settings.batch_size, world)
+    short = _short_stream(settings, stream)
+    short_share = SHORT_SHARE if settings.short_share is None else settings.short_share
+    batch = settings.batch_size
+    data = PretrainingData(stream, batch, batch, world, short, short_share)
+    if short:
+        log_line("length", data.told_lengths())
     trial = Trial(model, forward, pretraining_terms, data.largest, runtime)
     data.micro_batch_size = micro = micro_batch_size(settings, begun, trial)
     held_out = held_out_examples(source.held_out, settings.eval_examples)
@@ -419,7 +466,9 @@ def _pretrain_in(
 
     def evaluate() -> dict[str, float]:
         figures = score(few)
-        if loop.done > 0.5 and figures["mlm_loss"] > unigram_of_few - _LEARNT:
+        # Short sequences leave the later positions as they were drawn.
+        is_short = data.stream is data.short
+        if loop.done > 0.5 and not is_short and figures["mlm_loss"] > unigram_of_few - _LEARNT:
             log_line("plateau", _plateau_text(figures["mlm_loss"], unigram_of_few))
         return figures
 
@@ -436,6 +485,7 @@ def _pretrain_in(
         evaluate=evaluate,
         forward=forward,
         utilisation=use,
+        pace=data.pace,
     )
     compiled = compile_if_it_pays(settings, begun, loop)
     record = run_record("pretrain", settings, fingerprint, runtime)
@@ -461,7 +511,7 @@ def _pretrain_in(
         **score(held_out),
         "unigram_entropy": unigram_entropy(source.held_out, held_out),
         "steps": state.step,
-        "epochs": stream.epochs_done,
+        "epochs": data.epochs_done,
         "tokens": state.tokens,
         "seconds": state.seconds,
     }
@@ -483,6 +533,16 @@ def _builders_ahead(
     builders = BuildersAhead(training, seed, count)
     stack.callback(builders.close)
     return builders
+
+
+def _short_stream(settings: PretrainSettings, stream: ExampleStream) -> ExampleStream | None:
+    """The same documents in sequences of --short-length, where that is set."""
+    if settings.short_length is None:
+        return None
+    whole = stream.builder
+    options = dataclasses.replace(whole.options, max_seq_length=settings.short_length)
+    builder = ExampleBuilder(whole.store, whole.tokenizer, whole.documents, options)
+    return ExampleStream(builder, settings.seed, stream.spread, stream.build_place)
 
 
 def _plateau_text(loss: float, unigram: float) -> str:

@@ -209,9 +209,7 @@ def carry_out(
 def print_estimate(loop: Loop, model: nn.Module) -> None:
     """What a step and the run need, by the formulas of `estimate.py` and `flops.py`."""
     config: BertConfig = model.config  # type: ignore[assignment]
-    position = loop.data.state()
-    step = loop.data.take()
-    loop.data.seek(position)
+    (step,), _ = loop.next_steps(1)
     largest = max(step.micro_batches, key=lambda batch: int(batch["attention_mask"].sum()))
     slots = largest["mlm_labels"].numel() if "mlm_labels" in largest else 0
     parameters = sum(p.numel() for p in model.parameters())

@@ -38,6 +38,7 @@ _POSITIVE = (
 
 
 DEFAULT_PRESET = "mini"
+SHORT_SHARE = 0.9  # of the budget, with --short-length (Devlin et al. 2019, A.2)
 SCHEDULES = ("linear", "cosine", "constant-then-linear")
 DECAY_RATIO = 0.3  # of the budget, with --schedule constant-then-linear
 
@@ -263,6 +264,14 @@ class PretrainSettings(RunSettings):
     tokenizer: str | None = setting(None, "folder of a tokenizer to reuse instead of training one")
     lowercase: bool | None = setting(None, "lower-case and strip accents; default yes")
     split_chinese: bool | None = setting(None, "make every Chinese character a word; default yes")
+    short_length: int | None = setting(
+        None,
+        "tokens per sequence at first, as many more sequences per step, so that its tokens stay; "
+        "then --max-seq-length",
+    )
+    short_share: float | None = setting(
+        None, f"share of the budget with --short-length; default {SHORT_SHARE}"
+    )
     nsp: str = setting(
         "nsp",
         "pair objective: next sentence, sentence order, or none",
@@ -288,6 +297,15 @@ class PretrainSettings(RunSettings):
             found.append(f"--mask-prob is {self.mask_prob}, must be between 0 and 1")
         if self.vocab_size is not None and not 10 <= self.vocab_size <= 1 << 24:
             found.append(f"--vocab-size is {self.vocab_size}, must be 10 to {1 << 24}")
+        if self.short_length is not None and not 8 <= self.short_length < self.max_seq_length:
+            found.append(
+                f"--short-length is {self.short_length}, must be at least 8 and below "
+                f"--max-seq-length {self.max_seq_length}"
+            )
+        if self.short_share is not None and self.short_length is None:
+            found.append("--short-share goes with --short-length")
+        if self.short_share is not None and not 0 < self.short_share < 1:
+            found.append(f"--short-share is {self.short_share}, must be between 0 and 1")
         if self.eval_examples < 1:
             found.append(f"--eval-examples is {self.eval_examples}, must be at least 1")
         reused = [n for n in ("model", "tokenizer") if getattr(self, n)]

@@ -159,6 +159,7 @@ class Loop:
         evaluate: Callable[[], dict[str, float]],
         forward: Callable[..., Any] | None = None,
         utilisation: Utilisation | None = None,
+        pace: Callable[[float], object] = lambda done: None,
     ) -> None:
         """Takes everything the loop needs.
 
@@ -167,12 +168,14 @@ class Loop:
             folder: where rows and checkpoints go; None keeps nothing (a dry run).
             forward: what is called instead of `model`, such as a compiled wrapper of it.
             utilisation: how rows get their `mfu`; without it they have none.
+            pace: told the share of the budget used before each step's data are taken, for steps
+                that grow with it.
         """
         self.model = model
         self.forward = model if forward is None else forward
         self.data, self.objective, self.optimizer = data, objective, optimizer
         self.settings, self.runtime, self.folder = settings, runtime, folder
-        self.evaluate, self.utilisation = evaluate, utilisation
+        self.evaluate, self.utilisation, self.pace = evaluate, utilisation, pace
         self.state = LoopState()
         self._sums: dict[str, Tensor] = {}  # of the log window, on the device
         self._first_bad: Tensor | None = None  # step whose loss or gradient was not finite; 0: none
@@ -249,6 +252,7 @@ class Loop:
         """
         state, settings = self.state, self.settings
         started = time.perf_counter()
+        self.pace(self.done)
         epochs_before = self.data.epochs_done
         step = self.data.take()
         # The middle of the step decides its rate: with steps or epochs, neither end is 0.
@@ -387,8 +391,13 @@ class Loop:
         return now() - start
 
     def next_steps(self, count: int) -> tuple[list[StepData], float]:
-        """The data of the next steps, which are not used up, and the share of an epoch of one."""
-        position, before = self.data.state(), self.data.epochs_done
+        """The data of the next steps, which are not used up, and the share of an epoch of one.
+
+        Where steps grow with the budget, they are as large as at its end.
+        """
+        position = self.data.state()
+        self.pace(1.0)
+        before = self.data.epochs_done
         steps = [self.data.take() for _ in range(count)]
         share = (self.data.epochs_done - before) / count
         self.data.seek(position)
