@@ -74,6 +74,7 @@ from minibert.world import ALONE, World, join_world
 _BUILDERS = 4  # processes that build examples for a GPU, at most
 _LEARNT = 0.02  # nats below the line of word frequencies from which a model has learnt from context
 _EVAL_DURING = 256  # held-out sequences scored while training
+_RAMP_START = 0.25  # of a batch, where --batch-ramp begins
 _MIN_TOKENS, _EPOCHS, _MAX_TOKENS = 500_000, 6, 50_000_000  # see `default_steps`
 
 
@@ -103,7 +104,9 @@ class PretrainingData:
     Sequences may be short for the first share of the budget: attention is cheaper, and most of what
     is learnt is near (Devlin et al. 2019, A.2). A step then has as many more of them, so that its
     tokens stay about the same. Whole sequences go on at the place in the corpus where short ones
-    stopped; which comes when is a function of the budget used, so a run resumes exactly.
+    stopped. The batch may grow in a line over the first share of the budget, from a quarter: early
+    gradients agree, so that fewer sequences tell as much (McCandlish et al. 2018). What a step is
+    like is a function of the budget used, so a run resumes exactly.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class PretrainingData:
         world: World = ALONE,
         short: ExampleStream | None = None,
         short_share: float = 0.0,
+        batch_ramp: float = 0.0,
     ) -> None:
         """Begins at the first epoch, with short sequences where there are any.
 
@@ -121,10 +125,12 @@ class PretrainingData:
             batch_size, micro_batch_size: whole sequences, per step and per forward.
             short: the same documents and seed in shorter sequences.
             short_share: share of the budget in which steps come from `short`.
+            batch_ramp: share of the budget in which the batch grows.
         """
         self.whole, self.short, self.world = stream, short, world
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
-        self.short_share = short_share
+        self.short_share, self.batch_ramp = short_share, batch_ramp
+        self.batch_share = _RAMP_START if batch_ramp else 1.0  # of a whole batch, now
         self.stream = short or stream  # what steps come from now
         self.max_predictions = stream.builder.options.max_predictions
 
@@ -134,6 +140,9 @@ class PretrainingData:
 
     def pace(self, done: float) -> None:
         """Chooses what the next steps are like by the share of the budget used."""
+        if self.batch_ramp:
+            climbed = min(1.0, done / self.batch_ramp)
+            self.batch_share = _RAMP_START + (1 - _RAMP_START) * climbed
         if self.stream is self.short and done >= self.short_share:
             self.whole.follow(self.short)
             self.stream = self.whole
@@ -169,10 +178,20 @@ class PretrainingData:
         pair = None if options.nsp == "none" else 0
         return collate([Example(ids, len(ids) // 2, places, labels, pair)] * size, count)
 
+    def _sizes(self) -> tuple[int, int]:
+        """Sequences of a step and of a forward pass, now.
+
+        A step of part of a batch has whole micro-batches in every process, or, where a process has
+        one micro-batch at most, equally many sequences in each.
+        """
+        batch, micro = map(self._as_many_tokens, (self.batch_size, self.micro_batch_size))
+        unit = self.world.size * (micro if micro * self.world.size < batch else 1)
+        return min(batch, math.ceil(batch * self.batch_share / unit) * unit), micro
+
     def take(self) -> StepData:
         """The next batch, in micro-batches; labels are counted before anything is computed."""
-        examples = self.stream.take(self._as_many_tokens(self.batch_size))
-        size = self._as_many_tokens(self.micro_batch_size)
+        batch, size = self._sizes()
+        examples = self.stream.take(batch)
         own = list(self.world.share(examples))
         is_filler = not own  # more processes than sequences
         own = own or examples[:1]
@@ -435,7 +454,8 @@ def _pretrain_in(
     short = _short_stream(settings, stream)
     short_share = SHORT_SHARE if settings.short_share is None else settings.short_share
     batch = settings.batch_size
-    data = PretrainingData(stream, batch, batch, world, short, short_share)
+    ramp = settings.batch_ramp or 0.0
+    data = PretrainingData(stream, batch, batch, world, short, short_share, ramp)
     if short:
         log_line("length", data.told_lengths())
     trial = Trial(model, forward, pretraining_terms, data.largest, runtime)
@@ -570,12 +590,16 @@ def _tokenizer_folder(
 
 
 def _budget(settings: PretrainSettings, stream: ExampleStream, store: TokenStore) -> Budget:
-    """The budget in steps or epochs that was asked for, or the default rule, printed."""
+    """The budget in steps or epochs that was asked for, or the default rule, printed.
+
+    Its batch is the mean one over the budget.
+    """
     if settings.max_steps or settings.epochs:
         return Budget(max_steps=settings.max_steps, epochs=settings.epochs)
     examples = stream.current_block()
     mean = sum(len(e.input_ids) for e in examples) / max(1, len(examples))
     mean = mean or settings.max_seq_length  # a block without examples; `take` says what is wrong
-    steps, rule = default_steps(store.counts.tokens, mean * settings.batch_size)
+    batch = settings.batch_size * (1 - (settings.batch_ramp or 0) * (1 - _RAMP_START) / 2)
+    steps, rule = default_steps(store.counts.tokens, mean * batch)
     log_line("budget", rule)
     return Budget(max_steps=steps)

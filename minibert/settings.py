@@ -272,6 +272,9 @@ class PretrainSettings(RunSettings):
     short_share: float | None = setting(
         None, f"share of the budget with --short-length; default {SHORT_SHARE}"
     )
+    batch_ramp: float | None = setting(
+        None, "share of the budget in which a step's sequences grow from a quarter of --batch-size"
+    )
     nsp: str = setting(
         "nsp",
         "pair objective: next sentence, sentence order, or none",
@@ -306,6 +309,8 @@ class PretrainSettings(RunSettings):
             found.append("--short-share goes with --short-length")
         if self.short_share is not None and not 0 < self.short_share < 1:
             found.append(f"--short-share is {self.short_share}, must be between 0 and 1")
+        if self.batch_ramp is not None and not 0 < self.batch_ramp <= 1:
+            found.append(f"--batch-ramp is {self.batch_ramp}, must be above 0 and at most 1")
         if self.eval_examples < 1:
             found.append(f"--eval-examples is {self.eval_examples}, must be at least 1")
         reused = [n for n in ("model", "tokenizer") if getattr(self, n)]

@@ -1,4 +1,4 @@
-"""Steps that grow over the budget: short sequences first. Order, size, and exact resume."""
+"""Steps that grow over the budget: short sequences first, small batches. Order, size, resume."""
 
 from __future__ import annotations
 
@@ -179,6 +179,38 @@ def test_one_pool_builds_both_lengths_ahead(builder: ExampleBuilder) -> None:
         ahead.close()
 
 
+# --- small batches first --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes", "sizes"),
+    [
+        (16, 16, 1, [4, 7, 10, 13, 16, 16]),
+        (16, 4, 1, [4, 8, 12, 16, 16, 16]),
+        (16, 16, 2, [4, 8, 10, 14, 16, 16]),
+        (16, 4, 2, [8, 8, 16, 16, 16, 16]),
+        (2, 2, 1, [1, 1, 2, 2, 2, 2]),
+        (1, 1, 4, [1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_batches_grow_in_a_line_from_a_quarter(
+    builder: ExampleBuilder, batch: int, micro: int, processes: int, sizes: list[int]
+) -> None:
+    stream, world = ExampleStream(builder, 3), World(0, processes)
+    data = PretrainingData(stream, batch, micro, world, batch_ramp=0.4)
+    steps = take(data, range(6), of=10)
+    assert [len(step.lengths) for step in steps] == sizes
+    plain = ExampleStream(builder, 3)
+    expected = [[len(e.input_ids) for e in plain.take(size)] for size in sizes]
+    assert [step.lengths for step in steps] == expected
+
+
+def test_a_ramp_scales_short_batches_as_well(builder: ExampleBuilder) -> None:
+    steps = take(data_of(builder, batch_ramp=1.0), range(8), of=8)
+    # A quarter and more of 16 short ones in micro-batches of 8, then of 8 whole ones in fours.
+    assert [len(step.lengths) for step in steps] == [8, 8, 8, 16, 8, 8, 8, 8]
+
+
 # --- in the loop ----------------------------------------------------------------------------------
 
 
@@ -195,7 +227,7 @@ def loop_of(builder: ExampleBuilder, folder: RunFolder | None, budget: Budget, *
             max_position_embeddings=WHOLE,
         )
     )
-    data = data_of(builder, **rest)
+    data = data_of(builder, batch_ramp=0.8, **rest)
     return Loop(
         model,
         data,
@@ -246,7 +278,8 @@ def test_timing_takes_the_largest_steps_and_uses_nothing_up(builder: ExampleBuil
     assert len(timed.lengths) == 8
     assert share > 0
     assert loop.data.state() == data_of(builder).state()
-    first = take(data_of(builder), range(1), of=10)
+    first = take(data_of(builder, batch_ramp=0.8), range(1), of=10)
+    assert len(first[0].lengths) == 8  # of 16 short ones
     assert loop.take_step() is None
     assert np.isclose(loop.state.tokens, first[0].num_tokens)
 
