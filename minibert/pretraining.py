@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -178,24 +179,15 @@ class PretrainingData:
         pair = None if options.nsp == "none" else 0
         return collate([Example(ids, len(ids) // 2, places, labels, pair)] * size, count)
 
-    def _sizes(self) -> tuple[int, int]:
-        """Sequences of a step and of a forward pass, now.
-
-        A step of part of a batch has whole micro-batches in every process, or, where a process has
-        one micro-batch at most, equally many sequences in each.
-        """
-        batch, micro = map(self._as_many_tokens, (self.batch_size, self.micro_batch_size))
-        unit = self.world.size * (micro if micro * self.world.size < batch else 1)
-        return min(batch, math.ceil(batch * self.batch_share / unit) * unit), micro
-
     def take(self) -> StepData:
         """The next batch, in micro-batches; labels are counted before anything is computed."""
-        batch, size = self._sizes()
-        examples = self.stream.take(batch)
+        batch, size = map(self._as_many_tokens, (self.batch_size, self.micro_batch_size))
+        # Of micro-batches and processes it knows nothing: they change no step.
+        examples = self.stream.take(math.ceil(batch * self.batch_share))
         own = list(self.world.share(examples))
         is_filler = not own  # more processes than sequences
         own = own or examples[:1]
-        parts = [own[i : i + size] for i in range(0, len(own), size)]
+        parts = _parted(own, size, -(-len(examples) // self.world.size))
         counts = {"mlm": sum(len(e.mlm_positions) for e in examples)}
         if examples[0].next_sentence_label is not None:
             counts["nsp"] = len(examples)
@@ -204,6 +196,20 @@ class PretrainingData:
         num_slots = sum(batch["input_ids"].numel() for batch in batches)
         lengths = [len(e.input_ids) for e in examples]
         return StepData(batches, counts, lengths, num_slots, is_filler)
+
+
+def _parted(own: list[Example], size: int, largest: int) -> list[list[Example]]:
+    """A process's share of a step in parts of at most `size`.
+
+    They are as many as those of the largest share: a sharded model's forward waits for all
+    processes. (Not of single sequences, with which the settings refuse unequal shares.)
+    """
+    parts = [own[i : i + size] for i in range(0, len(own), size)]
+    count = -(-largest // size)
+    if len(parts) < count <= len(own):
+        bounds = [i * len(own) // count for i in range(count + 1)]
+        parts = [own[start:stop] for start, stop in itertools.pairwise(bounds)]
+    return parts
 
 
 @torch.no_grad()
@@ -381,6 +387,12 @@ def _build_model(
         if init != "reference":
             neighbour_attention(model)
         log_line("init", f"{init} (--init reference|neighbours)")
+    if not config.is_plain:
+        log_line(
+            "form",
+            f"norm {config.norm}, feed-forward {config.feed_forward} {config.intermediate_size} "
+            f"wide: not a plain BERT, so transformers will not read it",
+        )
     if init != "reference" and new_bias:
         unigram_bias(model, torch.from_numpy(unigram_log_prob(source.held_out)))
     return model

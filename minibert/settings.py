@@ -311,6 +311,12 @@ class PretrainSettings(RunSettings):
             found.append(f"--short-share is {self.short_share}, must be between 0 and 1")
         if self.batch_ramp is not None and not 0 < self.batch_ramp <= 1:
             found.append(f"--batch-ramp is {self.batch_ramp}, must be above 0 and at most 1")
+        for name in ("short_length", "batch_ramp"):
+            if getattr(self, name) is not None and self.shard and self.micro_batch_size == 1:
+                found.append(
+                    f"{flag(name)} has no use with --shard and --micro-batch-size 1: processes "
+                    f"would wait for each other; --micro-batch-size 2 or more"
+                )
         if self.eval_examples < 1:
             found.append(f"--eval-examples is {self.eval_examples}, must be at least 1")
         reused = [n for n in ("model", "tokenizer") if getattr(self, n)]

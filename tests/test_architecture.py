@@ -414,6 +414,7 @@ def test_commands_carry_a_model_of_another_form_to_its_predictions(
     pretrain = ["pretrain", "--corpus", str(corpus), "--preset", "tiny", "--vocab-size", "60"]
     pretrain += ["--cache-dir", str(tmp_path / "cache"), "--output", start, *shared]
     assert main([*pretrain, "--norm", "pre", "--feed-forward", "gated"]) == 0
+    assert "form: norm pre, feed-forward gated 320 wide" in capsys.readouterr().err
     written = json.loads((tmp_path / "start" / "config.json").read_text())
     assert (written["model_type"], written["intermediate_size"]) == ("minibert", 320)
     on = [*pretrain[:3], "--model", start, "--output", str(tmp_path / "on"), *shared]

@@ -172,6 +172,10 @@ BAD_PRETRAINING = {
     "share of no short length": ("--short-share 0.5", ["--short-share goes with --short-length"]),
     "all of it short": ("--short-length 8 --short-share 1", ["--short-share is 1.0", "between"]),
     "a ramp beyond the budget": ("--batch-ramp 1.5", ["--batch-ramp is 1.5", "at most 1"]),
+    "unequal shards": (
+        "--batch-ramp 0.5 --shard --micro-batch-size 1",
+        ["--batch-ramp has no use with --shard and --micro-batch-size 1"],
+    ),
     "huge seed": ("--seed 99999999999999999999", ["--seed"]),
     "contradiction": ("--resume --overwrite", ["contradict"]),
     "no tokenizer": ("--tokenizer W/folder --vocab-size 60", ["--vocab-size has no use"]),

@@ -158,13 +158,34 @@ def test_any_position_is_gone_back_to(builder: ExampleBuilder) -> None:
 
 
 def test_processes_part_short_steps_as_they_do_whole_ones(builder: ExampleBuilder) -> None:
-    alone = take(data_of(builder), range(4), of=4)
-    parts = [take(data_of(builder, World(rank, 3)), range(4), of=4) for rank in range(3)]
+    alone = take(data_of(builder, batch_ramp=0.9), range(4), of=4)
+    worlds = [World(rank, 3) for rank in range(3)]
+    parts = [take(data_of(builder, world, batch_ramp=0.9), range(4), of=4) for world in worlds]
     for number, step in enumerate(alone):
         rows = sum(len(b["input_ids"]) for part in parts for b in part[number].micro_batches)
         assert rows == len(step.lengths)
         assert all(part[number].lengths == step.lengths for part in parts)
         assert all(part[number].counts == step.counts for part in parts)
+
+
+@pytest.mark.parametrize("micro", [2, 3, 8])
+def test_every_process_has_as_many_micro_batches(builder: ExampleBuilder, micro: int) -> None:
+    # Those of a sharded model would wait for each other for ever.
+    unequal = 0
+    for size in (2, 3, 5):
+        parts = []
+        for rank in range(size):
+            data = PretrainingData(
+                ExampleStream(builder, 3), 24, micro, World(rank, size), batch_ramp=0.9
+            )
+            parts.append(take(data, range(12), of=12))
+        for steps in zip(*parts, strict=True):
+            assert len({len(step.micro_batches) for step in steps}) == 1
+            rows = [[len(b["input_ids"]) for b in step.micro_batches] for step in steps]
+            assert sum(map(sum, rows)) == len(steps[0].lengths)
+            assert max(map(max, rows)) <= micro
+            unequal += len({-(-sum(own) // micro) for own in rows}) > 1
+    assert unequal or micro == 8  # or nothing was tried
 
 
 def test_one_pool_builds_both_lengths_ahead(builder: ExampleBuilder) -> None:
@@ -183,32 +204,34 @@ def test_one_pool_builds_both_lengths_ahead(builder: ExampleBuilder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "micro", "processes", "sizes"),
+    ("batch", "micro", "sizes"),
     [
-        (16, 16, 1, [4, 7, 10, 13, 16, 16]),
-        (16, 4, 1, [4, 8, 12, 16, 16, 16]),
-        (16, 16, 2, [4, 8, 10, 14, 16, 16]),
-        (16, 4, 2, [8, 8, 16, 16, 16, 16]),
-        (2, 2, 1, [1, 1, 2, 2, 2, 2]),
-        (1, 1, 4, [1, 1, 1, 1, 1, 1]),
+        (16, 16, [4, 7, 10, 13, 16, 16]),
+        (16, 4, [4, 7, 10, 13, 16, 16]),
+        (18, 6, [5, 8, 12, 15, 18, 18]),
+        (2, 2, [1, 1, 2, 2, 2, 2]),
+        (1, 1, [1, 1, 1, 1, 1, 1]),
     ],
 )
 def test_batches_grow_in_a_line_from_a_quarter(
-    builder: ExampleBuilder, batch: int, micro: int, processes: int, sizes: list[int]
+    builder: ExampleBuilder, batch: int, micro: int, sizes: list[int]
 ) -> None:
-    stream, world = ExampleStream(builder, 3), World(0, processes)
-    data = PretrainingData(stream, batch, micro, world, batch_ramp=0.4)
+    data = PretrainingData(ExampleStream(builder, 3), batch, micro, batch_ramp=0.4)
     steps = take(data, range(6), of=10)
     assert [len(step.lengths) for step in steps] == sizes
     plain = ExampleStream(builder, 3)
     expected = [[len(e.input_ids) for e in plain.take(size)] for size in sizes]
     assert [step.lengths for step in steps] == expected
+    rows = [[len(part["input_ids"]) for part in step.micro_batches] for step in steps]
+    assert all(
+        max(parts) <= micro and sum(parts) == n for parts, n in zip(rows, sizes, strict=True)
+    )
 
 
 def test_a_ramp_scales_short_batches_as_well(builder: ExampleBuilder) -> None:
     steps = take(data_of(builder, batch_ramp=1.0), range(8), of=8)
-    # A quarter and more of 16 short ones in micro-batches of 8, then of 8 whole ones in fours.
-    assert [len(step.lengths) for step in steps] == [8, 8, 8, 16, 8, 8, 8, 8]
+    # From a quarter of 16 short ones on, then from five eighths of 8 whole ones.
+    assert [len(step.lengths) for step in steps] == [4, 6, 7, 9, 5, 6, 7, 8]
 
 
 # --- in the loop ----------------------------------------------------------------------------------
@@ -279,7 +302,7 @@ def test_timing_takes_the_largest_steps_and_uses_nothing_up(builder: ExampleBuil
     assert share > 0
     assert loop.data.state() == data_of(builder).state()
     first = take(data_of(builder, batch_ramp=0.8), range(1), of=10)
-    assert len(first[0].lengths) == 8  # of 16 short ones
+    assert len(first[0].lengths) == 4  # of 16 short ones
     assert loop.take_step() is None
     assert np.isclose(loop.state.tokens, first[0].num_tokens)
 
