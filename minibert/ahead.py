@@ -7,8 +7,10 @@ next: the run sees the same examples in the same order as one that builds them b
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import signal
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
@@ -29,51 +31,61 @@ from minibert.workers import begin_as_worker, held_back
 
 _PLACES_EACH = 2  # built ahead by each process: one in hand, one waiting
 
-_worker_stream: ExampleStream
+_worker_stream_of: Callable[[ExampleOptions], ExampleStream]
 
 
-def _start_worker(store: Path, tokenizer: WordPiece, options: ExampleOptions, seed: int) -> None:
-    global _worker_stream
+def _start_worker(store: Path, tokenizer: WordPiece, seed: int) -> None:
+    global _worker_stream_of
     begin_as_worker()
     opened = TokenStore(store)
-    training, _ = split_documents(opened, options.nsp)
-    _worker_stream = ExampleStream(ExampleBuilder(opened, tokenizer, training, options), seed)
+
+    @functools.cache
+    def stream_of(options: ExampleOptions) -> ExampleStream:
+        training, _ = split_documents(opened, options.nsp)
+        return ExampleStream(ExampleBuilder(opened, tokenizer, training, options), seed)
+
+    _worker_stream_of = stream_of
 
 
-def _build_in_worker(place: BlockPlace) -> PackedExamples:
-    return pack(_worker_stream.built(place))
+def _build_in_worker(options: ExampleOptions, place: BlockPlace) -> PackedExamples:
+    return pack(_worker_stream_of(options).built(place))
 
 
 class BuildersAhead:
-    """Processes that build the training examples of a store; `build` of an `ExampleStream`."""
+    """Processes that build the training examples of a store; `build` of an `ExampleStream`.
+
+    One after the other several streams may use them, such as one of short sequences first.
+    """
 
     def __init__(self, builder: ExampleBuilder, seed: int, num_processes: int) -> None:
         """Starts the processes with the first call.
 
         Args:
-            builder: of the training documents. seed: of the stream.
+            builder: of the training documents. seed: of the streams.
         """
         self._num_places = _PLACES_EACH * num_processes
-        self._waiting: dict[BlockPlace, Future[PackedExamples]] = {}
+        self._waiting: dict[tuple[ExampleOptions, BlockPlace], Future[PackedExamples]] = {}
         self._pool = ProcessPoolExecutor(
             num_processes,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
-            initargs=(builder.store.folder, builder.tokenizer, builder.options, seed),
+            initargs=(builder.store.folder, builder.tokenizer, seed),
         )
 
     def __call__(self, stream: ExampleStream, place: BlockPlace) -> list[Example]:
         """The examples of a place; what follows it is begun."""
-        wanted = [place]
-        while len(wanted) < self._num_places:
-            wanted.append(stream.following(wanted[-1]))
+        options = stream.builder.options
+        places = [place]
+        while len(places) < self._num_places:
+            places.append(stream.following(places[-1]))
+        wanted = [(options, following) for following in places]
         for unwanted in self._waiting.keys() - set(wanted):  # the stream has sought elsewhere
             self._waiting.pop(unwanted).cancel()
         for following in wanted:
             if following not in self._waiting:
                 with held_back(signal.SIGINT):  # processes start here, and inherit it
-                    self._waiting[following] = self._pool.submit(_build_in_worker, following)
-        return unpack(self._waiting.pop(place).result())
+                    self._waiting[following] = self._pool.submit(_build_in_worker, *following)
+        return unpack(self._waiting.pop(wanted[0]).result())
 
     def close(self) -> None:
         """Ends the processes."""

@@ -19,6 +19,9 @@ _REFUSED = {
     "add_cross_attention": (True, "the encoder has no cross-attention"),
 }
 _ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+# Fields that no published BERT has, and their values; the first is plain BERT.
+DEPARTURES = {"norm": ("post", "pre"), "feed_forward": ("plain", "gated")}
+_OWN_TYPE = "minibert"  # model_type of what departs from BERT, which other readers do not know
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class BertConfig:
 
     `extra` holds the keys of a published `config.json` that have no meaning here; they are
     written back unchanged by `to_dict`.
+
+    Two fields depart from BERT. norm: "post" normalises each residual sum; "pre" what each sublayer
+    reads, and the last layer's output (Xiong et al. 2020). feed_forward: "plain", or "gated" with
+    twice intermediate_size units going in, one half multiplied by the activated other (GEGLU,
+    Shazeer 2020). A model with either has model_type "minibert": its weights mean something else,
+    so readers of BERT must not take them for one.
 
     Raises:
         InputError: naming every field whose value cannot be built, with the accepted values.
@@ -46,6 +55,8 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
     classifier_dropout: float | None = None
+    norm: str = "post"
+    feed_forward: str = "plain"
     architectures: tuple[str, ...] = ()
     id2label: dict[int, str] | None = None
     problem_type: str | None = None
@@ -82,6 +93,9 @@ class BertConfig:
             faults.append(f"pad_token_id is {self.pad_token_id}, vocab_size is {self.vocab_size}")
         if self.hidden_act not in _ACTIVATIONS:
             faults.append(f"hidden_act is {self.hidden_act!r}, known are {', '.join(_ACTIVATIONS)}")
+        for name, known in DEPARTURES.items():
+            if getattr(self, name) not in known:
+                faults.append(f"{name} is {getattr(self, name)!r}, known are {', '.join(known)}")
         for key, (bad, why) in _REFUSED.items():
             if self.extra.get(key) == bad:
                 faults.append(f"{key} is {bad}: {why}")
@@ -101,6 +115,16 @@ class BertConfig:
         ]
 
     @property
+    def is_plain(self) -> bool:
+        """Whether this is BERT as published, whose weights every reader of the layout opens."""
+        return all(getattr(self, name) == known[0] for name, known in DEPARTURES.items())
+
+    @property
+    def up_size(self) -> int:
+        """Columns of the feed-forward's first product: F, with gates 2 F."""
+        return self.intermediate_size * (2 if self.feed_forward == "gated" else 1)
+
+    @property
     def num_labels(self) -> int:
         """C, the number of classes of a classification head (2 when none are named)."""
         return len(self.id2label) if self.id2label else 2
@@ -112,9 +136,10 @@ class BertConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json` in the Hugging Face BERT layout."""
-        out = {"model_type": "bert", **self.extra}
+        out = {"model_type": "bert" if self.is_plain else _OWN_TYPE, **self.extra}
+        left_out = {"extra", *(DEPARTURES if self.is_plain else ())}
         for f in fields(self):
-            if f.name != "extra" and getattr(self, f.name) is not None:
+            if f.name not in left_out and getattr(self, f.name) is not None:
                 out[f.name] = getattr(self, f.name)
         out["architectures"] = list(self.architectures)
         if self.id2label:
@@ -130,9 +155,11 @@ class BertConfig:
             InputError: the model is not a BERT, or asks for mathematics that is not built here.
         """
         kind = published.get("model_type", "bert")
-        if kind != "bert":
-            raise InputError(f"model_type is {kind!r}; only 'bert' can be loaded")
+        if kind not in ("bert", _OWN_TYPE):
+            raise InputError(f"model_type is {kind!r}; only 'bert' and {_OWN_TYPE!r} can be loaded")
         known = {f.name for f in fields(cls)} - {"extra"}
+        if kind == "bert":  # where such a key means nothing
+            known -= DEPARTURES.keys()
         values = {k: v for k, v in published.items() if k in known and v is not None}
         values["extra"] = {
             k: v for k, v in published.items() if k not in known | {"model_type", "label2id"}

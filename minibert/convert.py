@@ -4,6 +4,9 @@ A model folder in the Hugging Face BERT layout holds `config.json` and `model.sa
 old `pytorch_model.bin`). `TABLE` says which published tensors make up each of ours; everything
 else here is reading, checking and reporting. Nothing unpickles code: `.bin` files are opened with
 `weights_only=True`.
+
+A model that departs from BERT (see `BertConfig`) is stored under our own names behind "minibert.",
+so that a reader of the published ones finds none of them.
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ _HEADS = {
 }
 # Beginnings of names that no published BERT has, stored as they are: the decoder of `seq2seq.py`.
 _OWN = ("decoder.",)
+_PREFIX = "minibert."  # before the stored names of a model that departs from BERT
 # Published tensors that repeat another or are no weights; dropped without a word.
 _REDUNDANT = (
     "embeddings.position_ids",
@@ -233,7 +237,7 @@ class PretrainedMixin:
             folder: a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`, or
                 the name of a bundled model.
             config: replaces the folder's own, for example to name other classes.
-            left_out: beginnings of published names that are not wanted, such as "classifier.".
+            left_out: beginnings of stored names that are not wanted, such as "classifier.".
 
         Raises:
             InputError: missing files, damaged weights, wrong shapes, or no tensor of this model.
@@ -244,9 +248,9 @@ class PretrainedMixin:
         config = config or BertConfig.from_pretrained(folder)
         model = cls(config)  # type: ignore[call-arg]
         tensors = read_tensors(folder)
-        wanted = {k: v for k, v in tensors.items() if not (left_out and k.startswith(left_out))}
+        unwanted = tuple(sorted(k for k in tensors if k.removeprefix(_PREFIX).startswith(left_out)))
+        wanted = {k: v for k, v in tensors.items() if k not in unwanted}
         report = load_tensors(model, wanted, str(folder))  # type: ignore[arg-type]
-        unwanted = tuple(sorted(tensors.keys() - wanted.keys()))
         model.load_report = LoadReport(report.newly_initialised, report.left_out + unwanted)
         model.eval()  # type: ignore[attr-defined]
         if model.load_report.newly_initialised or model.load_report.left_out:
@@ -283,35 +287,52 @@ def published_tensors(
 ) -> dict[str, Tensor]:
     """The model's tensors on the CPU, under published names; a bare backbone has no prefix.
 
+    Of a model that departs from BERT, under the names that stand for no published one.
+
     Args:
         weights: taken instead of the model's own, by our names.
     """
     prefix = _prefix(model)
     given = model.state_dict() if weights is None else weights
     ours = {prefix + k: v.detach().cpu() for k, v in given.items()}
-    published = to_published(ours, model.config.num_hidden_layers)  # type: ignore
+    config: BertConfig = model.config  # type: ignore[assignment]
+    if not config.is_plain:
+        return {_PREFIX + k: v for k, v in ours.items()}
+    published = to_published(ours, config.num_hidden_layers)
     return {k.removeprefix(prefix): v for k, v in published.items()}
 
 
+def _found(
+    tensors: Mapping[str, Tensor], config: BertConfig
+) -> tuple[dict[str, Tensor], list[str], dict[str, list[str]]]:
+    """Stored tensors by our names, stored names not used, and which names each is stored by."""
+    if config.is_plain:
+        ours, left = to_ours(tensors, config.num_hidden_layers)
+        names = {name: [name] for name in ours} | name_table(config.num_hidden_layers)
+    else:
+        ours = {k.removeprefix(_PREFIX): v for k, v in tensors.items() if k.startswith(_PREFIX)}
+        left = [name for name in tensors if not name.startswith(_PREFIX)]
+        names = {name: [_PREFIX + name] for name in ours}
+    return ours, left, names
+
+
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> LoadReport:
-    """Copies published tensors into a model, checking every shape.
+    """Copies a folder's tensors into a model, checking every shape.
 
     Raises:
         InputError: a tensor of another shape than the config says (both named), or nothing fits.
     """
     prefix = _prefix(model)
     config: BertConfig = model.config  # type: ignore[assignment]
-    layers = config.num_hidden_layers
     try:
-        found, left = to_ours(tensors, layers)
+        found, left, table = _found(tensors, config)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
-    table = name_table(layers)
     state = {prefix + name: value for name, value in model.state_dict().items()}
     usable = {}
     for name, value in found.items():
         if name not in state:
-            left += table.get(name, [name])
+            left += table[name]
         elif value.shape != state[name].shape:
             raise InputError(
                 f"{source}: {name} has shape {tuple(value.shape)}, but config.json asks for "

@@ -11,10 +11,11 @@ M scored positions and V token ids:
            + 2 P where products are in bf16: copies of the weights, and the decoder's gradient
 
 What is held is what autograd keeps for the backward pass; its factors were counted on a CPU
-(`python -m benchmarks.scaling --count`). Of the decoder's M V scores at most 2^24 are there at a
-time, 2^27 on a GPU and there in fp32 as well (`kernels.linear_cross_entropy`). 1.4 is what the
-process was measured to take of that: the backward pass has tensors of its own, and there are gaps
-between freed ones. Padding is not computed, so n counts real tokens.
+(`python -m benchmarks.scaling --count`) with an inner width F of 4 D. Another one, or gates, add
+2 (F' - 4 D) numbers a token, F' being F, or 2 F with gates. Of the decoder's M V scores at most
+2^24 are there at a time, 2^27 on a GPU and there in fp32 as well (`kernels.linear_cross_entropy`).
+1.4 is what the process was measured to take of that: the backward pass has tensors of its own, and
+there are gaps between freed ones. Padding is not computed, so n counts real tokens.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from minibert.config import BertConfig
 from minibert.kernels import SCORES_HELD
 
 _MOMENTS = 2  # of AdamW, float32 like weights and gradients
+_COUNTED_UNITS = 8  # F before and after the activation where F = 4 D, as `HELD` was counted
 _STORED = 2 * (1 + _MOMENTS) + 1  # copies of all weights in a run folder: see `run_folder_bytes`
 
 
@@ -80,9 +82,11 @@ def num_parameters(config: BertConfig) -> int:
     width, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size
     norm = 2 * width
     rows = vocabulary + config.max_position_embeddings + config.type_vocab_size
-    layer = 4 * (width**2 + width) + 2 * width * inner + inner + width + 2 * norm
+    up = config.up_size
+    layer = 4 * (width**2 + width) + width * (up + inner) + up + width + 2 * norm
     heads = 2 * (width**2 + width) + norm + vocabulary + 2 * width + 2  # pooler, words, pairs
-    return rows * width + norm + config.num_hidden_layers * layer + heads
+    last = norm if config.norm == "pre" else 0
+    return rows * width + norm + config.num_hidden_layers * layer + last + heads
 
 
 def held_bytes(
@@ -96,9 +100,13 @@ def held_bytes(
     """Bytes that one forward pass keeps for the backward one; arguments as in `step_memory`."""
     dropout = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob)
     held = HELD[precision, dropout > 0]
+    each = 2 if precision == "bf16" else 4
+    # Units before and after the activation, with gates twice as many of both.
+    inner = 2 * config.up_size - _COUNTED_UNITS * config.hidden_size
     tokens, squares = sum(lengths), sum(n * n for n in lengths)
     scores = 0 if fused_attention else held.score * config.num_attention_heads * squares
-    found = config.num_hidden_layers * (held.layer * config.hidden_size * tokens + scores)
+    layer = held.layer * config.hidden_size + each * inner
+    found = config.num_hidden_layers * (layer * tokens + scores)
     found += held.outer * config.hidden_size * tokens
     if num_predictions:
         found += held.word * config.vocab_size * config.hidden_size

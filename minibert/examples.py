@@ -402,7 +402,7 @@ class ExampleStream:
                 them built ahead.
         """
         self.builder, self.seed, self.spread = builder, seed, spread
-        self._build_place = build or ExampleStream.built
+        self.build_place = build or ExampleStream.built
         mean = max(1, builder.store.counts.tokens // (len(builder.documents.starts) - 1))
         self.block_documents = max(1, min(_BLOCK_DOCUMENTS, _BLOCK_TOKENS // mean))
         self.epoch = self.block = self.part = self.offset = 0
@@ -444,11 +444,22 @@ class ExampleStream:
         self.part, self.offset = state["part"], state["offset"]
         self._examples, self._parts = None, 1
 
+    def follow(self, other: ExampleStream) -> None:
+        """Goes to where another stream of the same documents and seed stands.
+
+        Of the examples that are shuffled together, as large a share is passed over as the other
+        has given, rounded up.
+        """
+        self.seek({**other.state(), "offset": 0})
+        if other.offset:
+            given, of = other.offset, len(other.current_block())
+            self.offset = -(-given * len(self.current_block()) // of)
+
     def current_block(self) -> list[Example]:
         """The shuffled examples of the block, and of its part, that the position is in."""
         if self._examples is None:
             self._parts = self._parts_in(self.epoch, self.block)
-            self._examples = self._build_place(self, BlockPlace(self.epoch, self.block, self.part))
+            self._examples = self.build_place(self, BlockPlace(self.epoch, self.block, self.part))
         return self._examples
 
     def _positions(self, epoch: int, block: int) -> list[int]:

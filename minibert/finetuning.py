@@ -118,7 +118,7 @@ def redraw_top(model: Any, count: int) -> None:
     layers = model.bert.layers
     if count > len(layers):
         raise InputError(f"--reinit-layers {count}, but the model has {len(layers)} layers")
-    for part in (*layers[len(layers) - count :], model.bert.pooler):
+    for part in (*layers[len(layers) - count :], model.bert.final_norm, model.bert.pooler):
         init_weights(part, model.config)
 
 
@@ -131,7 +131,8 @@ def freeze_lowest(model: Any, count: int) -> None:
     layers = model.bert.layers
     if count > len(layers):
         raise InputError(f"--freeze-layers {count}, but the model has {len(layers)} layers")
-    for frozen in (model.bert.embeddings, *layers[:count]):
+    top = [model.bert.final_norm] if count == len(layers) else []  # which is nothing in plain BERT
+    for frozen in (model.bert.embeddings, *layers[:count], *top):
         frozen.requires_grad_(False)
 
 

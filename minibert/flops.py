@@ -22,13 +22,14 @@ _REPEATS, _AT_ONCE = 5, 20
 def training_flops(config: BertConfig, lengths: Sequence[int], num_predictions: int = 0) -> float:
     """Operations of a forward and backward pass over sequences without padding.
 
-        3 * (N * sum over sequences (8 D^2 n + 4 D F n + 4 D n^2)
+        3 * (N * sum over sequences (8 D^2 n + 2 D (F' + F) n + 4 D n^2)
              + 2 D^2 sequences + M * (2 D^2 + 2 D V))
 
     A product of (a, b) and (b, c) counts 2abc; backward counts twice forward. The terms are query,
-    key, value and output; feed-forward; attention's two products; the pooler; the MLM head at M
-    positions. Embeddings, norms, activations and softmax count nothing. A classifier needs the last
-    layer for its first token alone; it is counted whole, so that figures compare.
+    key, value and output; feed-forward, F' being F, or 2 F with gates; attention's two products;
+    the pooler; the MLM head at M positions. Embeddings, norms, activations and softmax count
+    nothing. A classifier needs the last layer for its first token alone; it is counted whole, so
+    that figures compare.
 
     Args:
         lengths: real tokens n of each sequence.
@@ -36,7 +37,8 @@ def training_flops(config: BertConfig, lengths: Sequence[int], num_predictions: 
     """
     width, inner = config.hidden_size, config.intermediate_size
     tokens, squares = sum(lengths), sum(n * n for n in lengths)
-    per_layer = (8 * width**2 + 4 * width * inner) * tokens + 4 * width * squares
+    per_layer = (8 * width**2 + 2 * width * (config.up_size + inner)) * tokens
+    per_layer += 4 * width * squares
     heads = 2 * width**2 * len(lengths)
     heads += num_predictions * (2 * width**2 + 2 * width * config.vocab_size)
     return 3.0 * (config.num_hidden_layers * per_layer + heads)
@@ -53,7 +55,7 @@ def generation_flops(
 
     To the encoder's, its pooler left out, come for each source of n and target of m tokens
 
-        3 * (N' * (12 D^2 m + 4 D^2 n + 2 D m (m + 1) + 4 D m n + 4 D F m) + 2 D V' m)
+        3 * (N' * (12 D^2 m + 4 D^2 n + 2 D m (m + 1) + 4 D m n + 2 D (F' + F) m) + 2 D V' m)
 
     of N' decoder layers: projections of self- and cross-attention, keys and values of the source,
     causal attention's two products, cross-attention's, feed-forward, and the scores of V' words.
@@ -65,7 +67,8 @@ def generation_flops(
     sources, targets = sum(lengths), sum(target_lengths)
     causal = sum(m * (m + 1) for m in target_lengths)
     crossed = sum(m * n for m, n in zip(target_lengths, lengths, strict=True))
-    layer = width**2 * (12 * targets + 4 * sources) + 4 * width * inner * targets
+    layer = width**2 * (12 * targets + 4 * sources)
+    layer += 2 * width * (config.up_size + inner) * targets
     layer += 2 * width * causal + 4 * width * crossed
     decoder = num_decoder_layers * layer + 2 * width * target_vocab_size * targets
     encoder = training_flops(config, lengths) - 3 * 2 * width**2 * len(lengths)
@@ -85,7 +88,7 @@ def measure_peak_flops(config: BertConfig, num_tokens: int, runtime: Runtime) ->
     best = 0.0
     # A GPU is given many products at once, or its clock would show how long starting one takes.
     at_once = _AT_ONCE if runtime.runs_ahead else 1
-    for rows, columns in ((width, inner), (inner, width), (width, 3 * width)):
+    for rows, columns in ((width, config.up_size), (inner, width), (width, 3 * width)):
         x = torch.rand(num_tokens, rows, device=runtime.device).to(dtype)  # zeros are faster
         weight = torch.rand(rows, columns, device=runtime.device).to(dtype)
         for _ in range(_REPEATS):

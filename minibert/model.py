@@ -36,8 +36,8 @@ class BertOutput(NamedTuple):
     """What `BertModel` returns.
 
     last_hidden_state: (B, T, D), on a CPU 0 at the padding; (B, 1, D) of first tokens only.
-    pooler_output: (B, D). hidden_states: N+1 tensors (B, T, D), the embeddings first, when asked
-    for; else empty.
+    pooler_output: (B, D). hidden_states: N+1 tensors (B, T, D), the embeddings first and
+    last_hidden_state last, when asked for; else empty.
     """
 
     last_hidden_state: Tensor
@@ -103,36 +103,71 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with an activation between (Vaswani et al. 2017, section 3.3)."""
+    """Two linear maps with an activation between (Vaswani et al. 2017, section 3.3).
+
+    With gates one half of the units, activated, multiplies the other (GEGLU, Shazeer 2020).
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.is_gated = config.feed_forward == "gated"
+        self.up = nn.Linear(config.hidden_size, config.up_size)  # gates first: one product
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))  # (R, D) -> (R, F) -> (R, D)
+        units = self.up(x)  # (R, D) -> (R, F), with gates (R, 2F)
+        if self.is_gated:
+            gates, values = units.chunk(2, -1)
+            return self.down(self.activation(gates) * values)  # (R, F) -> (R, D)
+        return self.down(self.activation(units))  # (R, F) -> (R, D)
+
+
+class SublayerNorm(nn.LayerNorm):
+    """The LayerNorm of a sublayer, which acts in one of two places.
+
+    post: x = norm(x + sublayer(x)), as in BERT; pre: x = x + sublayer(norm(x)) (Xiong et al. 2020).
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config.hidden_size, eps=config.layer_norm_eps)
+        self.is_pre = config.norm == "pre"
+
+    def before(self, x: Tensor) -> Tensor:
+        """What the sublayer reads."""
+        return self(x) if self.is_pre else x
+
+    def after(self, x: Tensor) -> Tensor:
+        """What becomes of the sum."""
+        return x if self.is_pre else self(x)
+
+
+def final_norm(config: BertConfig) -> nn.Module:
+    """What follows the last layer: with norms before sublayers a LayerNorm, else nothing."""
+    if config.norm == "pre":
+        return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+    return nn.Identity()
 
 
 class Layer(nn.Module):
-    """One post-norm Transformer layer: x = norm(x + dropout(sublayer(x))), twice."""
+    """One Transformer layer: attention, then feed-forward, each added to what it read."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.attention = SelfAttention(config)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_norm = SublayerNorm(config)
         self.feed_forward = FeedForward(config)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward_norm = SublayerNorm(config)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, layout: Layout | PackedLayout, first_only: bool = False) -> Tensor:
-        attended = self.attention(x, layout, first_only)
+        attended = self.attention(self.attention_norm.before(x), layout, first_only)
         if first_only:
             x = x.index_select(0, layout.first_rows(x.device))  # (B, D)
         # bf16 + float32 takes a third of the time that float32 + bf16 takes.
-        x = self.attention_norm(self.dropout(attended) + x)
-        return self.feed_forward_norm(self.dropout(self.feed_forward(x)) + x)
+        x = self.attention_norm.after(self.dropout(attended) + x)
+        mapped = self.feed_forward(self.feed_forward_norm.before(x))
+        return self.feed_forward_norm.after(self.dropout(mapped) + x)
 
 
 class Pooler(nn.Module):
@@ -147,7 +182,7 @@ class Pooler(nn.Module):
 
 
 class BertModel(PretrainedMixin, nn.Module):
-    """The backbone: embeddings, N post-norm layers, pooler.
+    """The backbone: embeddings, N layers, pooler.
 
     Example:
         model = BertModel(preset("mini"))
@@ -160,6 +195,7 @@ class BertModel(PretrainedMixin, nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.final_norm = final_norm(config)
         self.pooler = Pooler(config)
         init_weights(self, config)
 
@@ -200,6 +236,7 @@ class BertModel(PretrainedMixin, nn.Module):
             x = self.run_stack(layers, x, layout, first_only and is_last)
             if output_hidden_states:
                 states.append(x)
+        x = states[-1] = self.final_norm(x)
         last = layout.restore_firsts(x) if first_only else layout.restore(x)  # (B, T or 1, D)
         kept = tuple(map(layout.restore, states)) if output_hidden_states else ()
         return BertOutput(last, self.pooler(last), kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -176,3 +177,22 @@ class Budget:
             return self.epochs / step_epochs
         assert self.seconds is not None
         return self.seconds / step_seconds
+
+
+def rate_share(
+    done: float, warmup_ratio: float, schedule: str = "linear", decay_ratio: float = 0.3
+) -> float:
+    """The share of the peak rate: up in a line, then down to 0 where the budget ends.
+
+    Args:
+        done, warmup_ratio: as in `warmup_linear_decay`.
+        schedule: how it falls: "linear"; "cosine", half a wave (Loshchilov & Hutter 2017, section
+            3); "constant-then-linear", at the peak and then in a line (Haegele et al. 2024).
+        decay_ratio: share of the budget in which a constant rate falls at the end.
+    """
+    if done < warmup_ratio or schedule == "linear":
+        return warmup_linear_decay(done, warmup_ratio)
+    if schedule == "cosine":
+        fallen = min(1.0, (done - warmup_ratio) / (1.0 - warmup_ratio))
+        return (1.0 + math.cos(math.pi * fallen)) / 2
+    return min(1.0, max(0.0, 1.0 - done) / decay_ratio)

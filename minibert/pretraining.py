@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -64,7 +65,7 @@ from minibert.runs import (
     wrapped,
 )
 from minibert.runtime import Runtime
-from minibert.settings import DEFAULT_PRESET, PretrainSettings, recipe
+from minibert.settings import DEFAULT_PRESET, SHORT_SHARE, PretrainSettings, recipe
 from minibert.store import TokenStore, open_store
 from minibert.tokenizer import VOCAB_RULE, WordPiece, default_vocab_size
 from minibert.train import Batch, Loop, StepData, Term
@@ -74,6 +75,7 @@ from minibert.world import ALONE, World, join_world
 _BUILDERS = 4  # processes that build examples for a GPU, at most
 _LEARNT = 0.02  # nats below the line of word frequencies from which a model has learnt from context
 _EVAL_DURING = 256  # held-out sequences scored while training
+_RAMP_START = 0.25  # of a batch, where --batch-ramp begins
 _MIN_TOKENS, _EPOCHS, _MAX_TOKENS = 500_000, 6, 50_000_000  # see `default_steps`
 
 
@@ -98,7 +100,15 @@ def pretraining_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term
 
 
 class PretrainingData:
-    """Optimiser steps of masked pairs, from an example stream; this process's share of each."""
+    """Optimiser steps of masked pairs, from an example stream; this process's share of each.
+
+    Sequences may be short for the first share of the budget: attention is cheaper, and most of what
+    is learnt is near (Devlin et al. 2019, A.2). A step then has as many more of them, so that its
+    tokens stay about the same. Whole sequences go on at the place in the corpus where short ones
+    stopped. The batch may grow in a line over the first share of the budget, from a quarter: early
+    gradients agree, so that fewer sequences tell as much (McCandlish et al. 2018). What a step is
+    like is a function of the budget used, so a run resumes exactly.
+    """
 
     def __init__(
         self,
@@ -106,24 +116,64 @@ class PretrainingData:
         batch_size: int,
         micro_batch_size: int,
         world: World = ALONE,
+        short: ExampleStream | None = None,
+        short_share: float = 0.0,
+        batch_ramp: float = 0.0,
     ) -> None:
-        self.stream, self.world = stream, world
+        """Begins at the first epoch, with short sequences where there are any.
+
+        Args:
+            batch_size, micro_batch_size: whole sequences, per step and per forward.
+            short: the same documents and seed in shorter sequences.
+            short_share: share of the budget in which steps come from `short`.
+            batch_ramp: share of the budget in which the batch grows.
+        """
+        self.whole, self.short, self.world = stream, short, world
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.short_share, self.batch_ramp = short_share, batch_ramp
+        self.batch_share = _RAMP_START if batch_ramp else 1.0  # of a whole batch, now
+        self.stream = short or stream  # what steps come from now
         self.max_predictions = stream.builder.options.max_predictions
 
     @property
     def epochs_done(self) -> float:
         return self.stream.epochs_done
 
+    def pace(self, done: float) -> None:
+        """Chooses what the next steps are like by the share of the budget used."""
+        if self.batch_ramp:
+            climbed = min(1.0, done / self.batch_ramp)
+            self.batch_share = _RAMP_START + (1 - _RAMP_START) * climbed
+        if self.stream is self.short and done >= self.short_share:
+            self.whole.follow(self.short)
+            self.stream = self.whole
+
     def state(self) -> dict[str, int]:
-        return self.stream.state()
+        is_short = {"short": int(self.stream is self.short)} if self.short else {}
+        return self.stream.state() | is_short
 
     def seek(self, state: dict[str, int]) -> None:
+        self.stream = self.short if self.short and state["short"] else self.whole
         self.stream.seek(state)
+
+    def told_lengths(self) -> str:
+        """The lengths of sequences over the budget, in words."""
+        assert self.short
+        whole, short = (s.builder.options.max_seq_length for s in (self.whole, self.short))
+        more = self.batch_size * whole // short
+        return (
+            f"{short} tokens in {self.short_share:.0%} of the budget, then {whole}; a step has "
+            f"{more:,} short sequences or {self.batch_size:,} whole ones"
+        )
+
+    def _as_many_tokens(self, sequences: int) -> int:
+        """How many sequences of the present length hold the tokens of so many whole ones."""
+        whole, now = (s.builder.options.max_seq_length for s in (self.whole, self.stream))
+        return sequences * whole // now
 
     def largest(self, size: int) -> dict[str, Tensor]:
         """A batch of `size` sequences without padding, for trying what fits into memory."""
-        options, count = self.stream.builder.options, self.max_predictions
+        options, count = self.whole.builder.options, self.max_predictions
         ids = np.zeros(options.max_seq_length, np.int64)
         places, labels = np.arange(count), np.zeros(count, np.int64)
         pair = None if options.nsp == "none" else 0
@@ -131,18 +181,35 @@ class PretrainingData:
 
     def take(self) -> StepData:
         """The next batch, in micro-batches; labels are counted before anything is computed."""
-        examples = self.stream.take(self.batch_size)
-        size, own = self.micro_batch_size, list(self.world.share(examples))
+        batch, size = map(self._as_many_tokens, (self.batch_size, self.micro_batch_size))
+        # Of micro-batches and processes it knows nothing: they change no step.
+        examples = self.stream.take(math.ceil(batch * self.batch_share))
+        own = list(self.world.share(examples))
         is_filler = not own  # more processes than sequences
         own = own or examples[:1]
-        parts = [own[i : i + size] for i in range(0, len(own), size)]
+        parts = _parted(own, size, -(-len(examples) // self.world.size))
         counts = {"mlm": sum(len(e.mlm_positions) for e in examples)}
         if examples[0].next_sentence_label is not None:
             counts["nsp"] = len(examples)
-        batches = [collate(part, self.max_predictions) for part in parts]
+        slots = self.stream.builder.options.max_predictions
+        batches = [collate(part, slots) for part in parts]
         num_slots = sum(batch["input_ids"].numel() for batch in batches)
         lengths = [len(e.input_ids) for e in examples]
         return StepData(batches, counts, lengths, num_slots, is_filler)
+
+
+def _parted(own: list[Example], size: int, largest: int) -> list[list[Example]]:
+    """A process's share of a step in parts of at most `size`.
+
+    They are as many as those of the largest share: a sharded model's forward waits for all
+    processes. (Not of single sequences, with which the settings refuse unequal shares.)
+    """
+    parts = [own[i : i + size] for i in range(0, len(own), size)]
+    count = -(-largest // size)
+    if len(parts) < count <= len(own):
+        bounds = [i * len(own) // count for i in range(count + 1)]
+        parts = [own[start:stop] for start, stop in itertools.pairwise(bounds)]
+    return parts
 
 
 @torch.no_grad()
@@ -274,7 +341,20 @@ def _new_config(settings: PretrainSettings) -> BertConfig:
         changes["hidden_size"] = settings.hidden_size
         changes["num_attention_heads"] = settings.hidden_size // 64
         changes["intermediate_size"] = 4 * settings.hidden_size
-    return preset(settings.preset or DEFAULT_PRESET, **changes)
+    config = preset(settings.preset or DEFAULT_PRESET, **changes)
+    inner, form = config.intermediate_size, settings.feed_forward or config.feed_forward
+    if form == "gated":
+        inner = gated_width(inner)
+    norm = settings.norm or config.norm
+    return dataclasses.replace(config, norm=norm, feed_forward=form, intermediate_size=inner)
+
+
+def gated_width(plain: int) -> int:
+    """F of a gated feed-forward with the parameters of a plain one: 2/3, to the nearest 64.
+
+    Three matrices of D x F stand for two of D x F' (Shazeer 2020, section 3).
+    """
+    return max(64, round(plain * 2 / 3 / 64) * 64)
 
 
 def _build_model(
@@ -307,6 +387,12 @@ def _build_model(
         if init != "reference":
             neighbour_attention(model)
         log_line("init", f"{init} (--init reference|neighbours)")
+    if not config.is_plain:
+        log_line(
+            "form",
+            f"norm {config.norm}, feed-forward {config.feed_forward} {config.intermediate_size} "
+            f"wide: not a plain BERT, so transformers will not read it",
+        )
     if init != "reference" and new_bias:
         unigram_bias(model, torch.from_numpy(unigram_log_prob(source.held_out)))
     return model
@@ -380,7 +466,13 @@ def _pretrain_in(
     spread = world.map if world.size > 1 else None
     builders = _builders_ahead(source.training, settings.seed, runtime, stack)
     stream = ExampleStream(source.training, settings.seed, spread, builders)
-    data = PretrainingData(stream, settings.batch_size, settings.batch_size, world)
+    short = _short_stream(settings, stream)
+    short_share = SHORT_SHARE if settings.short_share is None else settings.short_share
+    batch = settings.batch_size
+    ramp = settings.batch_ramp or 0.0
+    data = PretrainingData(stream, batch, batch, world, short, short_share, ramp)
+    if short:
+        log_line("length", data.told_lengths())
     trial = Trial(model, forward, pretraining_terms, data.largest, runtime)
     data.micro_batch_size = micro = micro_batch_size(settings, begun, trial)
     held_out = held_out_examples(source.held_out, settings.eval_examples)
@@ -409,7 +501,9 @@ def _pretrain_in(
 
     def evaluate() -> dict[str, float]:
         figures = score(few)
-        if loop.done > 0.5 and figures["mlm_loss"] > unigram_of_few - _LEARNT:
+        # Short sequences leave the later positions as they were drawn.
+        is_short = data.stream is data.short
+        if loop.done > 0.5 and not is_short and figures["mlm_loss"] > unigram_of_few - _LEARNT:
             log_line("plateau", _plateau_text(figures["mlm_loss"], unigram_of_few))
         return figures
 
@@ -428,6 +522,7 @@ def _pretrain_in(
         evaluate=evaluate,
         forward=forward,
         utilisation=use,
+        pace=data.pace,
     )
     compiled = compile_if_it_pays(settings, begun, loop)
     record = run_record("pretrain", settings, fingerprint, runtime)
@@ -453,7 +548,7 @@ def _pretrain_in(
         **score(held_out),
         "unigram_entropy": unigram_entropy(source.held_out, held_out),
         "steps": state.step,
-        "epochs": stream.epochs_done,
+        "epochs": data.epochs_done,
         "tokens": state.tokens,
         "seconds": state.seconds,
     }
@@ -475,6 +570,16 @@ def _builders_ahead(
     builders = BuildersAhead(training, seed, count)
     stack.callback(builders.close)
     return builders
+
+
+def _short_stream(settings: PretrainSettings, stream: ExampleStream) -> ExampleStream | None:
+    """The same documents in sequences of --short-length, where that is set."""
+    if settings.short_length is None:
+        return None
+    whole = stream.builder
+    options = dataclasses.replace(whole.options, max_seq_length=settings.short_length)
+    builder = ExampleBuilder(whole.store, whole.tokenizer, whole.documents, options)
+    return ExampleStream(builder, settings.seed, stream.spread, stream.build_place)
 
 
 def _plateau_text(loss: float, unigram: float) -> str:
@@ -502,12 +607,16 @@ def _tokenizer_folder(
 
 
 def _budget(settings: PretrainSettings, stream: ExampleStream, store: TokenStore) -> Budget:
-    """The budget in steps or epochs that was asked for, or the default rule, printed."""
+    """The budget in steps or epochs that was asked for, or the default rule, printed.
+
+    Its batch is the mean one over the budget.
+    """
     if settings.max_steps or settings.epochs:
         return Budget(max_steps=settings.max_steps, epochs=settings.epochs)
     examples = stream.current_block()
     mean = sum(len(e.input_ids) for e in examples) / max(1, len(examples))
     mean = mean or settings.max_seq_length  # a block without examples; `take` says what is wrong
-    steps, rule = default_steps(store.counts.tokens, mean * settings.batch_size)
+    batch = settings.batch_size * (1 - (settings.batch_ramp or 0) * (1 - _RAMP_START) / 2)
+    steps, rule = default_steps(store.counts.tokens, mean * batch)
     log_line("budget", rule)
     return Budget(max_steps=steps)

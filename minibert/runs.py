@@ -26,7 +26,7 @@ from minibert.optim import Budget
 from minibert.progress import clock
 from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime, start_runtime, versions
-from minibert.settings import RunSettings
+from minibert.settings import DECAY_RATIO, RunSettings
 from minibert.sharding import gathered, is_sharded, shard
 from minibert.tokenizer import WordPiece
 from minibert.train import Loop, LoopSettings, LoopState, StepData, Utilisation, fit
@@ -209,9 +209,7 @@ def carry_out(
 def print_estimate(loop: Loop, model: nn.Module) -> None:
     """What a step and the run need, by the formulas of `estimate.py` and `flops.py`."""
     config: BertConfig = model.config  # type: ignore[assignment]
-    position = loop.data.state()
-    step = loop.data.take()
-    loop.data.seek(position)
+    (step,), _ = loop.next_steps(1)
     largest = max(step.micro_batches, key=lambda batch: int(batch["attention_mask"].sum()))
     slots = largest["mlm_labels"].numel() if "mlm_labels" in largest else 0
     parameters = sum(p.numel() for p in model.parameters())
@@ -330,6 +328,8 @@ def loop_settings(
         save_every=settings.save_every,
         select=select,
         profile=settings.profile,
+        schedule=settings.schedule or "linear",
+        decay_ratio=DECAY_RATIO if settings.decay_ratio is None else settings.decay_ratio,
     )
 
 

@@ -3,9 +3,9 @@
     source ids -> BertModel -> one vector per source token -┐ (cross-attention)
     target ids shifted right -> decoder layers -------------┴-> scores of the next target token
 
-The decoder is that of Vaswani et al. 2017, section 3, with BERT's habits: post-norm layers, learned
-positions, GELU. It has a target vocabulary of its own, whose embeddings are also its output layer.
-`generation.py` writes with it, one token at a time.
+The decoder is that of Vaswani et al. 2017, section 3, with BERT's habits: learned positions, GELU,
+norms and feed-forward as in its encoder. It has a target vocabulary of its own, whose embeddings
+are also its output layer. `generation.py` writes with it, one token at a time.
 
 Shapes: B batch, S source tokens, U target tokens, R target tokens of the batch in one row,
 D hidden_size, H heads, K = D/H head size, V target vocabulary, N decoder layers,
@@ -29,7 +29,15 @@ from minibert.convert import PretrainedMixin
 from minibert.decoder_config import DecoderConfig
 from minibert.kernels import Dropout, dropout, linear_cross_entropy
 from minibert.losses import IGNORE_INDEX
-from minibert.model import BertModel, Embeddings, FeedForward, Layer, init_weights
+from minibert.model import (
+    BertModel,
+    Embeddings,
+    FeedForward,
+    Layer,
+    SublayerNorm,
+    final_norm,
+    init_weights,
+)
 from minibert.unpadding import Group, Layout, full_layout, unpadded_layout
 
 _FIRST_SLOTS = 16  # target tokens that a cache has room for at first; it then doubles
@@ -287,30 +295,35 @@ class CrossAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One post-norm decoder layer: x = norm(x + dropout(sublayer(x))), three times."""
+    """One decoder layer: self-attention, cross-attention, feed-forward, each added to its input."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        width, eps = config.hidden_size, config.layer_norm_eps
         self.attention = CausalSelfAttention(config)
-        self.attention_norm = nn.LayerNorm(width, eps=eps)
+        self.attention_norm = SublayerNorm(config)
         self.cross_attention = CrossAttention(config)
-        self.cross_attention_norm = nn.LayerNorm(width, eps=eps)
+        self.cross_attention_norm = SublayerNorm(config)
         self.feed_forward = FeedForward(config)
-        self.feed_forward_norm = nn.LayerNorm(width, eps=eps)
+        self.feed_forward_norm = SublayerNorm(config)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, layout: Layout, source: Source) -> Tensor:
-        x = self.attention_norm(self.dropout(self.attention(x, layout)) + x)
-        x = self.cross_attention_norm(self.dropout(self.cross_attention(x, layout, source)) + x)
-        return self.feed_forward_norm(self.dropout(self.feed_forward(x)) + x)
+        attended = self.attention(self.attention_norm.before(x), layout)
+        x = self.attention_norm.after(self.dropout(attended) + x)
+        read = self.cross_attention(self.cross_attention_norm.before(x), layout, source)
+        return self._fed_forward(self.cross_attention_norm.after(self.dropout(read) + x))
 
     def step(self, x: Tensor, number: int, cache: Cache, mask: Tensor | None) -> Tensor:
         """One token of each hypothesis, as layer `number`: (B, W, D) -> (B, W, D)."""
-        x = self.attention_norm(self.attention.step(x, cache.slots[number], mask) + x)
-        read = self.cross_attention.step(x, cache.source_keys[number], cache.source_mask)
-        x = self.cross_attention_norm(read + x)
-        return self.feed_forward_norm(self.feed_forward(x) + x)
+        attended = self.attention.step(self.attention_norm.before(x), cache.slots[number], mask)
+        x = self.attention_norm.after(self.dropout(attended) + x)
+        query, keys = self.cross_attention_norm.before(x), cache.source_keys[number]
+        read = self.cross_attention.step(query, keys, cache.source_mask)
+        return self._fed_forward(self.cross_attention_norm.after(self.dropout(read) + x))
+
+    def _fed_forward(self, x: Tensor) -> Tensor:
+        mapped = self.feed_forward(self.feed_forward_norm.before(x))
+        return self.feed_forward_norm.after(self.dropout(mapped) + x)
 
     @torch.no_grad()
     def take_from(self, layer: Layer) -> None:
@@ -341,6 +354,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embeddings = TargetEmbeddings(config, decoder)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(decoder.num_decoder_layers))
+        self.final_norm = final_norm(config)
         self.bias = nn.Parameter(torch.zeros(decoder.target_vocab_size))
 
     def forward(self, ids: Tensor, layout: Layout, source: Source) -> Tensor:
@@ -348,7 +362,8 @@ class Decoder(nn.Module):
         x = self.embeddings(layout.take(ids), layout.positions(ids.device))
         for layer in self.layers:
             x = layer(x, layout, source)
-        return x
+        normed: Tensor = self.final_norm(x)
+        return normed
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: (..., D) -> (..., V)."""
@@ -378,7 +393,7 @@ class Decoder(nn.Module):
         for number, layer in enumerate(self.layers):
             x = layer.step(x, number, cache, mask)  # type: ignore[operator]
         cache.length += 1
-        return self.logits(x)
+        return self.logits(self.final_norm(x))
 
     @torch.no_grad()
     def take_from(self, encoder: BertModel) -> None:
@@ -395,6 +410,7 @@ class Decoder(nn.Module):
         common = min(own.position.num_embeddings, self.embeddings.position.num_embeddings)
         self.embeddings.position.weight[:common] = own.position.weight[:common]
         self.embeddings.norm.load_state_dict(own.norm.state_dict())
+        self.final_norm.load_state_dict(encoder.final_norm.state_dict())
         count, wanted = len(encoder.layers), len(self.layers)
         for number, layer in enumerate(list(self.layers)[:count]):
             at = number if wanted >= count else (number + 1) * count // wanted - 1
@@ -404,8 +420,8 @@ class Decoder(nn.Module):
 class BertForConditionalGeneration(PretrainedMixin, nn.Module):
     """BERT as encoder + a Transformer decoder: translation, summarization.
 
-    Weights are saved as `bert.…` in the published names, which other readers of the layout open,
-    and `decoder.…` in our own, which they pass over.
+    Weights of a plain encoder are saved as `bert.…` in the published names, which other readers of
+    the layout open, and `decoder.…` in our own, which they pass over.
 
     Example:
         config = DecoderConfig(target_vocab_size=8000).added_to(BertConfig.from_pretrained(folder))

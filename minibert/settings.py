@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from minibert.config import PRESETS
+from minibert.config import DEPARTURES, PRESETS
 from minibert.errors import InputError, did_you_mean
 
 
@@ -38,6 +38,9 @@ _POSITIVE = (
 
 
 DEFAULT_PRESET = "mini"
+SHORT_SHARE = 0.9  # of the budget, with --short-length (Devlin et al. 2019, A.2)
+SCHEDULES = ("linear", "cosine", "constant-then-linear")
+DECAY_RATIO = 0.3  # of the budget, with --schedule constant-then-linear
 # Settings by name that go together, as a --config file's do; docs/pretraining.md measures them.
 PRETRAINING_RECIPES: dict[str, dict[str, Any]] = {
     "small-budget": {
@@ -97,6 +100,14 @@ class RunSettings:
     learning_rate: float | None = setting(None, "peak rate of AdamW")
     weight_decay: float = setting(0.01, "decoupled decay; none on biases and LayerNorm")
     warmup_ratio: float = setting(0.1, "share of the budget in which the rate climbs")
+    schedule: str | None = setting(
+        None,
+        "how the rate falls after its climb, to 0 where the budget ends; default linear",
+        choices=SCHEDULES,
+    )
+    decay_ratio: float | None = setting(
+        None, f"share of the budget in which a constant rate falls; default {DECAY_RATIO}"
+    )
     max_grad_norm: float = setting(1.0, "gradients are clipped to this global norm")
     dropout: float | None = setting(None, "both dropouts; default: the model's own")
     seed: int = setting(0, "of weights, order, masks and dropout")
@@ -149,6 +160,17 @@ class RunSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 found.append(f"{flag(name)} is {value}, must be in [0, 1)")
+        if self.decay_ratio is not None:
+            if self.schedule != "constant-then-linear":
+                found.append("--decay-ratio goes with --schedule constant-then-linear")
+            elif not 0 < self.decay_ratio <= 1:
+                found.append(f"--decay-ratio is {self.decay_ratio}, must be above 0 and at most 1")
+        falls = DECAY_RATIO if self.decay_ratio is None else self.decay_ratio
+        if self.schedule == "constant-then-linear" and self.warmup_ratio + falls > 1:
+            found.append(
+                f"--warmup-ratio {self.warmup_ratio} and --decay-ratio {falls} are more than the "
+                f"budget; together they must be at most 1"
+            )
         if not 0 <= self.weight_decay < float("inf"):
             found.append(f"--weight-decay is {self.weight_decay}, must be 0 or more")
         if not 0 <= self.seed < 1 << 32:
@@ -250,6 +272,18 @@ class PretrainSettings(RunSettings):
     hidden_size: int | None = setting(
         None, "width, instead of the preset's; a head for every 64, four times as much inside"
     )
+    norm: str | None = setting(
+        None,
+        "where layers normalise: after each sum, as in BERT, or before each part, which only "
+        "minibert reads; default post",
+        choices=DEPARTURES["norm"],
+    )
+    feed_forward: str | None = setting(
+        None,
+        "plain, as in BERT, or gated (GEGLU) at two thirds of the inner width, which only minibert "
+        "reads; default plain",
+        choices=DEPARTURES["feed_forward"],
+    )
     model: str | None = setting(
         None, "go on from this model (folder, bundled name or hub id), with its vocabulary"
     )
@@ -259,6 +293,17 @@ class PretrainSettings(RunSettings):
     tokenizer: str | None = setting(None, "folder of a tokenizer to reuse instead of training one")
     lowercase: bool | None = setting(None, "lower-case and strip accents; default yes")
     split_chinese: bool | None = setting(None, "make every Chinese character a word; default yes")
+    short_length: int | None = setting(
+        None,
+        "tokens per sequence at first, as many more sequences per step, so that its tokens stay; "
+        "then --max-seq-length",
+    )
+    short_share: float | None = setting(
+        None, f"share of the budget with --short-length; default {SHORT_SHARE}"
+    )
+    batch_ramp: float | None = setting(
+        None, "share of the budget in which a step's sequences grow from a quarter of --batch-size"
+    )
     nsp: str = setting(
         "nsp",
         "pair objective: next sentence, sentence order, or none",
@@ -291,6 +336,23 @@ class PretrainSettings(RunSettings):
             found.append(f"--vocab-size is {self.vocab_size}, must be 10 to {1 << 24}")
         if self.optimizer == "muon" and self.shard:
             found.append("--optimizer muon needs whole matrices, which --shard parts; give one")
+        if self.short_length is not None and not 8 <= self.short_length < self.max_seq_length:
+            found.append(
+                f"--short-length is {self.short_length}, must be at least 8 and below "
+                f"--max-seq-length {self.max_seq_length}"
+            )
+        if self.short_share is not None and self.short_length is None:
+            found.append("--short-share goes with --short-length")
+        if self.short_share is not None and not 0 < self.short_share < 1:
+            found.append(f"--short-share is {self.short_share}, must be between 0 and 1")
+        if self.batch_ramp is not None and not 0 < self.batch_ramp <= 1:
+            found.append(f"--batch-ramp is {self.batch_ramp}, must be above 0 and at most 1")
+        for name in ("short_length", "batch_ramp"):
+            if getattr(self, name) is not None and self.shard and self.micro_batch_size == 1:
+                found.append(
+                    f"{flag(name)} has no use with --shard and --micro-batch-size 1: processes "
+                    f"would wait for each other; --micro-batch-size 2 or more"
+                )
         if self.eval_examples < 1:
             found.append(f"--eval-examples is {self.eval_examples}, must be at least 1")
         reused = [n for n in ("model", "tokenizer") if getattr(self, n)]
@@ -299,9 +361,10 @@ class PretrainSettings(RunSettings):
                 found.append(f"{flag(name)} has no use with {flag(reused[0])}: its own is kept")
         if self.model and self.init:
             found.append("--init has no use with --model: its weights are kept")
-        for name in ("preset", "num_layers", "hidden_size"):
+        for name in ("preset", "num_layers", "hidden_size", *DEPARTURES):
             if self.model and getattr(self, name) is not None:
-                found.append(f"{flag(name)} has no use with --model: its size is kept")
+                kept = "form" if name in DEPARTURES else "size"
+                found.append(f"{flag(name)} has no use with --model: its {kept} is kept")
         if self.num_layers is not None and self.num_layers < 1:
             found.append(f"--num-layers is {self.num_layers}, must be at least 1")
         if self.hidden_size is not None and (self.hidden_size < 1 or self.hidden_size % 64):

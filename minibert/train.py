@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from minibert.checkpoint import load_best, load_last_checkpoint, save_best, save_checkpoint
 from minibert.errors import Interrupted
-from minibert.optim import Budget, warmup_linear_decay
+from minibert.optim import Budget, rate_share
 from minibert.profiling import StepProfiler
 from minibert.progress import clock
 from minibert.run_folder import RunFolder
@@ -105,7 +105,7 @@ class LoopSettings:
     be None for ten evaluations over the budget and a checkpoint every five minutes. select: the
     evaluation figure that chooses the weights to keep, None for the last ones. profile: trace a
     few steps into the folder's profile.json. patience: evaluations without a better figure after
-    which the run ends.
+    which the run ends. schedule, decay_ratio: as in `rate_share`.
     """
 
     learning_rate: float
@@ -119,6 +119,8 @@ class LoopSettings:
     select: str | None = None
     profile: bool = False
     patience: int | None = None
+    schedule: str = "linear"
+    decay_ratio: float = 0.3
 
 
 @dataclass
@@ -157,6 +159,7 @@ class Loop:
         evaluate: Callable[[], dict[str, float]],
         forward: Callable[..., Any] | None = None,
         utilisation: Utilisation | None = None,
+        pace: Callable[[float], object] = lambda done: None,
     ) -> None:
         """Takes everything the loop needs.
 
@@ -165,12 +168,14 @@ class Loop:
             folder: where rows and checkpoints go; None keeps nothing (a dry run).
             forward: what is called instead of `model`, such as a compiled wrapper of it.
             utilisation: how rows get their `mfu`; without it they have none.
+            pace: told the share of the budget used before each step's data are taken, for steps
+                that grow with it.
         """
         self.model = model
         self.forward = model if forward is None else forward
         self.data, self.objective, self.optimizer = data, objective, optimizer
         self.settings, self.runtime, self.folder = settings, runtime, folder
-        self.evaluate, self.utilisation = evaluate, utilisation
+        self.evaluate, self.utilisation, self.pace = evaluate, utilisation, pace
         self.state = LoopState()
         self._sums: dict[str, Tensor] = {}  # of the log window, on the device
         self._first_bad: Tensor | None = None  # step whose loss or gradient was not finite; 0: none
@@ -247,12 +252,15 @@ class Loop:
         """
         state, settings = self.state, self.settings
         started = time.perf_counter()
+        self.pace(self.done)
         epochs_before = self.data.epochs_done
         step = self.data.take()
         # The middle of the step decides its rate: with steps or epochs, neither end is 0.
         epochs_after = min(self.data.epochs_done, settings.budget.epochs or math.inf)
         middle = self._done(state.step + 0.5, (epochs_before + epochs_after) / 2)
-        rate = settings.learning_rate * warmup_linear_decay(middle, settings.warmup_ratio)
+        rate = settings.learning_rate * rate_share(
+            middle, settings.warmup_ratio, settings.schedule, settings.decay_ratio
+        )
         # Dropout of this step; every process has its own.
         torch.manual_seed(settings.seed * 1_000_003 + state.step + (self.world.rank << 48))
         sums = self._backward(step)
@@ -383,8 +391,13 @@ class Loop:
         return now() - start
 
     def next_steps(self, count: int) -> tuple[list[StepData], float]:
-        """The data of the next steps, which are not used up, and the share of an epoch of one."""
-        position, before = self.data.state(), self.data.epochs_done
+        """The data of the next steps, which are not used up, and the share of an epoch of one.
+
+        Where steps grow with the budget, they are as large as at its end.
+        """
+        position = self.data.state()
+        self.pace(1.0)
+        before = self.data.epochs_done
         steps = [self.data.take() for _ in range(count)]
         share = (self.data.epochs_done - before) / count
         self.data.seek(position)

@@ -16,8 +16,10 @@ from minibert.optim import (
     build_muon,
     build_optimizer,
     orthogonalised,
+    rate_share,
     warmup_linear_decay,
 )
+from minibert.settings import SCHEDULES
 
 MODELS = [BertModel, BertForPreTraining, BertForSequenceClassification]
 
@@ -163,6 +165,33 @@ def test_rate_climbs_to_one_peak_then_falls(warmup_ratio: float) -> None:
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert min(rates) >= 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "decay_ratio", "table"),
+    [
+        ("linear", 0.3, {0.1: 0.5, 0.2: 1, 0.6: 0.5, 0.92: 0.1, 1: 0, 1.2: 0}),
+        ("cosine", 0.3, {0.1: 0.5, 0.2: 1, 0.4: 0.853553, 0.6: 0.5, 0.8: 0.146447, 1: 0, 1.2: 0}),
+        (
+            "constant-then-linear",
+            0.4,
+            {0.1: 0.5, 0.2: 1, 0.6: 1, 0.8: 0.5, 0.9: 0.25, 1: 0, 1.2: 0},
+        ),
+        ("constant-then-linear", 0.8, {0.1: 0.5, 0.2: 1, 0.6: 0.5, 1: 0}),
+    ],
+)
+def test_tables_of_schedules(schedule: str, decay_ratio: float, table: dict[float, float]) -> None:
+    for done, rate in table.items():
+        found = rate_share(done, 0.2, schedule, decay_ratio)
+        assert found == pytest.approx(rate, abs=1e-6), done
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedules_begin_at_once_without_a_warmup(schedule: str) -> None:
+    rates = [rate_share(i / 100, 0.0, schedule) for i in range(101)]
+    assert rates[0] == 1
+    assert rates[-1] == 0
+    assert rates == sorted(rates, reverse=True)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])

@@ -422,12 +422,13 @@ def test_gradients_are_clipped_by_their_global_norm(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "run")[0]["grad_norm"] > 100  # logged as it was
 
 
-def rates_of(budget: Budget, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def rates_of(budget: Budget, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[float]:
     """The learning rate of every step; a step takes one second of a made-up clock."""
     now = 0.0
     monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now))
     model, rates = make_line(), []
-    loop = make_loop(model, Repeated(line_steps([4] * 5)), budget=budget, learning_rate=1.0)
+    data = Repeated(line_steps([4] * 5))
+    loop = make_loop(model, data, budget=budget, learning_rate=1.0, **options)
 
     def tick(*_: Any) -> None:
         nonlocal now
@@ -447,6 +448,14 @@ def test_schedule_ends_with_a_budget_of_steps_or_epochs(
     expected = [warmup_linear_decay((i + 0.5) / 10, 0.1) for i in range(10)]
     assert rates == pytest.approx(expected, abs=1e-6)
     assert 0 < rates[-1] < 0.06
+
+
+def test_the_loop_takes_the_schedule_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"schedule": "constant-then-linear", "decay_ratio": 0.5}
+    rates = rates_of(Budget(max_steps=10), monkeypatch, **options)
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 0.9, 0.7, 0.5, 0.3, 0.1])
+    rates = rates_of(Budget(max_steps=10), monkeypatch, schedule="cosine", warmup_ratio=0.0)
+    assert rates == pytest.approx([(1 + math.cos((i + 0.5) / 10 * math.pi)) / 2 for i in range(10)])
 
 
 def test_schedule_ends_with_a_budget_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

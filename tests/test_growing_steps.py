@@ -1,0 +1,327 @@
+"""Steps that grow over the budget: short sequences first, small batches. Order, size, resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from samples import CPU, corpus_text, one_thread, same_tensors, weights_of, without_times  # noqa: F401
+
+from minibert import examples
+from minibert.ahead import BuildersAhead
+from minibert.cli import main
+from minibert.config import BertConfig
+from minibert.corpus import ReaderOptions
+from minibert.errors import Interrupted
+from minibert.examples import (
+    Example,
+    ExampleBuilder,
+    ExampleOptions,
+    ExampleStream,
+    split_documents,
+)
+from minibert.heads import BertForPreTraining
+from minibert.optim import Budget, build_optimizer
+from minibert.pretraining import PretrainingData, pretraining_terms
+from minibert.run_folder import RunFolder, read_metrics
+from minibert.store import open_store
+from minibert.train import Loop, LoopSettings, StepData, fit
+from minibert.vocabulary import corpus_vocabulary
+from minibert.world import ALONE, World
+
+WHOLE, SHORT = 32, 16
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> ExampleBuilder:
+    """Of 57 documents in whole sequences."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "corpus.txt").write_text(corpus_text(documents=60))
+    files, options = [folder / "corpus.txt"], ReaderOptions()
+    tokenizer = corpus_vocabulary(files, 60, options, True, True, folder / "cache")
+    store = open_store(files, tokenizer, options, folder / "cache", num_processes=1)
+    documents, _ = split_documents(store, "nsp")
+    return ExampleBuilder(store, tokenizer, documents, ExampleOptions(max_seq_length=WHOLE))
+
+
+def shortened(builder: ExampleBuilder) -> ExampleBuilder:
+    options = dataclasses.replace(builder.options, max_seq_length=SHORT)
+    return ExampleBuilder(builder.store, builder.tokenizer, builder.documents, options)
+
+
+def data_of(builder: ExampleBuilder, world: World = ALONE, **options: Any) -> PretrainingData:
+    short = ExampleStream(shortened(builder), 3)
+    given = {"short": short, "short_share": 0.5} | options
+    return PretrainingData(ExampleStream(builder, 3), 8, 4, world, **given)
+
+
+def take(data: PretrainingData, steps: range, of: int) -> list[StepData]:
+    """The steps of these numbers in a budget of so many."""
+    found = []
+    for number in steps:
+        data.pace(number / of)
+        found.append(data.take())
+    return found
+
+
+def same_steps(ours: list[StepData], theirs: list[StepData]) -> bool:
+    batches = [
+        [batch for step in steps for batch in step.micro_batches] for steps in (ours, theirs)
+    ]
+    return all(
+        one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+        for one, other in zip(*batches, strict=True)
+    )
+
+
+# --- short sequences first ------------------------------------------------------------------------
+
+
+def test_short_sequences_come_first_and_steps_keep_their_tokens(builder: ExampleBuilder) -> None:
+    steps = take(data_of(builder), range(20), of=20)
+    for number, step in enumerate(steps):
+        is_short = number < 10
+        assert max(step.lengths) <= (SHORT if is_short else WHOLE)
+        assert len(step.lengths) == (16 if is_short else 8)
+        assert [len(b["input_ids"]) for b in step.micro_batches] == ([8, 8] if is_short else [4, 4])
+    early, late = (sum(s.num_tokens for s in part) for part in (steps[:10], steps[10:]))
+    assert early == pytest.approx(late, rel=0.15)
+    assert max(max(step.lengths) for step in steps[10:]) > SHORT
+
+
+def test_without_short_sequences_nothing_changes(builder: ExampleBuilder) -> None:
+    plain = PretrainingData(ExampleStream(builder, 3), 8, 4)
+    assert plain.state().keys() == ExampleStream(builder, 3).state().keys()
+    paced = take(plain, range(6), of=6)
+    unpaced = PretrainingData(ExampleStream(builder, 3), 8, 4)
+    assert same_steps(paced, [unpaced.take() for _ in range(6)])
+
+
+def test_whole_sequences_go_on_where_short_ones_stop(
+    builder: ExampleBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples, "_BLOCK_DOCUMENTS", 6)
+    monkeypatch.setattr(examples, "_PART_TOKENS", 40)  # most documents have several parts
+    for taken in range(0, 400, 23):
+        short, whole = ExampleStream(shortened(builder), 3), ExampleStream(builder, 3)
+        short.take(taken)
+        whole.follow(short)
+        place = short.state()
+        assert {k: v for k, v in whole.state().items() if k != "offset"}.items() <= place.items()
+        # Rounded up to an example: nothing is begun again, and less than one is passed over.
+        block = whole.current_block()
+        assert 0 <= whole.epochs_done - short.epochs_done < 6 / 57 / max(1, len(block))
+        assert whole.offset <= len(block)
+        assert whole.take(3)
+
+
+def test_an_epoch_of_both_lengths_visits_every_block_once(
+    builder: ExampleBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples, "_BLOCK_DOCUMENTS", 6)
+    visited: list[tuple[int, int]] = []
+
+    def build(self: ExampleStream, place: examples.BlockPlace) -> list[Example]:
+        visited.append((self.builder.options.max_seq_length, place.block))
+        return self.built(place)
+
+    whole = ExampleStream(builder, 3, build=build)
+    short = ExampleStream(shortened(builder), 3, build=build)
+    data = PretrainingData(whole, 8, 4, short=short, short_share=0.5)
+    while (done := data.epochs_done) < 1:
+        data.pace(done)
+        data.take()
+    blocks = [block for _, block in dict.fromkeys(visited)]
+    assert [length for length, _ in dict.fromkeys(visited)] == sorted(
+        (length for length, _ in dict.fromkeys(visited)), key=[SHORT, WHOLE].index
+    )
+    # The block of the change is built in both lengths, and the next epoch may be begun.
+    assert [b for i, b in enumerate(blocks) if i == 0 or b != blocks[i - 1]][:10] == [*range(10)]
+
+
+def test_any_position_is_gone_back_to(builder: ExampleBuilder) -> None:
+    data, states, steps = data_of(builder), [], []
+    for number in range(12):
+        states.append((data.state(), data.epochs_done))
+        steps += take(data, range(number, number + 1), of=12)
+    for number in (0, 3, 5, 6, 7, 11):
+        fresh = data_of(builder)
+        fresh.seek(states[number][0])
+        assert fresh.epochs_done == states[number][1]
+        assert fresh.state() == states[number][0]
+        assert same_steps(take(fresh, range(number, 12), of=12), steps[number:])
+
+
+def test_processes_part_short_steps_as_they_do_whole_ones(builder: ExampleBuilder) -> None:
+    alone = take(data_of(builder, batch_ramp=0.9), range(4), of=4)
+    worlds = [World(rank, 3) for rank in range(3)]
+    parts = [take(data_of(builder, world, batch_ramp=0.9), range(4), of=4) for world in worlds]
+    for number, step in enumerate(alone):
+        rows = sum(len(b["input_ids"]) for part in parts for b in part[number].micro_batches)
+        assert rows == len(step.lengths)
+        assert all(part[number].lengths == step.lengths for part in parts)
+        assert all(part[number].counts == step.counts for part in parts)
+
+
+@pytest.mark.parametrize("micro", [2, 3, 8])
+def test_every_process_has_as_many_micro_batches(builder: ExampleBuilder, micro: int) -> None:
+    # Those of a sharded model would wait for each other for ever.
+    unequal = 0
+    for size in (2, 3, 5):
+        parts = []
+        for rank in range(size):
+            data = PretrainingData(
+                ExampleStream(builder, 3), 24, micro, World(rank, size), batch_ramp=0.9
+            )
+            parts.append(take(data, range(12), of=12))
+        for steps in zip(*parts, strict=True):
+            assert len({len(step.micro_batches) for step in steps}) == 1
+            rows = [[len(b["input_ids"]) for b in step.micro_batches] for step in steps]
+            assert sum(map(sum, rows)) == len(steps[0].lengths)
+            assert max(map(max, rows)) <= micro
+            unequal += len({-(-sum(own) // micro) for own in rows}) > 1
+    assert unequal or micro == 8  # or nothing was tried
+
+
+def test_one_pool_builds_both_lengths_ahead(builder: ExampleBuilder) -> None:
+    expected = take(data_of(builder), range(12), of=12)
+    ahead = BuildersAhead(builder, seed=3, num_processes=1)
+    try:
+        whole = ExampleStream(builder, 3, build=ahead)
+        short = ExampleStream(shortened(builder), 3, build=ahead)
+        data = PretrainingData(whole, 8, 4, short=short, short_share=0.5)
+        assert same_steps(take(data, range(12), of=12), expected)
+    finally:
+        ahead.close()
+
+
+# --- small batches first --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "sizes"),
+    [
+        (16, 16, [4, 7, 10, 13, 16, 16]),
+        (16, 4, [4, 7, 10, 13, 16, 16]),
+        (18, 6, [5, 8, 12, 15, 18, 18]),
+        (2, 2, [1, 1, 2, 2, 2, 2]),
+        (1, 1, [1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_batches_grow_in_a_line_from_a_quarter(
+    builder: ExampleBuilder, batch: int, micro: int, sizes: list[int]
+) -> None:
+    data = PretrainingData(ExampleStream(builder, 3), batch, micro, batch_ramp=0.4)
+    steps = take(data, range(6), of=10)
+    assert [len(step.lengths) for step in steps] == sizes
+    plain = ExampleStream(builder, 3)
+    expected = [[len(e.input_ids) for e in plain.take(size)] for size in sizes]
+    assert [step.lengths for step in steps] == expected
+    rows = [[len(part["input_ids"]) for part in step.micro_batches] for step in steps]
+    assert all(
+        max(parts) <= micro and sum(parts) == n for parts, n in zip(rows, sizes, strict=True)
+    )
+
+
+def test_a_ramp_scales_short_batches_as_well(builder: ExampleBuilder) -> None:
+    steps = take(data_of(builder, batch_ramp=1.0), range(8), of=8)
+    # From a quarter of 16 short ones on, then from five eighths of 8 whole ones.
+    assert [len(step.lengths) for step in steps] == [4, 6, 7, 9, 5, 6, 7, 8]
+
+
+# --- in the loop ----------------------------------------------------------------------------------
+
+
+def loop_of(builder: ExampleBuilder, folder: RunFolder | None, budget: Budget, **rest: Any) -> Loop:
+    """A loop with dropout whose steps grow."""
+    torch.manual_seed(0)
+    model = BertForPreTraining(
+        BertConfig(
+            vocab_size=builder.tokenizer.vocab_size,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=WHOLE,
+        )
+    )
+    data = data_of(builder, batch_ramp=0.8, **rest)
+    return Loop(
+        model,
+        data,
+        pretraining_terms,
+        build_optimizer(model, 1e-3, 0.01),
+        LoopSettings(1e-3, budget, log_every=1, eval_every=4),
+        CPU,
+        folder,
+        evaluate=lambda: {"norm": float(sum(p.detach().norm() for p in model.parameters()))},
+        pace=data.pace,
+    )
+
+
+@pytest.mark.parametrize(
+    "budget", [Budget(max_steps=10), Budget(epochs=0.3)], ids=["steps", "epochs"]
+)
+@pytest.mark.parametrize("stop", [2, 5, 6])
+def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
+    builder: ExampleBuilder, tmp_path: Path, budget: Budget, stop: int
+) -> None:
+    with RunFolder(tmp_path / "whole") as folder:
+        whole = loop_of(builder, folder, budget)
+        whole.time_step()
+        state = fit(whole)
+    assert state.step > 6
+    with RunFolder(tmp_path / "parted") as folder:
+        first = loop_of(builder, folder, budget)
+
+        def ask(*_: Any) -> None:
+            if first.state.step + 1 == stop:
+                first.stop_signal = signal.SIGTERM
+
+        first.optimizer.register_step_pre_hook(ask)
+        with pytest.raises(Interrupted):
+            fit(first)
+        second = loop_of(builder, folder, budget)
+        second.time_step()
+        assert fit(second, resume=True).step == state.step
+    assert same_tensors(weights_of(second.model), weights_of(whole.model))
+    rows = [without_times(read_metrics(tmp_path / name)) for name in ("whole", "parted")]
+    assert rows[0] == rows[1]
+    assert second.data.state() == whole.data.state()
+
+
+def test_timing_takes_the_largest_steps_and_uses_nothing_up(builder: ExampleBuilder) -> None:
+    loop = loop_of(builder, None, Budget(max_steps=10))
+    (timed,), share = loop.next_steps(1)
+    assert len(timed.lengths) == 8
+    assert share > 0
+    assert loop.data.state() == data_of(builder).state()
+    first = take(data_of(builder, batch_ramp=0.8), range(1), of=10)
+    assert len(first[0].lengths) == 4  # of 16 short ones
+    assert loop.take_step() is None
+    assert np.isclose(loop.state.tokens, first[0].num_tokens)
+
+
+def test_the_command_says_what_it_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "corpus.txt").write_text(corpus_text())
+    line = ["pretrain", "--corpus", str(tmp_path / "corpus.txt"), "--preset", "tiny"]
+    line += [
+        "--vocab-size",
+        "60",
+        "--max-seq-length",
+        "32",
+        "--batch-size",
+        "4",
+        "--max-steps",
+        "4",
+    ]
+    line += ["--cache-dir", str(tmp_path / "cache"), "--output", str(tmp_path / "run")]
+    line += ["--log-every", "1", "--device", "cpu", "--short-length", "16", "--short-share", "0.5"]
+    assert main(line) == 0
+    told = capsys.readouterr().err
+    assert "length: 16 tokens in 50% of the budget, then 32; a step has 8 short sequences" in told
