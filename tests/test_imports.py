@@ -32,6 +32,7 @@ LAYERS = [
     },
     {
         *("runs", "fitting", "compiling", "pretraining", "repeats", "finetuning"),
+        *("recipes", "series", "tasks.classical"),
         *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.tables", "tasks.texts"),
         *("tasks.labelled", "tasks.labelled_sets", "tasks.classification"),
         *("tasks.entities", "tasks.tagged", "tasks.word_windows", "tasks.tagging"),
@@ -39,7 +40,7 @@ LAYERS = [
         *("tasks.scored", "tasks.similarity"),
         *("tasks.writing", "tasks.translation", "tasks.summarization"),
     },
-    {"predict", "evaluation", "retrieval"},
+    {"predict", "evaluation", "retrieval", "suite", "suite_report", "setting_search"},
     {"cli", "__main__"},
 ]
 # The network, the text and the loop stand side by side; what they may borrow is named here.
