@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from minibert.pretraining import pretrain
     from minibert.retrieval import search
     from minibert.seq2seq import BertForConditionalGeneration
+    from minibert.setting_search import search_settings
+    from minibert.suite import evaluate_suite
     from minibert.tokenizer import WordPiece
 
 _HOMES = {
@@ -38,12 +40,14 @@ _HOMES = {
     "InputError": "errors",
     "WordPiece": "tokenizer",
     "evaluate": "evaluation",
+    "evaluate_suite": "suite",
     "finetune": "finetuning",
     "load": "predict",
     "load_embedder": "predict",
     "preset": "config",
     "pretrain": "pretraining",
     "search": "retrieval",
+    "search_settings": "setting_search",
 }
 
 __all__ = [
@@ -57,12 +61,14 @@ __all__ = [
     "WordPiece",
     "__version__",
     "evaluate",
+    "evaluate_suite",
     "finetune",
     "load",
     "load_embedder",
     "preset",
     "pretrain",
     "search",
+    "search_settings",
 ]
 
 
