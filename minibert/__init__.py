@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from minibert.pretraining import pretrain
     from minibert.retrieval import search
     from minibert.seq2seq import BertForConditionalGeneration
+    from minibert.setting_search import search_settings
+    from minibert.suite import evaluate_suite
     from minibert.tokenizer import WordPiece
 
 _HOMES = {
@@ -43,6 +45,7 @@ _HOMES = {
     "clean_corpus": "cleaning",
     "evaluate": "evaluation",
     "export": "exporting",
+    "evaluate_suite": "suite",
     "finetune": "finetuning",
     "load": "predict",
     "load_embedder": "predict",
@@ -50,6 +53,7 @@ _HOMES = {
     "preset": "config",
     "pretrain": "pretraining",
     "search": "retrieval",
+    "search_settings": "setting_search",
 }
 
 __all__ = [
@@ -64,6 +68,7 @@ __all__ = [
     "__version__",
     "clean_corpus",
     "evaluate",
+    "evaluate_suite",
     "export",
     "finetune",
     "load",
@@ -72,6 +77,7 @@ __all__ = [
     "preset",
     "pretrain",
     "search",
+    "search_settings",
 ]
 
 

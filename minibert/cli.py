@@ -304,6 +304,30 @@ def _evaluate(values: dict[str, Any]) -> None:
     print(json.dumps(figures, indent=2))
 
 
+def _evaluate_suite(values: dict[str, Any]) -> None:
+    from minibert.suite import evaluate_suite
+    from minibert.suite_report import as_markdown
+
+    listed = {name: tuple(values.pop(name)) for name in ("tasks", "settings")}
+    # Names may be parted by commas, too.
+    listed["tasks"] = tuple(n for part in listed["tasks"] for n in part.split(",") if n)
+    output = values["output"]
+    print(as_markdown(evaluate_suite(values.pop("model"), **values, **listed)), end="")
+    print(f"written to {output}: suite.md, suite.html, suite.json")
+
+
+def _search_settings(values: dict[str, Any]) -> None:
+    tried = {
+        name.removeprefix("try_"): values.pop(name) for name in list(values) if name[:4] == "try_"
+    }
+    trials = values.pop("trials", None)
+    settings = settings_from(values, FinetuneSettings)
+    from minibert.setting_search import search_settings
+
+    assert isinstance(settings, FinetuneSettings)
+    search_settings(settings, tried, trials)
+
+
 def _download(values: dict[str, Any]) -> None:
     import logging
 
@@ -379,6 +403,12 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     search.add_argument("--input", metavar="FILE", required=True, help="one sentence a line")
     search.add_argument("--top", type=int, default=5, help="sentences per query")
     search.add_argument("--cache-dir", metavar="DIR", help="where the file's index is kept")
+    _add_suite(command("evaluate-suite", "a table of fine-tunings for a model folder"))
+    text = "fine-tuning settings chosen on dev, and written for finetune --config"
+    made["search-settings"] = commands.add_parser(
+        "search-settings", help=text, description=text, allow_abbrev=False
+    )
+    _add_search(made["search-settings"])
     fill = command("fill-mask", "the likeliest words for every [MASK] of a text")
     score = command("score", "pseudo-log-likelihoods of sentences, as JSON lines")
     for made_here in (fill, score):
@@ -443,6 +473,56 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     return parser, made
 
 
+def _add_suite(suite: _Parser) -> None:
+    suite.add_argument("model", metavar="MODEL", help="a model folder")
+    suite.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder with imdb, sst2, conll2003 and so on; without it what was downloaded, or the "
+        "bundled samples",
+    )
+    suite.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="default all")
+    suite.add_argument("--seeds", type=int, default=5, help="of each task (default 5)")
+    suite.add_argument("--output", default="runs/suite", metavar="DIR", help="runs and tables")
+    suite.add_argument(
+        "--settings", nargs="+", default=[], metavar="FILE", help="best.json of search-settings"
+    )
+    suite.add_argument("--limit", type=int, help="quick look: training examples of each task")
+    suite.add_argument("--minutes", type=float, help="quick look: of each fine-tuning")
+    suite.add_argument("--max-steps", type=int, help="quick look: of each fine-tuning")
+    suite.add_argument(
+        "--overwrite", action="store_true", help="do runs anew that had other settings"
+    )
+    suite.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    suite.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of matrix products"
+    )
+
+
+def _add_search(search: _Parser) -> None:
+    grid = search.add_argument_group("search")
+    for name, kind in (
+        *(("learning-rate", float), ("epochs", float), ("batch-size", int)),
+        *(("label-smoothing", float), ("dropout", float)),
+    ):
+        grid.add_argument(
+            f"--try-{name}",
+            nargs="+",
+            type=kind,
+            default=argparse.SUPPRESS,
+            metavar=kind.__name__.upper(),
+            help=f"values of --{name} to try",
+        )
+    grid.add_argument(
+        "--trials",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="so many of all combinations, drawn at random; default all; without --try-... "
+        "rates of 1e-4 to 1e-3 with batches of 16 and 32",
+    )
+    add_settings(search, FinetuneSettings)
+
+
 _COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "pretrain": _pretrain,
     "finetune": _finetune,
@@ -451,6 +531,8 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "search": _search,
     "fill-mask": _fill_mask,
     "score": _score,
+    "evaluate-suite": _evaluate_suite,
+    "search-settings": _search_settings,
     "download": _download,
     "clean-corpus": _clean_corpus,
     "export": _export,
@@ -527,7 +609,7 @@ def _run(argv: list[str]) -> int:
             raise InputError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], commands)}")
         parser.parse_args(argv)
         return 0
-    if command not in ("pretrain", "finetune"):  # whose settings hold it
+    if command not in ("pretrain", "finetune", "search-settings"):  # whose settings hold it
         values.pop("debug", None)
     if values.get("batch_size", 1) < 1:
         raise InputError(f"--batch-size is {values['batch_size']}, must be above 0")

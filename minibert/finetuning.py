@@ -24,6 +24,7 @@ from minibert.fitting import Trial, micro_batch_size
 from minibert.model import init_weights
 from minibert.model_folders import bundled_model, open_model_folder
 from minibert.optim import Budget, build_optimizer
+from minibert.recipes import filled
 from minibert.repeats import repeat
 from minibert.run_folder import RunFolder
 from minibert.runs import (
@@ -67,21 +68,42 @@ def choose_model(settings: FinetuneSettings) -> Path:
     Raises:
         InputError: none is there; the command that makes one is named.
     """
-    if settings.model:
-        folder, why = open_model_folder(settings.model, settings.cache_dir), "as named"
-    elif (Path(_PRETRAINED) / "results.json").is_file():
-        folder, why = Path(_PRETRAINED), "the finished run here; --model names another"
-    elif bundled := bundled_model():
-        folder = bundled
-        why = f"bundled, since {_PRETRAINED} holds no finished run; --model names another"
-    else:
-        raise InputError(
-            f"no --model, {_PRETRAINED} holds no finished run and no model is bundled; make one "
-            f"with: minibert pretrain --corpus {bundled_data() / 'wiki.txt'}"
-        )
+    folder, why = _start(settings)
     kept = "its config and tokenizer, all weights redrawn" if settings.random_weights else "weights"
     log_line("model", f"{folder} ({kept}; {why})")
     return folder
+
+
+def start_folder(settings: FinetuneSettings) -> Path:
+    """The folder of the model to start from; raises as `choose_model`, which says it, too."""
+    return _start(settings)[0]
+
+
+def _start(settings: FinetuneSettings) -> tuple[Path, str]:
+    """The folder of the model to start from, and why."""
+    if settings.model:
+        return open_model_folder(settings.model, settings.cache_dir), "as named"
+    if (Path(_PRETRAINED) / "results.json").is_file():
+        return Path(_PRETRAINED), "the finished run here; --model names another"
+    if bundled := bundled_model():
+        return bundled, f"bundled, since {_PRETRAINED} holds no finished run; --model names another"
+    raise InputError(
+        f"no --model, {_PRETRAINED} holds no finished run and no model is bundled; make one with: "
+        f"minibert pretrain --corpus {bundled_data() / 'wiki.txt'}"
+    )
+
+
+def with_recipe(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
+    """The settings with what a recipe fills in, and a line about it; see `recipes.filled`.
+
+    Without a model it leaves them as they are: that is told where the model is opened.
+    """
+    family = find_task(settings.task).names[-1]
+    try:
+        config = BertConfig.from_pretrained(start_folder(settings))
+    except InputError:
+        return settings, ""
+    return filled(settings, family, config)
 
 
 def _build_model(settings: FinetuneSettings, task: Task[Any, Any], folder: Path) -> nn.Module:
@@ -150,18 +172,21 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
     settings = settings or FinetuneSettings.from_dict(values, "finetune")
+    settings, recipe = with_recipe(settings)
     if settings.seeds > 1 and not settings.dry_run:
         find_task(settings.task)(settings).find_data()  # before a folder is made: either may fail
-        return repeat(settings, _finetune_once)
-    return _finetune_once(settings)
+        return repeat(settings, lambda of_seed: _finetune_once(of_seed, recipe))
+    return _finetune_once(settings, recipe)
 
 
-def _finetune_once(settings: FinetuneSettings) -> RunResult:
-    """One run with one seed."""
+def _finetune_once(settings: FinetuneSettings, recipe: str) -> RunResult:
+    """One run with one seed; `recipe` is the line about what was filled in."""
     started = time.perf_counter()
     task = find_task(settings.task)(settings)
     source = task.find_data()
     log_line("data", source.said)
+    if recipe:
+        log_line("recipe", recipe)
     with join_world() as world:
         if settings.dry_run:
             return _Run(None, task, source, world, started).carry_out()
@@ -244,11 +269,13 @@ class _Run:
 
     def _read(self) -> tuple[Splits[Any], Parts]:
         """The task's data, and its parts; what was found is printed."""
-        splits = self.task.read(self.source)
+        splits = read_splits(self.task, self.source)
         log_line("found", "; ".join(splits.notes))
         parts = parts_of(self.task, splits, self.settings.dev_fraction, self.settings.limit)
         text = f"{len(parts.train):,} train, {len(parts.dev):,} dev"
-        if parts.scored == "dev":
+        if self.settings.dev_only:
+            text += "; dev alone is scored, as --dev-only asks"
+        elif parts.scored == "dev":
             text += "; there is no labelled test split: dev is scored, which chose the weights, too"
         else:
             text += f", {len(parts.test):,} test"
@@ -363,6 +390,16 @@ class _Run:
             "model": start.model.config.to_dict(),
         }
         return record
+
+
+def read_splits(task: Task[Any, Any], source: Source) -> Splits[Any]:
+    """A task's data, with --dev-only without its test split.
+
+    Raises:
+        InputError: data that cannot be used.
+    """
+    splits = task.read(source)
+    return dataclasses.replace(splits, test=None) if task.settings.dev_only else splits
 
 
 def _say_unknown(features: Sequence[Feature], tokenizer: WordPiece) -> None:

@@ -31,6 +31,10 @@ def setting(default: Any, help: str, choices: tuple[str, ...] = (), optional: st
     return dataclasses.field(default=default, metadata=metadata)
 
 
+class Default(int):
+    """A number that stands where the user has given none; a recipe may replace it."""
+
+
 _POSITIVE = (
     *("max_steps", "epochs", "max_minutes", "batch_size", "micro_batch_size"),
     *("log_every", "eval_every", "save_every", "learning_rate", "max_grad_norm"),
@@ -438,7 +442,8 @@ class FinetuneSettings(RunSettings):
     reinit_layers: int = setting(
         0, "redraw the pooler and this many top layers, which pretraining has specialised"
     )
-    max_seq_length: int = setting(256, "tokens per sequence, special tokens included")
+    batch_size: int = setting(Default(16), "sequences per optimiser step over all devices")
+    max_seq_length: int = setting(Default(256), "tokens per sequence, special tokens included")
     truncation: str = setting(
         "head",
         "what is kept of a long text; windows: all of it, in overlapping parts that vote",
@@ -447,7 +452,9 @@ class FinetuneSettings(RunSettings):
     doc_stride: int | None = setting(
         None, "qa: tokens from a window of a long context to the next; default 128"
     )
-    learning_rate: float | None = setting(None, "peak rate of AdamW; default 2e-4")
+    learning_rate: float | None = setting(
+        None, "peak rate of AdamW; default that of a recipe for the task and the size, else 2e-4"
+    )
     select: str | None = setting(
         None, "dev figure that chooses the weights; default: that of the task's field"
     )
@@ -462,6 +469,9 @@ class FinetuneSettings(RunSettings):
     )
     dev_fraction: float = setting(0.1, "share of train that is cut off as dev split")
     limit: int | None = setting(None, "use this many training examples, drawn class by class")
+    dev_only: bool = setting(
+        False, "score dev alone and drop the test split unseen, as for choosing settings"
+    )
 
     def faults(self) -> list[str]:
         found = super().faults()

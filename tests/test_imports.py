@@ -34,6 +34,7 @@ LAYERS = [
     {
         *("model_folders", "exporting"),
         *("runs", "fitting", "compiling", "pretraining", "repeats", "finetuning"),
+        *("recipes", "series", "tasks.classical"),
         *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.tables", "tasks.texts"),
         *("tasks.labelled", "tasks.labelled_sets", "tasks.classification"),
         *("tasks.entities", "tasks.tagged", "tasks.word_windows", "tasks.tagging"),
@@ -41,7 +42,7 @@ LAYERS = [
         *("tasks.scored", "tasks.similarity"),
         *("tasks.writing", "tasks.translation", "tasks.summarization"),
     },
-    {"predict", "evaluation", "retrieval", "masked"},
+    {"predict", "evaluation", "retrieval", "masked", "suite", "suite_report", "setting_search"},
     {"cli", "__main__"},
 ]
 # The network, the text and the loop stand side by side; what they may borrow is named here.

@@ -298,6 +298,13 @@ class Task(ABC, Generic[E, P]):
         """
         return {}
 
+    def baselines(self, train: Sequence[E], test: Sequence[E]) -> dict[str, float]:
+        """`baseline` with others that are too slow for every run, as `<method>_<figure>`.
+
+        Raises: as `baseline`.
+        """
+        return self.baseline(train, test)
+
     @abstractmethod
     def row(self, example: E, prediction: P) -> dict[str, Any]:
         """The object of predictions.jsonl."""

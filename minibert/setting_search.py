@@ -1,0 +1,246 @@
+"""`minibert search-settings`: fine-tuning settings chosen on dev, by trying a grid or a part of it.
+
+In: the settings of a fine-tuning, and values to try. Out: a folder with a run for each trial and
+seed, search.json and search.md, the trials in order of their dev figure, and best.json, a file for
+`finetune --config` and `evaluate-suite --settings`. The test split is dropped as soon as it is read
+(`--dev-only`): no trial encodes, predicts or scores any of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minibert.errors import InputError, did_you_mean
+from minibert.files import write_atomically, write_json
+from minibert.finetuning import choose_model, read_splits, with_recipe
+from minibert.progress import clock
+from minibert.recipes import is_given
+from minibert.runs import log_line, weights_digest
+from minibert.series import Job, carry_out_all, changed_jobs, claimed
+from minibert.settings import FinetuneSettings, flag
+from minibert.tasks import find_task
+
+# What may be tried, by the names of the settings, and what is tried where nothing is named.
+SEARCHED = ("learning_rate", "epochs", "batch_size", "label_smoothing", "dropout")
+DEFAULT_GRID: dict[str, tuple[float, ...]] = {
+    "learning_rate": (1e-4, 2e-4, 5e-4, 1e-3),
+    "batch_size": (16, 32),
+}
+# Settings of the search, or of one machine and one set, which a settings file does not carry.
+_LEFT_OUT = (
+    *("output", "resume", "overwrite", "seed", "seeds", "device", "precision", "cache_dir"),
+    *("micro_batch_size", "compile", "deterministic", "log_every", "save_every", "shard"),
+    *("dry_run", "profile", "debug", "model", "data", "dev_data", "test_data", "limit"),
+    *("target_data", "dev_target_data", "test_target_data", "dev_only"),
+)
+
+
+def search_settings(
+    settings: FinetuneSettings,
+    tried: Mapping[str, Sequence[float]] | None = None,
+    trials: int | None = None,
+) -> dict[str, Any]:
+    """Tries settings on dev and writes the best; finished trials are not repeated.
+
+    Args:
+        settings: of every trial; with `seeds` above 1 a trial is the mean over them.
+        tried: values by the name of a setting in `SEARCHED`; by default `DEFAULT_GRID`.
+        trials: so many of the grid, drawn by the seed; by default all of it.
+
+    Returns:
+        The content of search.json; its trials have the best first.
+
+    Raises:
+        InputError: values that cannot be tried, or runs in the folder that had other settings.
+        Interrupted: by a signal; the same call goes on.
+    """
+    grid = _grid(settings, tried or {})
+    if trials is not None and trials < 1:
+        raise InputError(f"--trials is {trials}, must be at least 1")
+    chosen = drawn(grid, trials, settings.seed)
+    if settings.dry_run:
+        raise InputError("--dry-run is for one run; leave it out of a search")
+    base = dataclasses.replace(settings, dev_only=True, resume="auto", overwrite=False)
+    task = find_task(base.task)(base)
+    source = task.find_data()
+    log_line("data", source.said)
+    log_line("search", f"{len(chosen)} of {len(grid)} trials, {base.seeds} seed(s) each, on dev")
+    fingerprint = read_splits(task, source).fingerprint
+    folder = choose_model(base)
+    where = settings.output or f"runs/search-{base.task}"
+    with claimed(where, "search.json") as output:
+        start = weights_digest(folder)
+        base = dataclasses.replace(base, model=str(folder))
+        settings_of = {}
+        for values in chosen:
+            own, recipe = with_recipe(dataclasses.replace(base, **values))  # type: ignore[arg-type]
+            settings_of[trial_name(values)] = own
+        if recipe:
+            log_line("recipe", recipe)
+        jobs = [
+            Job(
+                f"{name}, seed {seed}",
+                name,
+                _of_seed(own, output.path / name, seed),
+                fingerprint,
+                start,
+            )
+            for name, own in settings_of.items()
+            for seed in range(base.seed, base.seed + base.seeds)
+        ]
+        select = base.select or task.metric
+        search: dict[str, Any] = {
+            "task": base.task,
+            "data": str(source.path),
+            "is_sample": source.is_sample,
+            "model": str(folder),
+            "weights": start,
+            "limit": base.limit,
+            "seeds": base.seeds,
+            "figure": f"dev {select}",
+            "grid_size": len(grid),
+            "held": _held(settings_of[trial_name(chosen[0])], chosen[0]),
+            "trials": [{"name": trial_name(v), "settings": v, "dev": {}} for v in chosen],
+        }
+        changed_jobs(jobs, settings.overwrite)  # before an earlier table is written over
+        _write(output.path, search, settings_of)
+
+        def taken(job: Job, figures: dict[str, Any]) -> None:
+            trial = next(t for t in search["trials"] if t["name"] == job.kind)
+            dev, value = next((k, v) for k, v in figures.items() if k.startswith("dev_"))
+            search["figure"] = dev.replace("_", " ", 1)
+            trial["dev"][str(job.settings.seed)] = value
+            trial["mean"] = statistics.fmean(trial["dev"].values())
+            trial["seconds"] = trial.get("seconds", 0.0) + figures["seconds"]
+            trial["best_step"], trial["steps"] = figures["best_step"], figures["steps"]
+            _write(output.path, search, settings_of)
+
+        carry_out_all(jobs, settings.overwrite, taken)
+        print(as_markdown(search), end="", flush=True)
+        print(f"best settings: {output.path / 'best.json'}", flush=True)
+    return search
+
+
+def _grid(
+    settings: FinetuneSettings, tried: Mapping[str, Sequence[float]]
+) -> list[dict[str, float]]:
+    """Every combination, in the order given.
+
+    Raises:
+        InputError: no values, values of a setting that is given, or ones that fail its checks.
+    """
+    for name, values in tried.items():
+        if name not in SEARCHED:
+            raise InputError(f"cannot search {name!r}{did_you_mean(name, SEARCHED)}")
+        if not values:
+            raise InputError(f"{_try_flag(name)} names no value")
+        if is_given(settings, name):
+            own = "another budget" if name == "epochs" else flag(name)
+            raise InputError(f"{own} has no use beside {_try_flag(name)}; give one")
+    if not tried:
+        tried = {n: v for n, v in DEFAULT_GRID.items() if not is_given(settings, n)}
+        if not tried:
+            raise InputError("nothing to search; name values, as in --try-epochs 3 5")
+    columns = [dict.fromkeys(values) for values in tried.values()]  # each value once
+    grid: list[dict[str, float]] = [
+        dict(zip(tried, values, strict=True)) for values in itertools.product(*columns)
+    ]
+    for point in grid:
+        FinetuneSettings.from_dict(settings.to_dict() | point, "search-settings")
+    return grid
+
+
+def _try_flag(name: str) -> str:
+    return "--try-" + name.replace("_", "-")
+
+
+def drawn(grid: list[dict[str, float]], count: int | None, seed: int) -> list[dict[str, float]]:
+    """So many points of a grid, in its order; more points are those of fewer and some others."""
+    if count is None or count >= len(grid):
+        return grid
+    order = np.random.default_rng(seed).permutation(len(grid))
+    return [grid[i] for i in sorted(order[:count])]
+
+
+def trial_name(values: Mapping[str, float]) -> str:
+    """The folder of a trial, as in learning-rate-0.0005_batch-size-16."""
+    return "_".join(f"{name.replace('_', '-')}-{value:.12g}" for name, value in values.items())
+
+
+def _of_seed(settings: FinetuneSettings, folder: Path, seed: int) -> FinetuneSettings:
+    output = str(folder / f"seed-{seed}")
+    return dataclasses.replace(settings, seed=seed, seeds=1, output=output)
+
+
+def ordered(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best mean on dev first, equal ones in the order of the grid, those without one last."""
+    return sorted(trials, key=lambda t: -t.get("mean", float("-inf")))
+
+
+def _held(settings: FinetuneSettings, tried: Mapping[str, float]) -> dict[str, Any]:
+    """What all trials have in common beside the task."""
+    return {k: v for k, v in file_settings(settings).items() if k not in ("task", *tried)}
+
+
+def file_settings(settings: FinetuneSettings) -> dict[str, Any]:
+    """A trial as `finetune --config` takes it: the task, and all that is not the default."""
+    blank = FinetuneSettings(task=settings.task)
+    kept = {
+        name: value
+        for name, value in settings.to_dict().items()
+        if name not in _LEFT_OUT and value != getattr(blank, name)
+    }
+    # These stand there in any case: a recipe or another default is not to take their place.
+    pinned = ("random_weights", "batch_size", "max_seq_length")
+    return {"task": settings.task, **{n: settings.to_dict()[n] for n in pinned}, **kept}
+
+
+def as_markdown(search: Mapping[str, Any]) -> str:
+    """The trials as a page of Markdown, the best first."""
+    lines = [f"# Settings of {search['task']}, chosen on dev", ""]
+    if search["is_sample"]:
+        lines += ["SAMPLE: a few bundled examples, for trying out; these are no results.", ""]
+    if search["limit"]:
+        lines += [f"QUICK LOOK: {search['limit']:,} training examples at most.", ""]
+    done = sum("mean" in t for t in search["trials"])
+    lines += [
+        f"{search['model']} on {search['data']}, {search['seeds']} seed(s) a trial; {done} of "
+        f"{len(search['trials'])} trials are there, of a grid of {search['grid_size']}. The test "
+        f"split was not looked at. In all of them: "
+        + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in search["held"].items())
+        + ".",
+        "",
+    ]
+    names = list(search["trials"][0]["settings"])
+    head = [*(n.replace("_", " ") for n in names), search["figure"], "best step", "training"]
+    lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for trial in ordered(search["trials"]):
+        cells = [f"{trial['settings'][name]:g}" for name in names]
+        if "mean" in trial:
+            values = list(trial["dev"].values())
+            sd = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            step = f"{trial['best_step']:,} of {trial['steps']:,}"
+            cells += [f"{trial['mean']:.4f}{sd}", step, clock(trial["seconds"])]
+        else:
+            cells += ["–"] * 3
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _write(
+    folder: Path, search: dict[str, Any], settings_of: Mapping[str, FinetuneSettings]
+) -> None:
+    """search.json, search.md and, with a trial to choose, best.json."""
+    trials = ordered(search["trials"])
+    write_json(folder / "search.json", search | {"trials": trials})
+    text = as_markdown(search)
+    write_atomically(folder / "search.md", lambda p: p.write_text(text, encoding="utf-8"))
+    if "mean" in trials[0]:
+        write_json(folder / "best.json", file_settings(settings_of[trials[0]["name"]]))

@@ -1,0 +1,378 @@
+"""`minibert evaluate-suite`: what a model folder is worth, as a table of fine-tunings.
+
+In: a model folder and a folder of public sets. Of each task, by several seeds: the model, the same
+architecture from random weights, and classical methods on the same split. Out: a folder with
+suite.json, suite.md, suite.html and, as TASK/model/seed-N and TASK/random/seed-N, the runs.
+
+Settings are those of `recipes.py`, of the task, or of files that `minibert search-settings` wrote;
+none is chosen here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minibert.config import BertConfig
+from minibert.errors import InputError, MissingExtraError, did_you_mean
+from minibert.files import bundled_data, read_json, read_text, write_atomically, write_json
+from minibert.finetuning import read_splits, start_folder, with_recipe
+from minibert.runs import log_line, weights_digest
+from minibert.series import Job, carry_out_all, changed_jobs, claimed
+from minibert.settings import FinetuneSettings, flag
+from minibert.suite_report import as_html, as_markdown
+from minibert.tasks import find_task
+from minibert.tasks.base import Source, Task
+from minibert.tasks.splits import Parts, parts_of
+from minibert.tokenizer import WordPiece
+
+
+class Entry(NamedTuple):
+    """A row of the table: a key of results.json, what it is called, what makes it 0..100.
+
+    dev_only: dev is scored and the test split left alone, since that is what others quote.
+    """
+
+    figure: str
+    title: str
+    scale: float = 100.0
+    dev_only: bool = False
+
+
+ENTRIES = {
+    "imdb": Entry("accuracy", "accuracy"),
+    "sst2": Entry("accuracy", "accuracy", dev_only=True),
+    "conll2003": Entry("f1", "entity F1"),
+    "stsb": Entry("spearman", "Spearman"),
+    "mrpc": Entry("f1_binary", "F1"),
+    "rte": Entry("accuracy", "accuracy"),
+    "squad": Entry("f1", "F1", scale=1.0),
+}
+SIDES = ("model", "random")
+_METHODS = {
+    "tfidf": "TF-IDF + logistic regression",
+    "nbsvm": "NB-SVM",
+    "majority": "majority",
+    "lexicon": "entities of train",
+    "overlap": "word overlap",
+    "silence": "no answer",
+}
+# Settings that a file may not bring: the suite says them.
+_OWN = ("model", "data", "output", "seed", "seeds", "resume", "overwrite", "limit", "dev_only")
+_HELD_OUT = Path("enwiki_text/enwiki-valid.txt.xz")
+_MLM = ("mlm_loss", "mlm_accuracy", "nsp_accuracy", "unigram_entropy", "masked_tokens")
+_MEASURED_CHARACTERS = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a suite is to do.
+
+    tasks: names of `ENTRIES`; empty for all. limit, minutes, max_steps: for a quick look, of each
+    fine-tuning; the table says so. settings: files as `search-settings` writes them.
+    """
+
+    model: str
+    data: str | None = None
+    tasks: tuple[str, ...] = ()
+    seeds: int = 5
+    output: str = "runs/suite"
+    limit: int | None = None
+    minutes: float | None = None
+    max_steps: int | None = None
+    settings: tuple[str, ...] = ()
+    device: str = "auto"
+    precision: str = "auto"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.tasks:
+            if name not in ENTRIES:
+                raise InputError(f"--tasks {name!r} is unknown{did_you_mean(name, ENTRIES)}")
+        for name in ("seeds", "limit", "minutes", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InputError(f"{flag(name)} is {value}, must be above 0")
+        if self.minutes and self.max_steps:
+            raise InputError("--minutes and --max-steps are both budgets; give one")
+        if self.data is not None and not Path(self.data).is_dir():
+            raise InputError(f"--data {self.data} is not a folder; expected one of data sets")
+
+    @property
+    def quick(self) -> str:
+        """What makes it a quick look, empty where nothing does."""
+        told = {
+            "training examples a task at most": self.limit,
+            "minutes a fine-tuning": self.minutes,
+            "steps a fine-tuning": self.max_steps,
+        }
+        return ", ".join(f"{value:g} {what}" for what, value in told.items() if value)
+
+
+def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
+    """Fine-tunes a model on every task and writes the table; finished runs are not repeated.
+
+    Args:
+        model: a model folder.
+        options: the other fields of `Plan`, as in `data="datasets", seeds=3`.
+
+    Returns:
+        The content of suite.json.
+
+    Raises:
+        InputError: no model or no data; or runs in the folder that had other settings.
+        Interrupted: by a signal; the same call goes on.
+    """
+    known = {f.name for f in dataclasses.fields(Plan)}
+    for name in options:
+        if name not in known:
+            raise InputError(f"evaluate_suite: unknown key {name!r}{did_you_mean(name, known)}")
+    plan = Plan(model=str(model), **options)
+    folder = start_folder(FinetuneSettings(task="suite", model=plan.model))
+    digest, config = weights_digest(folder), BertConfig.from_pretrained(folder)
+    given = [_settings_file(Path(path)) for path in plan.settings]
+    sources = {name: _source(plan, name) for name in dict.fromkeys(plan.tasks or ENTRIES)}
+    if not any(isinstance(source, Source) for source in sources.values()):
+        raise InputError(f"--data {plan.data} holds none of {', '.join(sources)}")
+    with claimed(plan.output, "suite.json") as output:
+        suite: dict[str, Any] = {
+            "model": plan.model,
+            "weights": digest,
+            "layers": config.num_hidden_layers,
+            "hidden_size": config.hidden_size,
+            "vocab_size": config.vocab_size,
+            "data": plan.data,
+            "seeds": plan.seeds,
+            "quick": plan.quick,
+            "mlm": held_out_figures(folder, plan.data),
+            "skipped": {},
+            "tasks": {},
+        }
+        path = output.path / "suite.json"
+        before = read_json(path, "") if path.is_file() else {}
+        if not before:
+            write_json(path, suite)  # it tells the folder: baselines take minutes
+        jobs: list[Job] = []
+        for name, source in sources.items():
+            if isinstance(source, str):
+                log_line("skipped", f"{name}: {source}")
+                suite["skipped"][name] = source
+            else:
+                jobs += _prepare(plan, name, source, suite, given)
+
+        def taken(job: Job, figures: dict[str, Any]) -> None:
+            name, side = job.kind.split("/")
+            figures = _with_wall(before, job, figures)
+            _add(suite["tasks"][name][side], ENTRIES[name], job.settings.seed, figures)
+            write_tables(output.path, suite)
+
+        jobs = [job._replace(start=digest) for job in jobs]
+        changed_jobs(jobs, plan.overwrite)  # before an earlier table is written over
+        write_tables(output.path, suite)
+        # Seed by seed, so that a suite that was stopped has every task with fewer seeds.
+        jobs.sort(key=lambda job: job.settings.seed)
+        carry_out_all(jobs, plan.overwrite, taken)
+    return suite
+
+
+def write_tables(folder: Path, suite: dict[str, Any]) -> None:
+    """suite.json, suite.md and suite.html."""
+    write_json(folder / "suite.json", suite)
+    page, sheet = as_markdown(suite), as_html(suite)
+    write_atomically(folder / "suite.md", lambda p: p.write_text(page, encoding="utf-8"))
+    write_atomically(folder / "suite.html", lambda p: p.write_text(sheet, encoding="utf-8"))
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def _source(plan: Plan, name: str) -> Source | str:
+    """Where a task's data lies, or why there is none."""
+    task = find_task(name)(FinetuneSettings(task=name))
+    if plan.data is None:
+        return task.find_data()
+    path = find_set(Path(plan.data), name, task.places)
+    if path is None:
+        return f"no folder {name} in {plan.data}"
+    return Source(path, f"{name}, the data in {path}")
+
+
+def find_set(folder: Path, name: str, places: Sequence[str]) -> Path | None:
+    """A set within a folder of sets: below its own name, or one that it is published under.
+
+    IMDb may be the archive that it comes as, there or below its name; others lie unpacked.
+    """
+    names = dict.fromkeys((name, *(Path(place).name for place in places)))
+    found = next((folder / n for n in names if (folder / n).is_dir()), None)
+    if name != "imdb" or (found and any((found / n).is_dir() for n in ("train", "aclImdb"))):
+        return found
+    archives = sorted((found or folder).glob("aclImdb*.tar*"))
+    return next((a for a in archives if "unsup" not in a.name), None)
+
+
+def _settings_file(path: Path) -> dict[str, Any]:
+    content = read_json(path, "--settings names a file of search-settings")
+    FinetuneSettings.from_dict(content, str(path))  # unknown keys, values of another type
+    taken = [name for name in _OWN if name in content]
+    if taken:
+        raise InputError(f"{path}: {taken[0]} is for the suite to say; leave it out")
+    return content
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+def _prepare(
+    plan: Plan, name: str, source: Source, suite: dict[str, Any], files: list[dict[str, Any]]
+) -> list[Job]:
+    """A task's jobs; what is known of it before they run goes into `suite`."""
+    log_line("data", source.said)
+    entry = ENTRIES[name]
+    sides = {side: _side_settings(plan, name, source, side, files) for side in SIDES}
+    base = sides["model"][0]
+    task = find_task(name)(base)
+    splits = read_splits(task, source)
+    parts = parts_of(task, splits, base.dev_fraction, base.limit)
+    suite["tasks"][name] = {
+        "figure": entry.title,
+        "scored": parts.scored,
+        "dataset": str(source.path),
+        "is_sample": source.is_sample,
+        "num_train": len(parts.train),
+        "num_dev": len(parts.dev),
+        "num_eval": len(parts.test),
+        "baselines": _baselines(Path(plan.output) / name, task, splits.fingerprint, parts, entry),
+        **{
+            side: {"settings": said, "figures": {}, "dev": {}, "seconds": {}, "wall_seconds": {}}
+            for side, (_, said) in sides.items()
+        },
+    }
+    return [
+        Job(
+            f"{name}, {'random weights' if side == 'random' else 'the model'}, seed {seed}",
+            f"{name}/{side}",
+            dataclasses.replace(
+                settings, seed=seed, output=str(Path(plan.output) / name / side / f"seed-{seed}")
+            ),
+            splits.fingerprint,
+            "",
+        )
+        for seed in range(plan.seeds)
+        for side, (settings, _) in sides.items()
+    ]
+
+
+def _side_settings(
+    plan: Plan, name: str, source: Source, side: str, files: list[dict[str, Any]]
+) -> tuple[FinetuneSettings, str]:
+    """The settings of a task's runs, with a line about where they come from."""
+    is_random = side == "random"
+    values: dict[str, Any] = {}
+    for content in files:  # one without random_weights is for both sides
+        if content["task"] == name and content.get("random_weights", is_random) == is_random:
+            values = dict(content)
+    origin = "a settings file" if values else "defaults"
+    budget = {"max_minutes": plan.minutes, "max_steps": plan.max_steps}
+    if any(budget.values()):
+        values = {k: v for k, v in values.items() if k not in ("epochs", *budget)}
+    values |= {"task": name, "model": plan.model, "random_weights": is_random}
+    values |= {k: v for k, v in budget.items() if v}
+    values |= {"limit": plan.limit, "dev_only": ENTRIES[name].dev_only}
+    values |= {"device": plan.device, "precision": plan.precision}
+    if plan.data is not None:
+        values["data"] = str(source.path)
+    settings, recipe = with_recipe(FinetuneSettings.from_dict(values, "suite"))
+    task = find_task(name)(settings)
+    told = [f"rate {settings.learning_rate or task.learning_rate:g}"]
+    epochs = f"{settings.epochs or task.epochs:g} epochs"
+    steps = settings.max_steps and f"{settings.max_steps} steps"
+    minutes = settings.max_minutes and f"{settings.max_minutes:g} minutes"
+    told.append(steps or minutes or epochs)
+    told += [f"batches of {settings.batch_size}", f"{settings.max_seq_length} tokens"]
+    for key in ("label_smoothing", "dropout"):
+        if getattr(settings, key):
+            told.append(f"{key.replace('_', ' ')} {getattr(settings, key):g}")
+    if settings.truncation != "head":
+        told.append(settings.truncation)
+    return settings, f"{', '.join(told)} ({f'recipe: {recipe}' if recipe else origin})"
+
+
+def _baselines(
+    folder: Path, task: Task[Any, Any], fingerprint: str, parts: Parts, entry: Entry
+) -> dict[str, float]:
+    """What classical methods reach, 0..100, by name; computed once and kept in baselines.json."""
+    path = folder / "baselines.json"
+    basis = {"data": fingerprint, "limit": task.settings.limit, "num_train": len(parts.train)}
+    kept = read_json(path, "") if path.is_file() else {}
+    if kept.get("basis") != basis:
+        log_line("baseline", f"{task.name}, on the same {len(parts.train):,} examples")
+        try:
+            figures = task.baselines(parts.train, parts.test)
+        except (MissingExtraError, ValueError) as error:
+            log_line("baseline", f"not scored: {error}")
+            return {}
+        kept = {"basis": basis, "figures": figures}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, kept)
+    found = {}
+    for key, value in kept["figures"].items():
+        method = key.removesuffix(f"_{entry.figure}")
+        if method in _METHODS and method != key:
+            is_cosine = (method, entry.figure) == ("tfidf", "spearman")
+            title = "TF-IDF cosine" if is_cosine else _METHODS[method]
+            found[title] = value * entry.scale
+    return found
+
+
+def _with_wall(before: dict[str, Any], job: Job, figures: dict[str, Any]) -> dict[str, Any]:
+    """A job's figures with the wall_seconds that an earlier table has of it, if any."""
+    name, side = job.kind.split("/")
+    walls = before.get("tasks", {}).get(name, {}).get(side, {}).get("wall_seconds", {})
+    seed = str(job.settings.seed)
+    return ({"wall_seconds": walls[seed]} if seed in walls else {}) | figures
+
+
+def _add(side: dict[str, Any], entry: Entry, seed: int, figures: dict[str, Any]) -> None:
+    """A finished run's figures among those of its side, with their mean and deviation."""
+    side["figures"][str(seed)] = figures[entry.figure] * entry.scale
+    dev, value = next((k, v) for k, v in figures.items() if k.startswith("dev_"))
+    side["dev_figure"] = dev.removeprefix("dev_")
+    side["dev"][str(seed)] = value * entry.scale
+    side["seconds"][str(seed)] = figures["seconds"]
+    if "wall_seconds" in figures:
+        side["wall_seconds"][str(seed)] = figures["wall_seconds"]
+    values = list(side["figures"].values())
+    side["mean"] = statistics.fmean(values)
+    side["sd"] = statistics.stdev(values) if len(values) > 1 else None
+    side["dev_mean"] = statistics.fmean(side["dev"].values())
+
+
+# --- masked words ---------------------------------------------------------------------------------
+
+
+def held_out_figures(model: Path, data: str | None) -> dict[str, Any]:
+    """The held-out figures of a model's pretraining, none where the folder does not have them.
+
+    bits_per_character makes vocabularies comparable: mlm_loss / ln 2 x tokens a character. Where
+    results.json does not hold it, tokens a character are those of enwiki_text/enwiki-valid.txt.xz
+    in the data, or of the bundled text; `measured_on` names it.
+    """
+    path = model / "results.json"
+    results = read_json(path, "") if path.is_file() else {}
+    if "mlm_loss" not in results:
+        return {}
+    found = {key: results[key] for key in _MLM if key in results}
+    if "bits_per_character" in results:
+        return found | {"bits_per_character": results["bits_per_character"]}
+    held_out = Path(data or "") / _HELD_OUT
+    text = held_out if data and held_out.is_file() else bundled_data() / "wiki.txt"
+    lines = read_text(text)[:_MEASURED_CHARACTERS].split("\n")
+    tokenizer = WordPiece.from_pretrained(model)
+    tokens = sum(map(len, tokenizer.ids(lines)))
+    ratio = tokens / max(1, sum(map(len, lines)))
+    bits = results["mlm_loss"] / math.log(2) * ratio
+    return found | {"bits_per_character": bits, "measured_on": text.name}

@@ -1,0 +1,217 @@
+"""The table of a suite, as Markdown and as a page of HTML that needs no other file.
+
+In: the content of suite.json (see `suite.py`), finished or not. Figures are 0..100.
+"""
+
+from __future__ import annotations
+
+import html
+import statistics
+from typing import Any
+
+from minibert.progress import clock
+
+_SAMPLE = "SAMPLE: a few bundled examples, for trying out; these are no results"
+_HEAD = (
+    *("task", "figure", "the model", "random weights", "classical methods, same split"),
+    *("model − best of them", "dev: model", "dev: random", "train / scored", "a run (training)"),
+)
+
+
+def _spread(side: dict[str, Any]) -> str:
+    """Mean ± deviation of the seeds, or a dash before the first is there."""
+    if not side["figures"]:
+        return "–"
+    if side["sd"] is None:
+        return f"{side['mean']:.2f}"
+    return f"{side['mean']:.2f} ± {side['sd']:.2f}"
+
+
+def _dev(side: dict[str, Any]) -> str:
+    return f"{side['dev_figure']} {side['dev_mean']:.2f}" if side["dev"] else "–"
+
+
+def _time(side: dict[str, Any], key: str = "wall_seconds") -> str:
+    """The mean time of a run, where it is known."""
+    times = list(side[key].values())
+    return clock(statistics.fmean(times)) if times else "–"
+
+
+def _cells(name: str, task: dict[str, Any]) -> list[str]:
+    """A task's row of the table."""
+    model, baselines = task["model"], task["baselines"]
+    gap = "–"
+    if model["figures"] and baselines:
+        gap = f"{model['mean'] - max(baselines.values()):+.2f}"
+    return [
+        name + (" (SAMPLE)" if task["is_sample"] else ""),
+        f"{task['scored']} {task['figure']}",
+        _spread(model),
+        _spread(task["random"]),
+        ", ".join(f"{method} {value:.2f}" for method, value in baselines.items()) or "–",
+        gap,
+        _dev(model),
+        _dev(task["random"]),
+        f"{task['num_train']:,} / {task['num_eval']:,}",
+        f"{_time(model)} ({_time(model, 'seconds')})",
+    ]
+
+
+def _caption(suite: dict[str, Any]) -> list[str]:
+    """What must be known to read the table, what weakens it first."""
+    lines = []
+    if any(task["is_sample"] for task in suite["tasks"].values()):
+        lines.append(_SAMPLE + ".")
+    if suite["quick"]:
+        lines.append(f"QUICK LOOK: {suite['quick']}; not the figures of whole runs.")
+    runs = [len(t[s]["figures"]) for t in suite["tasks"].values() for s in ("model", "random")]
+    if sum(runs) < suite["seeds"] * len(runs):
+        lines.append(f"UNFINISHED: {sum(runs)} of {suite['seeds'] * len(runs)} runs are there.")
+    several = f"{suite['seeds']} seeds, mean ± standard deviation"
+    seeds = several if suite["seeds"] > 1 else "one seed"
+    lines.append(
+        f"{suite['model']} (weights {suite['weights']}): {suite['layers']} layers of "
+        f"{suite['hidden_size']}, vocabulary {suite['vocab_size']:,}. Fine-tuned with {seeds}, "
+        f"in hundredths. The epoch was chosen on dev, and test scored "
+        f"once; where dev is what is scored, it chose the epoch, too."
+    )
+    lines += [f"Left out: {name}, {why}." for name, why in suite["skipped"].items()]
+    return lines
+
+
+def _masked(suite: dict[str, Any]) -> list[str]:
+    """Lines on the held-out masked words of pretraining."""
+    mlm = suite["mlm"]
+    if not mlm:
+        return ["The folder holds no figures of pretraining."]
+    text = f"Masked words: accuracy {mlm['mlm_accuracy']:.1%}, loss {mlm['mlm_loss']:.3f} nats"
+    if "unigram_entropy" in mlm:
+        text += f" (word frequencies alone: {mlm['unigram_entropy']:.3f})"
+    text += f", about {mlm['bits_per_character']:.2f} bits per character"
+    if "measured_on" in mlm:
+        text += f" (tokens a character as in {mlm['measured_on']})"
+    if "nsp_accuracy" in mlm:
+        text += f"; next sentence {mlm['nsp_accuracy']:.1%}"
+    return [f"{text}; of the held-out text of its own pretraining."]
+
+
+def _settings(suite: dict[str, Any]) -> list[list[str]]:
+    return [
+        [name, {"model": "the model", "random": "random weights"}[side], task[side]["settings"]]
+        for name, task in suite["tasks"].items()
+        for side in ("model", "random")
+    ]
+
+
+def _rows(suite: dict[str, Any]) -> list[list[str]]:
+    return [_cells(name, task) for name, task in suite["tasks"].items()]
+
+
+def as_markdown(suite: dict[str, Any]) -> str:
+    """The page in Markdown."""
+    parts = [
+        f"# What {suite['model']} is worth",
+        *_caption(suite),
+        _markdown_table(_HEAD, _rows(suite)),
+        "## Held-out masked words",
+        *_masked(suite),
+        "## Settings",
+        _markdown_table(("task", "start", "settings"), _settings(suite)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(c.replace('|', chr(92) + '|') for c in r)} |" for r in lines)
+
+
+# --- HTML -----------------------------------------------------------------------------------------
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 76rem; margin: 2rem auto;
+  padding: 0 1rem; }
+table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; vertical-align: top; padding: 0.35rem 0.7rem;
+  border-bottom: 1px solid #ddd; }
+th { border-bottom: 2px solid #222; }
+.warning { background: #fff3cd; border-left: 4px solid #c77700; padding: 0.5rem 1rem;
+  font-weight: 600; }
+.wide { overflow-x: auto; }
+svg text { font: 13px system-ui, sans-serif; fill: #222; }
+"""
+_LOUD = ("SAMPLE", "QUICK LOOK", "UNFINISHED")
+_COLOURS = ("#1f5fa8", "#9bbfe3", "#8a8a8a", "#b9b9b9", "#d9d9d9")
+_WIDTH, _LEFT, _BAR = 760, 220, 18  # of the chart, of its names, of a bar, in pixels
+
+
+def as_html(suite: dict[str, Any]) -> str:
+    """The page in HTML, with its style and a chart inside."""
+    title = html.escape(f"What {suite['model']} is worth")
+    lines = [
+        f'<p class="warning">{html.escape(line)}</p>'
+        if line.startswith(_LOUD)
+        else f"<p>{html.escape(line)}</p>"
+        for line in _caption(suite)
+    ]
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+            f"<title>{title}</title><style>{_STYLE}</style></head><body>",
+            f"<h1>{title}</h1>",
+            *lines,
+            _html_table(_HEAD, _rows(suite)),
+            chart(suite),
+            "<h2>Held-out masked words</h2>",
+            *(f"<p>{html.escape(line)}</p>" for line in _masked(suite)),
+            "<h2>Settings</h2>",
+            _html_table(("task", "start", "settings"), _settings(suite)),
+            "</body></html>\n",
+        ]
+    )
+
+
+def _html_table(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    def row(cells: Any, tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+    body = "\n".join(row(cells, "td") for cells in rows)
+    return f'<div class="wide"><table>{row(head, "th")}\n{body}</table></div>'
+
+
+def _bars(task: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """(name, value, deviation) of what a task has so far."""
+    sides = (("the model", task["model"]), ("random weights", task["random"]))
+    found = [(name, s["mean"], s["sd"] or 0.0) for name, s in sides if s["figures"]]
+    return found + [(name, value, 0.0) for name, value in task["baselines"].items()]
+
+
+def chart(suite: dict[str, Any]) -> str:
+    """Bars from 0 to 100 as SVG, a group for each task; a thin line is one deviation either way."""
+    scale = (_WIDTH - _LEFT - 60) / 100
+    parts, y = [], 10
+    for name, task in suite["tasks"].items():
+        title = html.escape(f"{name}, {task['scored']} {task['figure']}")
+        parts.append(f'<text x="0" y="{y + 14}" font-weight="600">{title}</text>')
+        y += 22
+        for number, (label, value, sd) in enumerate(_bars(task)):
+            middle, end = y + _BAR / 2, _LEFT + max(0.0, value) * scale
+            colour = _COLOURS[min(number, len(_COLOURS) - 1)]
+            parts.append(f'<text x="16" y="{y + 14}">{html.escape(label)}</text>')
+            parts.append(
+                f'<rect x="{_LEFT}" y="{y}" width="{end - _LEFT:.1f}" height="{_BAR - 3}" '
+                f'fill="{colour}"/>'
+            )
+            if sd:
+                low, high = end - sd * scale, end + sd * scale
+                parts.append(
+                    f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{middle - 1:.1f}" '
+                    f'y2="{middle - 1:.1f}" stroke="#000"/>'
+                )
+            parts.append(f'<text x="{end + sd * scale + 6:.1f}" y="{y + 14}">{value:.1f}</text>')
+            y += _BAR
+        y += 12
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {y}" width="{_WIDTH}" role="img" '
+        f'aria-label="Figures by task"><title>Figures by task</title>{"".join(parts)}</svg>'
+    )

@@ -1,0 +1,123 @@
+"""Recipes: which fits, what it fills in, and what it leaves as the user gave it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import one_thread, write_corpus, write_reviews  # noqa: F401
+
+import minibert
+from minibert import recipes
+from minibert.config import BertConfig, preset
+from minibert.finetuning import finetune
+from minibert.pretraining import pretrain
+from minibert.recipes import RECIPES, Recipe, filled
+from minibert.settings import Default, FinetuneSettings
+from minibert.tasks import find_task
+
+ROOT = Path(__file__).parent.parent
+MINI = preset("mini")
+
+
+def fill(config: BertConfig = MINI, **values: Any) -> FinetuneSettings:
+    settings = FinetuneSettings.from_dict({"task": "imdb"} | values)
+    return filled(settings, find_task(settings.task).names[-1], config)[0]
+
+
+def test_every_entry_names_a_task_and_a_page_that_is_there() -> None:
+    for recipe in RECIPES:
+        find_task(recipe.task)
+        page, _, place = recipe.source.partition(", ")
+        assert f"## {place}" in (ROOT / page).read_text(encoding="utf-8"), recipe
+
+
+def test_a_pretrained_model_and_random_weights_have_rates_of_their_own() -> None:
+    assert fill().learning_rate == 5e-4
+    assert fill(random_weights=True).learning_rate == 2e-4
+
+
+def test_what_was_not_measured_keeps_its_defaults() -> None:
+    for other in ({"task": "sst2"}, {"config": preset("small")}, {"config": preset("tiny")}):
+        settings = fill(**other)
+        assert settings == FinetuneSettings(task=settings.task)
+        assert settings.learning_rate is None
+
+
+def test_a_mode_of_similarity_is_part_of_a_recipe() -> None:
+    size = dataclasses.replace(
+        MINI, num_hidden_layers=6, hidden_size=384, num_attention_heads=12, intermediate_size=1536
+    )
+    assert fill(size, task="stsb", mode="bi-encoder").learning_rate == 5e-5
+    assert fill(size, task="stsb").learning_rate is None
+
+
+def test_what_the_user_gives_stays_even_where_it_is_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = Recipe("imdb", 4, 256, False, "", None, 3e-4, 5.0, 32, 64)
+    monkeypatch.setattr(recipes, "RECIPES", (whole,))
+    found = fill()
+    assert (found.learning_rate, found.epochs, found.batch_size, found.max_seq_length) == whole[6:]
+    given = fill(learning_rate=1e-5, epochs=1, batch_size=16, max_seq_length=256)
+    assert (given.learning_rate, given.epochs) == (1e-5, 1)
+    assert (given.batch_size, given.max_seq_length) == (16, 256)
+    for budget in ({"max_steps": 7}, {"max_minutes": 1}):
+        assert fill(**budget).epochs is None
+
+
+def test_a_family_serves_all_of_its_tasks_after_those_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    named = Recipe("imdb", 4, 256, False, "", learning_rate=1e-4)
+    family = Recipe("classification", 4, 256, False, "", learning_rate=9e-4)
+    monkeypatch.setattr(recipes, "RECIPES", (named, family))
+    assert fill().learning_rate == 1e-4
+    assert fill(task="sst2").learning_rate == 9e-4
+    assert fill(task="conll2003").learning_rate is None
+
+
+def test_a_default_is_a_number_like_any_other() -> None:
+    settings = FinetuneSettings(task="imdb")
+    assert isinstance(settings.batch_size, Default)
+    assert isinstance(dataclasses.replace(settings, seed=3).batch_size, Default)
+    assert json.loads(json.dumps(settings.to_dict()))["batch_size"] == 16
+    # What was read back from a run was decided on.
+    again = FinetuneSettings.from_dict(json.loads(json.dumps(settings.to_dict())))
+    assert not isinstance(again.batch_size, Default)
+
+
+def test_a_run_says_records_and_keeps_what_a_recipe_filled_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_corpus(tmp_path / "corpus.txt")
+    data = write_reviews(tmp_path / "reviews", count=4)
+    quick: dict[str, Any] = {"max_steps": 1, "device": "cpu", "precision": "fp32"}
+    start = pretrain(
+        corpus=[str(tmp_path / "corpus.txt")],
+        **{"num_layers": 1, "hidden_size": 64, "vocab_size": 60, "max_seq_length": 32, **quick},
+        **{"output": str(tmp_path / "start"), "cache_dir": str(tmp_path / "cache")},
+    )
+    own = Recipe("imdb", 1, 64, False, "a page", None, 3e-3, None, 4, 24)
+    monkeypatch.setattr(recipes, "RECIPES", (own,))
+    values = {"task": "imdb", "data": str(data), "model": str(start.folder), **quick}
+    capsys.readouterr()
+    run = finetune(output=str(tmp_path / "run"), **values)
+    said = capsys.readouterr().err
+    assert "recipe: learning rate 0.003, batch size 4, max seq length 24; imdb from" in said
+    assert "(a page)" in said
+    assert said.startswith("data: ")  # the first line says which data it is
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["settings"]["batch_size"] == 4
+    assert record["resolved"]["learning_rate"] == 3e-3
+    assert minibert.load(run.folder).task.settings.max_seq_length == 24
+    # The same command goes on, and finds the run finished rather than of other settings.
+    again = finetune(output=str(tmp_path / "run"), resume=True, **values)
+    assert again.figures == run.figures
+    # With seeds the folder's model must be read as it was trained, too.
+    seeds = finetune(output=str(tmp_path / "seeds"), seeds=2, **values)
+    assert "recipe: learning rate 0.003" in capsys.readouterr().err
+    assert minibert.load(seeds.folder).task.settings.max_seq_length == 24

@@ -1,0 +1,191 @@
+"""The search of settings: dev alone, its grid, going on, the file of the best."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import one_thread, write_corpus  # noqa: F401
+
+from minibert import series
+from minibert.cli import main
+from minibert.errors import InputError, Interrupted
+from minibert.files import bundled_data
+from minibert.pretraining import pretrain
+from minibert.setting_search import DEFAULT_GRID, drawn, ordered, search_settings
+from minibert.settings import FinetuneSettings
+from minibert.tasks.classification import ClassificationTask
+
+QUICK: dict[str, Any] = {"max_steps": 2, "max_seq_length": 64, "device": "cpu", "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("search")
+    write_corpus(folder / "corpus.txt")
+    run = pretrain(
+        corpus=[str(folder / "corpus.txt")],
+        **{"num_layers": 1, "hidden_size": 64, "vocab_size": 60, **QUICK},
+        **{"output": str(folder / "model"), "cache_dir": str(folder / "cache")},
+    )
+    return str(run.folder)
+
+
+@pytest.fixture
+def sst2(tmp_path: Path) -> Path:
+    """The sample with a labelled test split, which the search must not see."""
+    folder = shutil.copytree(bundled_data() / "sst2", tmp_path / "sst2")
+    (folder / "sentences_test.tsv").write_text("a fine film\t1\na dull film\t0\n")
+    return folder
+
+
+def settings(model: str, output: Path, data: Path | None = None, **values: Any) -> FinetuneSettings:
+    given = {"task": "sst2", "model": model, "output": str(output), **QUICK, **values}
+    return FinetuneSettings.from_dict(given | ({"data": str(data)} if data else {}))
+
+
+RATES = {"learning_rate": (1e-3, 1e-4)}
+
+
+def test_the_test_split_is_neither_encoded_nor_predicted_nor_scored(
+    model: str, sst2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[str] = set()
+    for name in ("encode", "score", "details", "baseline", "settle", "errors"):
+        original = getattr(ClassificationTask, name)
+
+        def spied(self: Any, *parts: Any, _original: Any = original) -> Any:
+            for part in parts:
+                if isinstance(part, Sequence):
+                    seen.update(e.id.split(":")[0] for e in part if hasattr(e, "id"))
+            return _original(self, *parts)
+
+        monkeypatch.setattr(ClassificationTask, name, spied)
+    with_test = search_settings(settings(model, tmp_path / "with", sst2), RATES)
+    assert seen == {"train", "dev"}
+    rows = (tmp_path / "with").rglob("predictions.jsonl")
+    assert {json.loads(r)["id"][:3] for p in rows for r in p.read_text().splitlines()} == {"dev"}
+    # As good as if it were not there, and an ordinary run sees it.
+    (sst2 / "sentences_test.tsv").unlink()
+    without = search_settings(settings(model, tmp_path / "without", sst2), RATES)
+    dev = [[(t["name"], t["dev"]) for t in s["trials"]] for s in (with_test, without)]
+    assert dev[0] == dev[1]
+    (sst2 / "sentences_test.tsv").write_text("a fine film\t1\na dull film\t0\n")
+    where = ["--output", str(tmp_path / "run"), "--data", str(sst2), "--model", model]
+    flags = ["--max-steps", "1", "--max-seq-length", "64", "--device", "cpu"]
+    assert main(["finetune", "--task", "sst2", *where, *flags]) == 0
+    assert "test" in seen
+
+
+def test_the_best_is_first_and_its_file_is_one_for_finetune(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--task", "sst2", "--model", model, "--max-steps", "2", "--max-seq-length", "64"]
+    flags += ["--device", "cpu", "--precision", "fp32", "--seeds", "2"]
+    out = tmp_path / "out"
+    tries = ["--try-learning-rate", "1e-5", "5e-3", "--try-dropout", "0", "0.1"]
+    assert main(["search-settings", *flags, "--output", str(out), *tries]) == 0
+    page = (out / "search.md").read_text()
+    assert capsys.readouterr().out == f"{page}best settings: {out}/best.json\n"
+    assert "The test split was not looked at" in page
+    assert "SAMPLE" in page
+    found = json.loads((out / "search.json").read_text())
+    assert [len(t["dev"]) for t in found["trials"]] == [2] * 4
+    means = [t["mean"] for t in found["trials"]]
+    assert means == sorted(means, reverse=True)
+    for trial in found["trials"]:
+        runs = [out / trial["name"] / f"seed-{seed}/results.json" for seed in (0, 1)]
+        own = [json.loads(path.read_text())["dev_accuracy"] for path in runs]
+        assert trial["mean"] == pytest.approx(sum(own) / 2)
+    best = json.loads((out / "best.json").read_text())
+    assert best == {
+        **{"task": "sst2", "random_weights": False, "batch_size": 16, "max_seq_length": 64},
+        **{"max_steps": 2, **found["trials"][0]["settings"]},
+    }
+    config = ["--config", str(out / "best.json"), "--device", "cpu", "--precision", "fp32"]
+    where = ["--model", model, "--output", str(tmp_path / "run")]
+    assert main(["finetune", *config, *where]) == 0
+    record = json.loads((tmp_path / "run/run.json").read_text())["settings"]
+    assert {key: record[key] for key in best} == best
+    # The same settings and seed are the same run.
+    figures = json.loads((tmp_path / "run/results.json").read_text())
+    assert figures["dev_accuracy"] == found["trials"][0]["dev"]["0"]
+
+
+def test_a_search_goes_on_and_a_wider_grid_keeps_its_trials(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[float | None] = []
+    original = series.finetune
+
+    def stopped(given: FinetuneSettings) -> Any:
+        if len(begun) == 1:
+            begun.append(None)
+            raise Interrupted("stopped by SIGINT", 130)
+        begun.append(given.learning_rate)
+        return original(given)
+
+    monkeypatch.setattr(series, "finetune", stopped)
+    given = settings(model, tmp_path / "out")
+    with pytest.raises(Interrupted):
+        search_settings(given, RATES)
+    assert "1 of 2 trials are there" in (tmp_path / "out/search.md").read_text()
+    search_settings(given, RATES)
+    wider = search_settings(given, {"learning_rate": (1e-3, 5e-4, 1e-4)})
+    assert begun == [1e-3, None, 1e-4, 5e-4]
+    assert len(wider["trials"]) == 3
+    with pytest.raises(InputError, match="was run otherwise: limit was None, now 8"):
+        search_settings(settings(model, tmp_path / "out", limit=8), RATES)
+    assert len(json.loads((tmp_path / "out/search.json").read_text())["trials"]) == 3
+
+
+def test_a_part_of_a_grid_is_drawn_and_grows_by_others() -> None:
+    grid = [{"learning_rate": float(i)} for i in range(1, 21)]
+    few, more = drawn(grid, 4, 0), drawn(grid, 9, 0)
+    assert len(few) == 4
+    assert all(point in more for point in few)
+    assert more == [point for point in grid if point in more]  # in the grid's order
+    assert drawn(grid, 4, 1) != few
+    assert drawn(grid, None, 0) == drawn(grid, 50, 0) == grid
+
+
+def test_equal_trials_stay_in_order_and_those_without_a_figure_are_last() -> None:
+    trials: list[dict[str, Any]] = [{"n": 0}, {"n": 1, "mean": 0.5}, {"n": 2, "mean": 0.7}]
+    trials.append({"n": 3, "mean": 0.5})
+    assert [t["n"] for t in ordered(trials)] == [2, 1, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "tried", "said"),
+    [
+        ({}, {"learning_rat": (1,)}, "did you mean 'learning_rate'"),
+        ({}, {"learning_rate": ()}, "--try-learning-rate names no value"),
+        ({}, {"learning_rate": (-1.0,)}, "--learning-rate is -1.0"),
+        ({"learning_rate": 1e-3}, RATES, "--learning-rate has no use beside --try-learning-rate"),
+        ({"batch_size": 16}, {"batch_size": (8,)}, "--batch-size has no use beside"),
+        ({}, {"epochs": (2.0,)}, "another budget has no use beside --try-epochs"),
+        ({"learning_rate": 1e-3, "batch_size": 8}, {}, "nothing to search"),
+        ({"dry_run": True}, RATES, "--dry-run"),
+    ],
+)
+def test_what_cannot_be_searched_is_said(
+    values: dict[str, Any], tried: Any, said: str, model: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=said):
+        search_settings(settings(model, tmp_path / "out", **values), tried)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_given_is_left_out_of_the_default_grid(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minibert.setting_search.carry_out_all", lambda *given: None)
+    whole = search_settings(settings(model, tmp_path / "whole"))
+    assert whole["grid_size"] == len(DEFAULT_GRID["learning_rate"]) * 2
+    part = search_settings(settings(model, tmp_path / "part", batch_size=16), trials=2)
+    assert part["grid_size"] == len(DEFAULT_GRID["learning_rate"])
+    assert [list(t["settings"]) for t in part["trials"]] == [["learning_rate"]] * 2

@@ -1,0 +1,375 @@
+"""The suite: its runs and table, going on after a stop, changed settings, data folders, pages."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import one_thread, write_corpus, write_reviews  # noqa: F401
+
+import minibert
+from minibert import series, suite
+from minibert.cli import main
+from minibert.errors import InputError, Interrupted
+from minibert.files import bundled_data
+from minibert.pretraining import pretrain
+from minibert.series import seconds_left
+from minibert.settings import FinetuneSettings
+from minibert.suite import ENTRIES, Entry, evaluate_suite, find_set, held_out_figures
+from minibert.suite_report import as_html, as_markdown
+from minibert.tasks import find_task
+
+pytest.importorskip("sklearn")
+QUICK: dict[str, Any] = {"max_steps": 2, "device": "cpu", "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("suite")
+    write_corpus(folder / "corpus.txt")
+    run = pretrain(
+        corpus=[str(folder / "corpus.txt")],
+        **{"num_layers": 1, "hidden_size": 64, "vocab_size": 60, "max_seq_length": 64, **QUICK},
+        **{"output": str(folder / "model"), "cache_dir": str(folder / "cache")},
+    )
+    # The samples' texts are longer than 64 pieces of so small a vocabulary.
+    return str(run.folder)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The outputs of fine-tunings that were begun, in their order."""
+    begun: list[str] = []
+    original = series.finetune
+
+    def recorded(settings: FinetuneSettings) -> Any:
+        begun.append("/".join(Path(settings.output).parts[-3:]))
+        return original(settings)
+
+    monkeypatch.setattr(series, "finetune", recorded)
+    return begun
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A settings file for each task that a test uses: 64 positions are all that the model has."""
+    folder = tmp_path_factory.mktemp("settings")
+    for name in ENTRIES:
+        (folder / f"{name}.json").write_text(json.dumps({"task": name, "max_seq_length": 64}))
+    return str(folder)
+
+
+def options(output: Path, short: str, *names: str, **values: Any) -> dict[str, Any]:
+    files = tuple(f"{short}/{name}.json" for name in names)
+    return {"output": str(output), "tasks": names, "settings": files, "seeds": 1, **QUICK, **values}
+
+
+def test_a_table_of_two_tasks(
+    model: str, short: str, tmp_path: Path, runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--tasks", "rte,sst2", "--seeds", "1", "--max-steps", "2", "--device", "cpu"]
+    flags += ["--precision", "fp32", "--output", str(tmp_path / "out")]
+    files = [f"{short}/rte.json", f"{short}/sst2.json"]
+    assert main(["evaluate-suite", model, *flags, "--settings", *files]) == 0
+    said = capsys.readouterr()
+    folder = tmp_path / "out"
+    # Standard output holds the table alone; what the runs print stands beside their progress.
+    page = (folder / "suite.md").read_text()
+    assert said.out == f"{page}written to {folder}: suite.md, suite.html, suite.json\n"
+    assert "run: 3 of 4: sst2, the model, seed 0; about" in said.err
+    assert "left for all" in said.err
+    wanted = [f"{task}/{side}/seed-0" for task in ("rte", "sst2") for side in ("model", "random")]
+    assert runs == wanted
+    found = json.loads((folder / "suite.json").read_text())
+    for name in wanted:
+        figures = json.loads((folder / name / "results.json").read_text())
+        assert figures["scored"] == "dev"
+        assert (folder / name / "model.safetensors").is_file()
+        assert not (folder / name / "checkpoints").exists()
+        task, side, _ = name.split("/")
+        assert found["tasks"][task][side]["figures"] == {"0": 100 * figures["accuracy"]}
+        assert minibert.load(folder / name).task.name == task  # an ordinary run folder
+    record = json.loads((folder / "sst2/random/seed-0/run.json").read_text())["settings"]
+    assert record["random_weights"] is True
+    assert record["dev_only"] is True
+    assert "SAMPLE: a few bundled examples" in page
+    assert "QUICK LOOK: 2 steps a fine-tuning" in page
+    assert "rte (SAMPLE)" in page
+    assert "one seed" in page
+    assert "±" not in page
+    assert "UNFINISHED" not in page
+
+
+def test_baselines_are_of_the_same_split_and_computed_once(
+    model: str, short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = evaluate_suite(model, **options(tmp_path, short, "rte"))
+    task = find_task("rte")(FinetuneSettings(task="rte"))
+    splits = task.read(task.find_data())
+    assert splits.dev is not None
+    wanted = task.baselines(splits.train, splits.dev)
+    assert made["tasks"]["rte"]["baselines"] == {
+        "TF-IDF + logistic regression": 100 * wanted["tfidf_accuracy"],
+        "NB-SVM": 100 * wanted["nbsvm_accuracy"],
+        "majority": 100 * wanted["majority_accuracy"],
+    }
+    monkeypatch.setattr(type(task), "baselines", None)  # to call it again would be an error
+    # The times of an earlier call are kept, too.
+    assert len(made["tasks"]["rte"]["model"]["wall_seconds"]) == 1
+    assert evaluate_suite(model, **options(tmp_path, short, "rte")) == made
+
+
+@pytest.mark.parametrize(("name", "baseline"), [("stsb", "TF-IDF cosine"), ("squad", "word over")])
+def test_other_families_have_their_own_figures(
+    name: str, baseline: str, model: str, short: str, tmp_path: Path
+) -> None:
+    made = evaluate_suite(model, **options(tmp_path, short, name))["tasks"][name]
+    results = json.loads((tmp_path / name / "model/seed-0/results.json").read_text())
+    entry = ENTRIES[name]
+    assert made["model"]["mean"] == results[entry.figure] * entry.scale
+    assert any(method.startswith(baseline) for method in made["baselines"])
+    assert results["scored"] == made["scored"] == "test"
+
+
+def test_a_suite_goes_on_where_it_was_stopped(
+    model: str,
+    short: str,
+    tmp_path: Path,
+    runs: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = options(tmp_path / "out", short, "rte", seeds=2)
+    original = series.finetune
+
+    def stopped(settings: FinetuneSettings) -> Any:
+        if len(runs) == 3:
+            raise Interrupted("stopped by SIGTERM, state saved; --resume goes on from step 1", 143)
+        return original(settings)
+
+    monkeypatch.setattr(series, "finetune", stopped)
+    with pytest.raises(Interrupted, match="the same command goes on from step 1"):
+        evaluate_suite(model, **given)
+    # Seed by seed: by now both sides have one.
+    order = [f"rte/{side}/seed-{seed}" for seed in (0, 1) for side in ("model", "random")]
+    assert runs == order[:3]
+    assert "UNFINISHED: 3 of 4 runs are there" in (tmp_path / "out/suite.md").read_text()
+    monkeypatch.setattr(series, "finetune", original)
+    capsys.readouterr()
+    made = evaluate_suite(model, **given)
+    assert runs == order
+    assert "finished: 3 of 4 runs are there" in capsys.readouterr().err
+    assert len(made["tasks"]["rte"]["model"]["figures"]) == 2
+    assert "UNFINISHED" not in (tmp_path / "out/suite.md").read_text()
+    # A further seed adds its own runs and nothing else.
+    evaluate_suite(model, **given | {"seeds": 3})
+    assert runs == [*order, "rte/model/seed-2", "rte/random/seed-2"]
+
+
+def test_a_suite_goes_on_after_a_stop_among_its_baselines(
+    model: str, short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, calls = find_task("rte"), []
+    original = family.baselines
+
+    def stopped(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*given)
+
+    monkeypatch.setattr(family, "baselines", stopped)
+    given = options(tmp_path / "out", short, "rte", "mrpc")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_suite(model, **given)
+    assert list(evaluate_suite(model, **given)["tasks"]) == ["rte", "mrpc"]
+    assert len(calls) == 3
+
+
+def test_a_changed_setting_is_refused_and_overwrite_does_that_alone_anew(
+    model: str, short: str, tmp_path: Path, runs: list[str]
+) -> None:
+    given = options(tmp_path / "out", short, "rte")
+    evaluate_suite(model, **given)
+    before = (tmp_path / "out/suite.md").read_text()
+    file = tmp_path / "rate.json"
+    values = {"task": "rte", "max_seq_length": 64, "learning_rate": 1e-3, "random_weights": False}
+    file.write_text(json.dumps(values))
+    changed = given | {"settings": (*given["settings"], str(file))}
+    with pytest.raises(InputError, match="rte, the model, seed 0 was run otherwise: learning_rate"):
+        evaluate_suite(model, **changed)
+    assert (tmp_path / "out/suite.md").read_text() == before
+    made = evaluate_suite(model, **changed, overwrite=True)
+    assert runs == ["rte/model/seed-0", "rte/random/seed-0", "rte/model/seed-0"]
+    assert made["tasks"]["rte"]["model"]["settings"].startswith("rate 0.001, 2 steps")
+    assert made["tasks"]["rte"]["random"]["settings"].startswith("rate 0.0002, 2 steps")
+
+
+def test_other_weights_in_the_same_folder_are_noticed(
+    model: str, short: str, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(model, tmp_path / "model")
+    given = options(tmp_path / "out", short, "rte")
+    evaluate_suite(copy, **given)
+    with (copy / "model.safetensors").open("r+b") as handle:
+        handle.seek(-4, 2)
+        handle.write(b"\0\0\0\1")
+    with pytest.raises(InputError, match=r"the weights in .* have changed"):
+        evaluate_suite(copy, **given)
+
+
+def test_sets_that_are_missing_are_left_out_with_a_line(
+    model: str, short: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(bundled_data() / "rte", tmp_path / "sets/RTE")
+    given = options(tmp_path / "out", short, "rte", "mrpc", data=str(tmp_path / "sets"))
+    made = evaluate_suite(model, **given)
+    assert list(made["tasks"]) == ["rte"]
+    assert f"skipped: mrpc: no folder mrpc in {tmp_path / 'sets'}" in capsys.readouterr().err
+    page = (tmp_path / "out/suite.md").read_text()
+    assert "Left out: mrpc, no folder mrpc" in page
+    assert "SAMPLE" not in page
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds none of imdb, sst2"):
+        evaluate_suite(model, output=str(tmp_path / "none"), data=str(empty), seeds=1)
+    assert not (tmp_path / "none").exists()
+
+
+def test_where_a_set_is_found(tmp_path: Path) -> None:
+    places = find_task("imdb")(FinetuneSettings(task="imdb")).places
+
+    def found(name: str = "imdb") -> Path | None:
+        return find_set(tmp_path, name, places)
+
+    assert found() is None
+    (tmp_path / "aclImdb_v1.tar.gz").touch()
+    assert found() == tmp_path / "aclImdb_v1.tar.gz"
+    (tmp_path / "imdb").mkdir()
+    (tmp_path / "imdb/aclImdb_unsup.tar.xz").touch()
+    (tmp_path / "imdb/notes.txt").touch()
+    assert found() is None
+    (tmp_path / "imdb/aclImdb_labelled.tar.xz").touch()
+    assert found() == tmp_path / "imdb/aclImdb_labelled.tar.xz"
+    write_reviews(tmp_path / "imdb/aclImdb", count=1)
+    assert found() == tmp_path / "imdb"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"tasks": ("imbd",)}, "did you mean 'imdb'"),
+        ({"seeds": 0}, "--seeds is 0"),
+        ({"minutes": 0}, "--minutes is 0"),
+        ({"minutes": 1, "max_steps": 1}, "both budgets"),
+        ({"data": "nowhere"}, "--data nowhere is not a folder"),
+        ({"limits": 3}, "unknown key 'limits'; did you mean 'limit'"),
+    ],
+)
+def test_what_cannot_be_done_is_said(values: dict[str, Any], said: str, model: str) -> None:
+    with pytest.raises(InputError, match=said):
+        evaluate_suite(model, **values)
+
+
+def test_a_folder_of_something_else_is_left_alone(model: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds files, but no suite\.json"):
+        evaluate_suite(model, output=str(tmp_path), tasks=("rte",))
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_settings_file_may_not_say_what_the_suite_says(model: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"task": "rte", "limit": 4}))
+    with pytest.raises(InputError, match="limit is for the suite to say"):
+        evaluate_suite(model, output=str(tmp_path / "out"), settings=(str(file),))
+
+
+# --- figures and pages ----------------------------------------------------------------------------
+
+
+def a_suite(**values: Any) -> dict[str, Any]:
+    """A suite of one task with three seeds of the model and none of random weights."""
+    sides: dict[str, Any] = {
+        side: {
+            "settings": f"{side} | <b>",
+            "figures": {},
+            "dev": {},
+            "seconds": {},
+            "wall_seconds": {},
+        }
+        for side in ("model", "random")
+    }
+    for seed, value in enumerate((0.8, 0.81, 0.85)):
+        figures = {"accuracy": value, "dev_accuracy": value + 0.01, "seconds": 60.0 * (seed + 1)}
+        figures |= {"wall_seconds": 180.0} if seed else {}  # the first one went on after a stop
+        suite._add(sides["model"], Entry("accuracy", "accuracy"), seed, figures)
+    task = {
+        **{"figure": "accuracy", "scored": "test", "is_sample": False, "dataset": "imdb"},
+        **{"num_train": 22500, "num_dev": 2500, "num_eval": 25000},
+        **{"baselines": {"TF-IDF": 88.0, "NB-SVM": 91.0}, **sides},
+    }
+    whole = {
+        **{"model": "<m>", "weights": "abc", "layers": 4, "hidden_size": 256, "vocab_size": 8192},
+        **{"seeds": 3, "quick": "", "mlm": {}, "skipped": {}, "tasks": {"imdb": task}},
+    }
+    return whole | values
+
+
+def test_means_deviations_and_gaps_are_those_worked_out_by_hand() -> None:
+    row = next(r for r in as_markdown(a_suite()).splitlines() if r.startswith("| imdb"))
+    cells = [cell.strip() for cell in row.split("|")]
+    # Mean 82, deviations -2, -1, 3: the sample's variance is 14 / 2.
+    assert cells[2:8] == [
+        *("test accuracy", f"82.00 ± {math.sqrt(7):.2f}", "–"),
+        *("TF-IDF 88.00, NB-SVM 91.00", "-9.00", "accuracy 83.00"),
+    ]
+    assert cells[9:11] == ["22,500 / 25,000", "3 min (2 min)"]
+
+
+def test_the_page_escapes_what_others_wrote_and_its_chart_is_whole() -> None:
+    made = a_suite(quick="8 training examples a task at most", skipped={"rte": "no <folder>"})
+    page = as_html(made)
+    assert "<m>" not in page
+    assert "no &lt;folder&gt;" in page
+    assert '<p class="warning">QUICK LOOK: 8 training' in page
+    assert '<p class="warning">UNFINISHED: 3 of 6' in page
+    assert "http" not in page  # it needs no other file
+    chart = page[page.index("<svg") : page.index("</svg>") + 6]
+    tree = xml.etree.ElementTree.fromstring(chart)
+    bars = [float(bar.attrib["width"]) for bar in tree.findall("rect")]
+    assert len(bars) == 3  # the model and two methods; random weights have no figure yet
+    assert bars[2] / bars[0] == pytest.approx(91 / 82, abs=1e-2)
+    assert len(tree.findall("line")) == 1
+    assert "model \\| <b>" in as_markdown(made)
+
+
+def test_bits_per_character_are_those_of_the_formula(model: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    results = {"mlm_loss": 2 * math.log(2), "mlm_accuracy": 0.3}
+    (folder / "results.json").write_text(json.dumps(results))
+    held_out = tmp_path / "data/enwiki_text/enwiki-valid.txt.xz"
+    held_out.parent.mkdir(parents=True)
+    import lzma
+
+    held_out.write_bytes(lzma.compress(b"##\n##"))  # a mark is a token: four of four characters
+    found = held_out_figures(folder, str(tmp_path / "data"))
+    assert found["bits_per_character"] == pytest.approx(2.0)
+    assert found["measured_on"] == "enwiki-valid.txt.xz"
+    assert held_out_figures(folder, None)["measured_on"] == "wiki.txt"
+    (folder / "results.json").write_text(json.dumps(results | {"bits_per_character": 1.5}))
+    assert held_out_figures(folder, None) == results | {"bits_per_character": 1.5}
+    (folder / "results.json").unlink()
+    assert held_out_figures(folder, None) == {}
+    assert "no figures of pretraining" in as_markdown(a_suite())
+
+
+def test_time_left_is_that_of_the_same_kind_else_of_all() -> None:
+    assert seconds_left(["a", "b"], {}) is None
+    known = {"a": [10.0, 20.0], "b": [45.0]}
+    assert seconds_left(["a", "a", "b"], known) == 15 + 15 + 45
+    assert seconds_left(["c"], known) == 30
