@@ -33,6 +33,7 @@ from minibert.examples import (
     collate,
     held_out_examples,
     split_documents,
+    tokens_per_character,
     unigram_entropy,
     unigram_log_prob,
 )
@@ -540,13 +541,16 @@ def _pretrain_in(
     state = carry_out(loop, model, folder, None if begun else record, resume, tokenizer.save)
     if folder is None or state is None:
         return RunResult(Path(), {})
+    figures = score(held_out)
+    bits = figures["mlm_loss"] / math.log(2)
     results = {
         "task": "pretrain",
         "dataset": ", ".join(settings.corpus),
         "num_train": len(source.training.documents),
         "num_eval": len(held_out),
-        **score(held_out),
+        **figures,
         "unigram_entropy": unigram_entropy(source.held_out, held_out),
+        "bits_per_character": bits * tokens_per_character(tokenizer, held_out),
         "steps": state.step,
         "epochs": data.epochs_done,
         "tokens": state.tokens,

@@ -555,7 +555,14 @@ def test_a_pretraining_folder_holds_what_the_contract_lists(world: Path) -> None
     assert names_in(folder) == RUN_FILES
     results = json.loads((folder / "results.json").read_text())
     assert results.keys() >= {
-        *("mlm_loss", "mlm_perplexity", "mlm_accuracy", "nsp_accuracy", "unigram_entropy"),
+        *(
+            "mlm_loss",
+            "mlm_perplexity",
+            "mlm_accuracy",
+            "nsp_accuracy",
+            "unigram_entropy",
+            "bits_per_character",
+        ),
         *("masked_tokens", "pairs", "task", "dataset", "num_train", "num_eval", "seconds"),
     }
     run = json.loads((folder / "run.json").read_text())

@@ -35,6 +35,7 @@ from minibert.examples import (
     collate,
     held_out_examples,
     split_documents,
+    tokens_per_character,
     unigram_entropy,
 )
 from minibert.losses import IGNORE_INDEX
@@ -940,6 +941,21 @@ def test_unigram_entropy_equals_a_direct_computation(pieces: WordPiece) -> None:
     labels = [label for e in examples for label in e.mlm_labels.tolist()]
     expected = -np.mean([np.log((counts[label] + 1) / total) for label in labels])
     assert unigram_entropy(builder, examples) == pytest.approx(float(expected))
+
+
+def test_tokens_per_character_are_those_of_the_text(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(tmp_path, ["play", "##ing", "##s", "the", ".", "\u738b", "a"])
+    ids = tokenizer.ids(["the playing plays \u738b.", "a"])
+    examples = []
+    for row in ids:
+        whole = np.array([tokenizer.cls_id, *row, tokenizer.sep_id])
+        places = np.array([1])
+        labels = whole[places].copy()
+        whole[places] = tokenizer.mask_id
+        examples.append(Example(whole, len(whole), places, labels, None))
+    # "the playing plays\u738b." and "a", each word after a space.
+    assert [len(row) for row in ids] == [7, 1]
+    assert tokens_per_character(tokenizer, examples) == pytest.approx(8 / (4 + 8 + 6 + 1 + 1 + 2))
 
 
 # --- batches -----------------------------------------------------------------------------------
