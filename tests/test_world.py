@@ -144,6 +144,16 @@ def test_pretraining_by_several_has_the_curve_of_one(
     assert run["resolved"]["processes"] == processes
 
 
+def test_muon_by_two_has_the_curve_of_one(world: Path) -> None:
+    # Orthogonal steps are made in bf16, where the last bit of a gradient may turn one of theirs.
+    more = ("--optimizer", "muon", "--max-steps", "8")
+    assert main(["pretrain", *pretrain_flags(world, "muon", *more)[1:]]) == 0
+    finish(torchrun(2, *pretrain_flags(world, "muon-by-two", *more)))
+    rows, others = losses(world / "muon"), losses(world / "muon-by-two")
+    for row, other in zip(rows, others, strict=True):
+        assert row == pytest.approx(other, rel=2e-3, abs=1e-5)
+
+
 def workers_at_a_checkpoint(process: subprocess.Popen[str], folder: Path) -> list[int]:
     """The process ids of a launcher's workers, once the run has saved."""
     deadline = time.monotonic() + 240
@@ -227,6 +237,28 @@ def test_finetuning_by_two_has_the_results_of_one(world: Path, more: tuple[str, 
     assert [row["id"] for row in ours] == [row["id"] for row in theirs]
     for row, other in zip(ours, theirs, strict=True):
         assert row["score"] == pytest.approx(other["score"], abs=1e-4)
+
+
+@pytest.mark.parametrize("task", ["conll2003", "squad2", "stsb"])
+def test_other_families_by_two_have_the_answers_of_one(world: Path, task: str) -> None:
+    flags = [
+        *("--task", task, "--model", world / "alone", "--max-steps", "6", "--log-every", "1"),
+        *("--max-seq-length", "64", "--batch-size", "7", "--limit", "40"),
+        *("--device", "cpu", "--precision", "fp32", "--dropout", "0"),
+    ]
+    alone, two = (world / f"{task}-{name}" for name in ("alone", "two"))
+    assert main(["finetune", *map(str, [*flags, "--output", alone])]) == 0
+    finish(torchrun(2, "finetune", *flags, "--output", two))
+    assert_same_run(two, alone)
+    assert_same_format(two, alone)
+    ours, theirs = (
+        [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        for folder in (two, alone)
+    )
+    assert len(ours) == len(theirs) > 5
+    for row, other in zip(ours, theirs, strict=True):
+        assert row["id"] == other["id"]
+        assert row["prediction"] == pytest.approx(other["prediction"], abs=1e-3)
 
 
 def test_what_is_wrong_is_said_once(world: Path) -> None:
