@@ -56,8 +56,11 @@ class Piece(NamedTuple):
     starts_document: bool
 
 
-def find_files(corpus: list[str]) -> list[Path]:
+def find_files(corpus: list[str], flag: str = "--corpus") -> list[Path]:
     """The text files behind paths, folders and globs, in a fixed order, each once.
+
+    Args:
+        flag: what errors call them by.
 
     Raises:
         InputError: nothing there, or a folder without `.txt` or `.jsonl` files.
@@ -65,7 +68,7 @@ def find_files(corpus: list[str]) -> list[Path]:
     found: dict[Path, Path] = {}
     for pattern in corpus:
         if not pattern:
-            raise InputError("--corpus '' names nothing; expected a file, folder or glob")
+            raise InputError(f"{flag} '' names nothing; expected a file, folder or glob")
         path = Path(pattern)
         if path.is_file():
             matches = [path]
@@ -74,16 +77,14 @@ def find_files(corpus: list[str]) -> list[Path]:
             runs = {p.parent for p in path.rglob("run.json")}  # what we wrote is not text to read
             matches = [p for p in matches if not runs.intersection(p.parents)]
             if not matches:
-                raise InputError(
-                    f"--corpus {path} holds no .txt or .jsonl file (also .gz .xz .bz2)"
-                )
+                raise InputError(f"{flag} {path} holds no .txt or .jsonl file (also .gz .xz .bz2)")
         else:
             if path.exists():
-                raise InputError(f"--corpus {path} is not a plain file; expected one, or a folder")
+                raise InputError(f"{flag} {path} is not a plain file; expected one, or a folder")
             matches = sorted(Path(m) for m in glob.glob(pattern, recursive=True))
             matches = [m for m in matches if m.is_file()]
             if not matches:
-                raise InputError(f"--corpus {pattern} does not exist; expected a file or folder")
+                raise InputError(f"{flag} {pattern} does not exist; expected a file or folder")
         for match in matches:
             found.setdefault(match.resolve(), match)
     return list(found.values())

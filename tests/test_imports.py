@@ -31,7 +31,7 @@ LAYERS = [
         *("checkpoint", "run_folder", "metrics", "generation_metrics", "train"),
     },
     {
-        *("runs", "fitting", "compiling", "pretraining", "repeats", "finetuning"),
+        *("runs", "fitting", "compiling", "pretraining", "adaptation", "repeats", "finetuning"),
         *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.tables", "tasks.texts"),
         *("tasks.labelled", "tasks.labelled_sets", "tasks.classification"),
         *("tasks.entities", "tasks.tagged", "tasks.word_windows", "tasks.tagging"),
