@@ -52,6 +52,14 @@ class _Parser(argparse.ArgumentParser):
         return found
 
 
+class _ExtendOrWord(argparse.Action):
+    """Gathers values as "extend" does; the bare flag gives its word, `const`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        before = getattr(namespace, self.dest, None) or []
+        setattr(namespace, self.dest, [*before, *(values or [self.const])])
+
+
 def add_settings(parser: argparse.ArgumentParser, settings: type[RunSettings]) -> None:
     """One flag for each field of a settings class; flags not given leave no trace."""
     own = parser.add_argument_group(settings.__name__.removesuffix("Settings").lower())
@@ -73,13 +81,17 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[RunSettings]) -
             options["action"] = argparse.BooleanOptionalAction
         elif kind == "list[str]":
             options |= {"nargs": "+", "action": "extend"}
+            if field.metadata["optional"]:
+                options |= {"nargs": "*", "action": _ExtendOrWord}
         else:
             options["type"] = {"int": int, "float": float, "str": str}[kind]
             options["metavar"] = None if field.metadata["choices"] else kind.upper()
             if "Literal['auto']" in others:
                 options |= {"type": _number_or_word, "metavar": f"{kind.upper()}|auto"}
-        if field.metadata["optional"]:
+        if field.metadata["optional"] and kind != "list[str]":
             options |= {"nargs": "?", "const": field.metadata["optional"]}
+        elif field.metadata["optional"]:
+            options["const"] = field.metadata["optional"]
         name = field.name.replace("_", "-")
         group.add_argument(f"--{name}", **options)
         if kind == "bool" and others:

@@ -6,6 +6,7 @@ What is particular to a task stands in its family's file of `minibert.tasks`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from minibert.adaptation import Adapted, adapt, check_text, made_before_training
 from minibert.compiling import compile_if_it_pays
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.files import bundled_data, write_atomically, write_json, write_jsonl
 from minibert.fitting import Trial, micro_batch_size
+from minibert.machine import launched
 from minibert.model import init_weights
 from minibert.model_folders import bundled_model, open_model_folder
 from minibert.optim import Budget, build_optimizer
@@ -47,7 +50,7 @@ from minibert.runs import (
     weights_digest,
     wrapped,
 )
-from minibert.settings import FinetuneSettings
+from minibert.settings import FinetuneSettings, flag
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.batches import Feature, TaskData, flat, infer
@@ -106,7 +109,9 @@ def with_recipe(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
     return filled(settings, family, config)
 
 
-def _build_model(settings: FinetuneSettings, task: Task[Any, Any], folder: Path) -> nn.Module:
+def _build_model(
+    settings: FinetuneSettings, task: Task[Any, Any], folder: Path, random_weights: bool
+) -> nn.Module:
     """The task's head on the chosen backbone.
 
     Raises:
@@ -114,10 +119,8 @@ def _build_model(settings: FinetuneSettings, task: Task[Any, Any], folder: Path)
     """
     config = model_config(settings, BertConfig.from_pretrained(folder))
     torch.manual_seed(settings.seed)
-    model = task.build(
-        folder, dataclasses.replace(config, **task.config_fields()), settings.random_weights
-    )
-    if not settings.random_weights:
+    model = task.build(folder, dataclasses.replace(config, **task.config_fields()), random_weights)
+    if not random_weights:
         log_line("weights", str(getattr(model, "load_report", "")))
     if settings.reinit_layers:
         redraw_top(model, settings.reinit_layers)
@@ -133,26 +136,15 @@ def redraw_top(model: Any, count: int) -> None:
 
     What the top of a pretrained encoder has learnt serves the pretraining task, and a fresh top is
     learnt sooner (Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning", section 5).
-
-    Raises:
-        InputError: the model has fewer layers.
     """
     layers = model.bert.layers
-    if count > len(layers):
-        raise InputError(f"--reinit-layers {count}, but the model has {len(layers)} layers")
     for part in (*layers[len(layers) - count :], model.bert.final_norm, model.bert.pooler):
         init_weights(part, model.config)
 
 
 def freeze_lowest(model: Any, count: int) -> None:
-    """Keeps the embeddings and the lowest layers as they are in training.
-
-    Raises:
-        InputError: the model has fewer layers.
-    """
+    """Keeps the embeddings and the lowest layers as they are in training."""
     layers = model.bert.layers
-    if count > len(layers):
-        raise InputError(f"--freeze-layers {count}, but the model has {len(layers)} layers")
     top = [model.bert.final_norm] if count == len(layers) else []  # which is nothing in plain BERT
     for frozen in (model.bert.embeddings, *layers[:count], *top):
         frozen.requires_grad_(False)
@@ -171,12 +163,34 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
         InputError: settings, model or data that cannot be used.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
+    if isinstance(values.get("adapt"), (str, Path)):
+        values["adapt"] = [str(values["adapt"])]
     settings = settings or FinetuneSettings.from_dict(values, "finetune")
+    if settings.adapt is not None and launched().size > 1:
+        raise InputError(
+            "--adapt runs in one process; adapt with `minibert pretrain --model` under torchrun, "
+            "then fine-tune --model of that"
+        )
     settings, recipe = with_recipe(settings)
+    check_text(settings)
     if settings.seeds > 1 and not settings.dry_run:
         find_task(settings.task)(settings).find_data()  # before a folder is made: either may fail
-        return repeat(settings, lambda of_seed: _finetune_once(of_seed, recipe))
+        run_one = functools.partial(_finetune_once, recipe=recipe)
+        return repeat(settings, run_one, _adapt_for_seeds)
     return _finetune_once(settings, recipe)
+
+
+def _adapt_for_seeds(settings: FinetuneSettings, run: Path) -> Adapted | None:
+    """The model that the runs of all seeds start from, where it is to be adapted first."""
+    if settings.adapt is None:
+        return None
+    task = find_task(settings.task)(settings)
+    source = task.find_data()
+    splits = read_splits(task, source)
+    start = choose_model(settings)
+    parts = parts_of(task, splits, settings.dev_fraction, settings.limit)
+    _learn(task, parts.train, start)
+    return adapt(task, splits, source, start, run)
 
 
 def _finetune_once(settings: FinetuneSettings, recipe: str) -> RunResult:
@@ -190,7 +204,8 @@ def _finetune_once(settings: FinetuneSettings, recipe: str) -> RunResult:
     with join_world() as world:
         if settings.dry_run:
             return _Run(None, task, source, world, started).carry_out()
-        with RunFolder(settings.output or f"runs/{task.name}", world.is_main) as folder:
+        output, kept = settings.output or f"runs/{task.name}", made_before_training(settings)
+        with RunFolder(output, world.is_main, kept) as folder:
             return _Run(folder, task, source, world, started).carry_out()
 
 
@@ -202,6 +217,7 @@ class _Start:
     digest: str
     tokenizer: WordPiece
     model: Any
+    adapted: Adapted | None
 
 
 class _Run:
@@ -227,8 +243,10 @@ class _Run:
             folder.check_same_data(splits.fingerprint)
             if folder.results is not None:
                 return finished_run(folder)
+            if not self.begun["resolved"]:  # stopped while it adapted: fine-tuning is to begin
+                self.begun = None
         self.runtime = start_or_replay_runtime(settings, self.begun, self.world)
-        start = self._start(parts.train)
+        start = self._start(splits, parts.train)
         features = flat(task.encode(parts.train))
         _say_unknown(features, start.tokenizer)
         data = TaskData(
@@ -264,6 +282,8 @@ class _Run:
             "steps": state.step,
             "seconds": state.seconds,
         }
+        if start.adapted is not None:
+            results["adapted"] = start.adapted.notes
         _write(folder.path, task, parts.test, predictions, results)
         return RunResult(folder.path, results, start.model)
 
@@ -282,7 +302,7 @@ class _Run:
         log_line("split", text)
         return splits, parts
 
-    def _start(self, train: list[Any]) -> _Start:
+    def _start(self, splits: Splits[Any], train: list[Any]) -> _Start:
         """The chosen model with the task's head, placed.
 
         Raises:
@@ -296,15 +316,41 @@ class _Run:
             raise InputError(
                 f"--resume: the weights in {folder} have changed; --overwrite starts anew"
             )
-        tokenizer = WordPiece.from_pretrained(folder)
-        check_vocabulary(tokenizer, BertConfig.from_pretrained(folder))
-        self.task.learn(train, tokenizer)
-        if settings.select is not None and settings.select not in self.task.selectable:
-            near = did_you_mean(settings.select, self.task.selectable)
-            raise InputError(f"--select {settings.select!r} is no figure of {self.task.name}{near}")
-        model = _build_model(settings, self.task, folder)
+        tokenizer = _learn(self.task, train, folder)
+        adapted = self._adapt(splits, folder)
+        random_weights = settings.random_weights and adapted is None
+        backbone = adapted.folder if adapted else folder
+        model = _build_model(settings, self.task, backbone, random_weights)
         placed(model, settings, self.runtime)
-        return _Start(folder, digest, tokenizer, model)
+        return _Start(folder, digest, tokenizer, model, adapted)
+
+    def _adapt(self, splits: Splits[Any], start: Path) -> Adapted | None:
+        """The model with the task's text learnt, where that is asked for.
+
+        Until fine-tuning begins, an empty `resolved` in run.json says that it has not.
+        """
+        if self.settings.adapt is None:
+            return None
+        if self.folder is None:
+            log_line("adapt", "left out of a dry run")
+            return None
+        if self.begun is None:
+            record = run_record("finetune", self.settings, splits.fingerprint, self.runtime)
+            self.folder.clear()
+            self.folder.write_run(record | {"resolved": {}})
+        before = time.perf_counter()
+        try:
+            adapted = adapt(self.task, splits, self.source, start, self.folder.path)
+        except InputError:
+            if self.begun is None:
+                self.folder.forget()
+            raise
+        self.started += time.perf_counter() - before  # it has minutes of its own
+        if self.begun is not None and self.begun["resolved"]["adapted"] != adapted.weights:
+            raise InputError(
+                f"--resume: the weights in {adapted.folder} have changed; --overwrite starts anew"
+            )
+        return adapted
 
     def _loop(
         self, start: _Start, data: TaskData, dev: list[Any], test: list[list[Feature]]
@@ -362,8 +408,8 @@ class _Run:
         settings = self.settings
         if self.begun is not None:
             return Budget(**self.begun["resolved"]["budget"])
-        if settings.max_minutes:
-            left = training_seconds(settings.max_minutes, self.started, infer_some, test)
+        if settings.tuning_minutes:
+            left = training_seconds(settings.tuning_minutes, self.started, infer_some, test)
             return Budget(seconds=self.world.from_main(left))
         if settings.max_steps:
             return Budget(max_steps=settings.max_steps)
@@ -380,6 +426,7 @@ class _Run:
         record["resolved"] |= {
             "start": str(start.folder),
             "start_weights": start.digest,
+            "adapted": start.adapted and start.adapted.weights,
             "data": str(self.source.path),
             "micro_batch_size": data.micro_batch_size,
             "compile": self.compiled,
@@ -400,6 +447,28 @@ def read_splits(task: Task[Any, Any], source: Source) -> Splits[Any]:
     """
     splits = task.read(source)
     return dataclasses.replace(splits, test=None) if task.settings.dev_only else splits
+
+
+def _learn(task: Task[Any, Any], train: list[Any], folder: Path) -> WordPiece:
+    """Has a task learn from its examples; returns the model's tokenizer.
+
+    Raises:
+        InputError: the model cannot be used with these settings.
+    """
+    settings = task.settings
+    tokenizer = WordPiece.from_pretrained(folder)
+    config = BertConfig.from_pretrained(folder)
+    check_vocabulary(tokenizer, config)
+    model_config(settings, config)
+    for name in ("reinit_layers", "freeze_layers"):
+        count, layers = getattr(settings, name) or 0, config.num_hidden_layers
+        if count > layers:
+            raise InputError(f"{flag(name)} {count}, but the model has {layers} layers")
+    task.learn(train, tokenizer)
+    if settings.select is not None and settings.select not in task.selectable:
+        near = did_you_mean(settings.select, task.selectable)
+        raise InputError(f"--select {settings.select!r} is no figure of {task.name}{near}")
+    return tokenizer
 
 
 def _say_unknown(features: Sequence[Feature], tokenizer: WordPiece) -> None:

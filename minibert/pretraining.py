@@ -37,7 +37,7 @@ from minibert.examples import (
     unigram_entropy,
     unigram_log_prob,
 )
-from minibert.files import bundled_data, write_json
+from minibert.files import bundled_data, read_json, write_json
 from minibert.fitting import Trial, micro_batch_size
 from minibert.heads import BertForPreTraining
 from minibert.initialisation import neighbour_attention, unigram_bias
@@ -63,6 +63,7 @@ from minibert.runs import (
     start_or_replay_runtime,
     training_seconds,
     utilisation,
+    weights_digest,
     wrapped,
 )
 from minibert.runtime import Runtime
@@ -74,6 +75,7 @@ from minibert.vocabulary import corpus_vocabulary
 from minibert.world import ALONE, World, join_world
 
 _BUILDERS = 4  # processes that build examples for a GPU, at most
+_FURTHER = 0.5  # of a new model's peak rate, for one that goes on from trained weights
 _LEARNT = 0.02  # nats below the line of word frequencies from which a model has learnt from context
 _EVAL_DURING = 256  # held-out sequences scored while training
 _RAMP_START = 0.25  # of a batch, where --batch-ramp begins
@@ -282,6 +284,11 @@ def default_learning_rate(hidden_size: int) -> float:
     return min(1e-3, 0.256 / hidden_size)
 
 
+def _default_rate(config: BertConfig, goes_on: bool) -> float:
+    """The peak rate: a new model's, or half of it where trained weights are to be kept."""
+    return default_learning_rate(config.hidden_size) * (_FURTHER if goes_on else 1)
+
+
 @dataclass(frozen=True)
 class _Source:
     """The text of a run: its store, its tokenizer, and builders for both sides of the split."""
@@ -378,12 +385,15 @@ def _build_model(
     config = model_config(settings, config)
     torch.manual_seed(settings.seed)
     init = settings.init or "neighbours"
-    if start is not None:
+    if start is not None and not settings.random_weights:
         model = BertForPreTraining.from_pretrained(start, config)
         log_line("model", f"{start}; {model.load_report}")
         new_bias = "mlm.bias" in model.load_report.newly_initialised
+        _say_untrained_heads(model, start, settings.nsp)
     else:
         model = BertForPreTraining(config)
+        if start is not None:
+            log_line("model", f"{start} (its config and tokenizer, all weights redrawn)")
         new_bias = True
         if init != "reference":
             neighbour_attention(model)
@@ -397,6 +407,20 @@ def _build_model(
     if init != "reference" and new_bias:
         unigram_bias(model, torch.from_numpy(unigram_log_prob(source.held_out)))
     return model
+
+
+def _say_untrained_heads(model: BertForPreTraining, start: Path, nsp: str) -> None:
+    """Tells of the heads that a model to go on from lacks, or has without having trained them."""
+    new = model.load_report.newly_initialised
+    if any(name.startswith("mlm.") for name in new):
+        log_line("heads", f"{start} has no whole head for masked words; what it lacks is new")
+    run = start / "run.json"
+    before = read_json(run, "").get("settings") if run.is_file() else None
+    untrained = isinstance(before, dict) and before.get("nsp") == "none"
+    if nsp != "none" and (untrained or any(name.startswith("nsp.") for name in new)):
+        log_line(
+            "heads", f"{start} was trained without sentence pairs; --nsp none goes on without them"
+        )
 
 
 def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResult:
@@ -454,6 +478,9 @@ def _pretrain_in(
     runtime = start_or_replay_runtime(settings, begun, world)
     start = open_model_folder(settings.model, settings.cache_dir) if settings.model else None
     check_not_start(folder, start)
+    digest = weights_digest(start) if start and not settings.random_weights else None
+    if begun is not None and begun["resolved"].get("start_weights", digest) != digest:
+        raise InputError(f"--resume: the weights in {start} have changed; --overwrite starts anew")
     config = BertConfig.from_pretrained(start) if start else _new_config(settings)
     model_config(settings, config)  # refused before the text is read
     with world.main_first():  # the others find vocabulary and tokens ready
@@ -508,7 +535,7 @@ def _pretrain_in(
             log_line("plateau", _plateau_text(figures["mlm_loss"], unigram_of_few))
         return figures
 
-    rate = settings.learning_rate or default_learning_rate(model.config.hidden_size)
+    rate = settings.learning_rate or _default_rate(model.config, goes_on=digest is not None)
     use = utilisation(settings, model.config, runtime, begun)
     loop = Loop(
         model,
@@ -533,6 +560,7 @@ def _pretrain_in(
         "micro_batch_size": micro,
         "compile": compiled,
         "learning_rate": rate,
+        "start_weights": digest,
         "budget": dataclasses.asdict(loop.settings.budget),
         "peak_flops": use.peak_flops,
         "model": model.config.to_dict(),

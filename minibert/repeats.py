@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minibert.adaptation import Adapted, made_before_training
 from minibert.errors import InputError
 from minibert.files import write_json
 from minibert.machine import launched
@@ -25,9 +26,15 @@ _SPEED = ("seconds", "steps", "best_step")  # what has no mean worth telling
 
 
 def repeat(
-    settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], RunResult]
+    settings: FinetuneSettings,
+    run_one: Callable[[FinetuneSettings], RunResult],
+    adapted: Callable[[FinetuneSettings, Path], Adapted | None],
 ) -> RunResult:
     """Runs with seed, seed + 1, ...; the folder's model is that of the best dev figure.
+
+    Args:
+        adapted: makes the model that all start from, in the run's folder; None: as the settings
+            have it.
 
     Raises:
         InputError: among several processes, or a folder that may not be used so.
@@ -35,21 +42,25 @@ def repeat(
     """
     if launched().size > 1:
         raise InputError("--seeds runs one seed after the other in one process; leave torchrun out")
-    with RunFolder(settings.output or f"runs/{settings.task}") as folder:
+    kept = made_before_training(settings)
+    with RunFolder(settings.output or f"runs/{settings.task}", kept=kept) as folder:
         if folder.check_may_start(settings.resume, settings.overwrite):
             folder.check_same_settings("finetune", settings.to_dict())
             if folder.results is not None:
                 return finished_run(folder)
         else:
             _begin(folder, settings)
+        shared = adapted(settings, folder.path)
         seeds = range(settings.seed, settings.seed + settings.seeds)
         runs: dict[int, RunResult] = {}
         for seed in seeds:
             log_line("seed", f"{seed}, {len(runs) + 1} of {settings.seeds}")
-            runs[seed] = run_one(_of_seed(settings, folder.path, seed))
+            runs[seed] = run_one(_of_seed(settings, folder.path, seed, shared))
         best = max(seeds, key=lambda seed: _dev_figure(runs[seed].figures))
         _take_over(folder, settings, runs[best].folder)
         results = _summary({seed: run.figures for seed, run in runs.items()}) | {"best_seed": best}
+        if shared is not None:
+            results["adapted"] = shared.notes
         write_json(folder.path / "results.json", results)
         closing_table(results, folder.path)
         return RunResult(folder.path, results, runs[best].model)
@@ -64,9 +75,21 @@ def _begin(folder: RunFolder, settings: FinetuneSettings) -> None:
     folder.write_run(record | {"versions": versions()})
 
 
-def _of_seed(settings: FinetuneSettings, path: Path, seed: int) -> FinetuneSettings:
+def _of_seed(
+    settings: FinetuneSettings, path: Path, seed: int, adapted: Adapted | None
+) -> FinetuneSettings:
     """The settings of one run; minutes are those of the whole command."""
-    minutes = settings.max_minutes and settings.max_minutes / settings.seeds
+    minutes = settings.tuning_minutes and settings.tuning_minutes / settings.seeds
+    if adapted is not None:
+        settings = dataclasses.replace(
+            settings,
+            model=str(adapted.folder),
+            random_weights=False,
+            adapt=None,
+            adapt_epochs=None,
+            adapt_minutes=None,
+            adapt_learning_rate=None,
+        )
     return dataclasses.replace(
         settings,
         seed=seed,

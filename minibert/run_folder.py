@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -29,6 +29,8 @@ _OURS = (
     "errors.txt",
     "profile.json",
     "checkpoints",
+    "adapted",
+    "adapted.jsonl",
     "run.json",  # last: until then the folder is known as a run's
 )
 # Settings that may differ between a run and its resumption: none changes what is computed.
@@ -47,12 +49,15 @@ class RunFolder:
 
     Used as a context manager; a folder that was made here and stayed empty is removed on leaving.
 
+    Args:
+        kept: names of ours that `clear` leaves, such as what a run makes before its first step.
+
     Raises:
         InputError: another process is using it (its process id is named), or the path is a file.
     """
 
-    def __init__(self, path: str | Path, is_main: bool = True) -> None:
-        self.path, self.is_main = Path(path), is_main
+    def __init__(self, path: str | Path, is_main: bool = True, kept: Collection[str] = ()) -> None:
+        self.path, self.is_main, self.kept = Path(path), is_main, kept
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self._lock: TextIO | None = None
@@ -143,6 +148,8 @@ class RunFolder:
     def clear(self) -> None:
         """Removes an earlier run's files, and nothing else."""
         for name in _OURS:
+            if name in self.kept:
+                continue
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)
@@ -150,6 +157,12 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         for half_written in self.path.glob(".*.tmp"):
             half_written.unlink()
+
+    def forget(self) -> None:
+        """Removes a run that could not begin, unless something was trained in it."""
+        if not any((self.path / name / "run.json").is_file() for name in self.kept):
+            self.kept = ()
+            self.clear()
 
     def write_run(self, run: dict[str, Any]) -> None:
         """Writes run.json: settings as given and as resolved, versions, data fingerprint."""
@@ -193,7 +206,9 @@ class RunFolder:
         differ = [
             f"{name} was {then.get(name)!r}, now {now.get(name)!r}"
             for name in sorted(then.keys() | now.keys())
-            if name not in _MAY_DIFFER and then.get(name) != now.get(name)
+            if name not in _MAY_DIFFER
+            and then.get(name) != now.get(name)
+            and (name in then or now[name])  # an older version had no such setting, and it is off
         ]
         if differ:
             raise InputError(f"--resume: {'; '.join(differ)}; --overwrite starts anew")

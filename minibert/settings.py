@@ -42,6 +42,7 @@ _POSITIVE = (
 
 
 DEFAULT_PRESET = "mini"
+OWN_TEXT = "auto"  # the word for the task's own text, in --adapt
 SHORT_SHARE = 0.9  # of the budget, with --short-length (Devlin et al. 2019, A.2)
 SCHEDULES = ("linear", "cosine", "constant-then-linear")
 DECAY_RATIO = 0.3  # of the budget, with --schedule constant-then-linear
@@ -260,7 +261,9 @@ class PretrainSettings(RunSettings):
     """Stage one: raw text to a pretrained model."""
 
     learning_rate: float | None = setting(
-        None, "peak rate of AdamW; default 1e-3 up to 256 hidden units, then 0.256 / hidden"
+        None,
+        "peak rate of AdamW; default 1e-3 up to 256 hidden units, then 0.256 / hidden; half of "
+        "that with --model",
     )
     corpus: list[str] = setting([], "text files, folders or globs: .txt .jsonl, also .gz .xz .bz2")
     text_field: str = setting("text", "key of the text in .jsonl, one document a line")
@@ -290,6 +293,9 @@ class PretrainSettings(RunSettings):
     )
     model: str | None = setting(
         None, "go on from this model (folder, bundled name or hub id), with its vocabulary"
+    )
+    random_weights: bool = setting(
+        False, "keep the --model's config and tokenizer, redraw all weights"
     )
     vocab_size: int | None = setting(
         None, "WordPiece to train; default 4,096 / 8,192 / 16,384 / 30,522 by the size of the text"
@@ -363,7 +369,9 @@ class PretrainSettings(RunSettings):
         for name in ("lowercase", "split_chinese"):
             if reused and getattr(self, name) is not None:
                 found.append(f"{flag(name)} has no use with {flag(reused[0])}: its own is kept")
-        if self.model and self.init:
+        if self.random_weights and not self.model:
+            found.append("--random-weights goes with --model, whose config and tokenizer it keeps")
+        if self.model and self.init and not self.random_weights:
             found.append("--init has no use with --model: its weights are kept")
         for name in ("preset", "num_layers", "hidden_size", *DEPARTURES):
             if self.model and getattr(self, name) is not None:
@@ -439,6 +447,22 @@ class FinetuneSettings(RunSettings):
     random_weights: bool = setting(
         False, "keep the model's config and tokenizer, redraw all weights"
     )
+    adapt: list[str] | None = setting(
+        None,
+        "before fine-tuning, learn masked words of unlabelled text: files, folders or globs as of "
+        "--corpus; bare or 'auto': the task's own (imdb: its unsup folder, else the training "
+        "texts, never those of dev or test); in the run's folder adapted/, once for all --seeds",
+        optional=OWN_TEXT,
+    )
+    adapt_epochs: float | None = setting(
+        None, "budget of --adapt in passes over its text; default 3"
+    )
+    adapt_minutes: float | None = setting(
+        None, "budget of --adapt in minutes, part of --max-minutes; default half of those"
+    )
+    adapt_learning_rate: float | None = setting(
+        None, "peak rate of --adapt; default that of `pretrain --model`"
+    )
     reinit_layers: int = setting(
         0, "redraw the pooler and this many top layers, which pretraining has specialised"
     )
@@ -481,6 +505,7 @@ class FinetuneSettings(RunSettings):
             found.append(f"--reinit-layers is {self.reinit_layers}, must be 0 or more")
         if self.seeds < 1:
             found.append(f"--seeds is {self.seeds}, must be at least 1")
+        found += self._adapt_faults()
         if not 0 <= self.label_smoothing < 1:
             found.append(f"--label-smoothing is {self.label_smoothing}, must be in [0, 1)")
         if self.freeze_layers is not None and self.freeze_layers < 0:
@@ -512,3 +537,40 @@ class FinetuneSettings(RunSettings):
         if self.limit is not None and self.limit < 4:
             found.append(f"--limit is {self.limit}, must be at least 4")
         return found
+
+    def _adapt_faults(self) -> list[str]:
+        found = []
+        budgets = ("adapt_epochs", "adapt_minutes")
+        for name in (*budgets, "adapt_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                found.append(f"{flag(name)} is {value}, must be above 0")
+            if value is not None and self.adapt is None:
+                found.append(f"{flag(name)} goes with --adapt")
+        if self.adapt == []:
+            found.append(f"--adapt names nothing; a file of text, or {OWN_TEXT!r}")
+        if all(getattr(self, name) for name in budgets):
+            found.append("--adapt-epochs and --adapt-minutes are both budgets; give one")
+        if self.max_minutes and self.adapt_epochs:
+            found.append(
+                "--max-minutes counts the adaptation in, so its share is minutes: --adapt-minutes "
+                "instead of --adapt-epochs"
+            )
+        if self.max_minutes and (self.adapt_minutes or 0) >= self.max_minutes:
+            found.append(
+                f"--adapt-minutes {self.adapt_minutes:g} leaves nothing of --max-minutes "
+                f"{self.max_minutes:g}"
+            )
+        return found
+
+    @property
+    def adapting_minutes(self) -> float | None:
+        """What the adaptation takes, where that is told in minutes."""
+        if self.adapt is None or self.adapt_minutes:
+            return self.adapt_minutes
+        return self.max_minutes and self.max_minutes / 2
+
+    @property
+    def tuning_minutes(self) -> float | None:
+        """What is left of --max-minutes beside the adaptation."""
+        return self.max_minutes and self.max_minutes - (self.adapting_minutes or 0)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -165,6 +165,18 @@ class Task(ABC, Generic[E, P]):
         Raises:
             InputError: data that cannot be used, in one line.
         """
+
+    def texts(self, example: E) -> tuple[str, ...]:
+        """The texts that the model reads of an example, nothing of its label; for `--adapt`.
+
+        By default its `text` and `text_pair`.
+        """
+        found = (getattr(example, name, None) for name in ("text", "text_pair"))
+        return tuple(text for text in found if isinstance(text, str))
+
+    def unlabelled(self, source: Source) -> Iterator[str]:
+        """The texts without labels that lie beside the data, for `--adapt`; by default none."""
+        return iter(())
 
     def same(self, example: E) -> str:
         """What two copies of an example share: they stay on one side of a split."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,11 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         if self.settings.data is None:
             raise InputError("--text-column and the like go with --data, a table of your own")
         return read_own(self.settings)
+
+    def unlabelled(self, source: Source) -> Iterator[str]:
+        if self.public is None or self._own or self.public.unlabelled is None:
+            return iter(())
+        return self.public.unlabelled(source.path)
 
     def same(self, example: LabelledText) -> str:
         return same_text(example)

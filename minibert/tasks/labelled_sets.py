@@ -27,6 +27,7 @@ class PublicSet(NamedTuple):
 
     labels: its classes in the order of their indices. places: where it is looked for. read: its
     reader. pairs: its examples are two texts. positive: the class whose F1 the field quotes.
+    unlabelled: reads the texts without labels that are part of the set.
     """
 
     labels: tuple[str, ...]
@@ -34,6 +35,7 @@ class PublicSet(NamedTuple):
     read: Callable[[Path], Splits[LabelledText]]
     pairs: bool = False
     positive: str | None = None
+    unlabelled: Callable[[Path], Iterator[str]] | None = None
 
 
 # --- IMDb -----------------------------------------------------------------------------------------
@@ -52,12 +54,9 @@ def read_imdb(path: Path) -> Splits[LabelledText]:
     """
     found: dict[tuple[str, str], list[LabelledText]] = {}
     marked = 0
-    for name, content in sorted(_imdb_files(path)):
+    for name, content in sorted(_imdb_files(path, "(?:train|test)/(?:pos|neg)")):
         split, label, file = name.split("/")
-        try:
-            text = content.decode()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: {name}, byte {error.start} is not UTF-8") from None
+        text = _imdb_text(path, name, content)
         clean = clean_text(text)
         marked += has_markup(text)
         example = LabelledText(f"{split}/{label}/{file.removesuffix('.txt')}", clean, label)
@@ -77,9 +76,30 @@ def read_imdb(path: Path) -> Splits[LabelledText]:
     return Splits(train, test, str(path), (*notes, *noticed(train, None, test)))
 
 
-def _imdb_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(split/class/file, content) of the labelled reviews below a folder or in a tar archive."""
-    pattern = re.compile(r"(?:^|/)((?:train|test)/(?:pos|neg)/[^/]+\.txt)$")
+def read_imdb_unlabelled(path: Path) -> Iterator[str]:
+    """The reviews without a label, `train/unsup/<id>_0.txt`, tidied as the labelled ones are.
+
+    Raises:
+        InputError: a file is not UTF-8.
+    """
+    for name, content in sorted(_imdb_files(path, "train/unsup")):
+        yield clean_text(_imdb_text(path, name, content))
+
+
+def _imdb_text(path: Path, name: str, content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: {name}, byte {error.start} is not UTF-8") from None
+
+
+def _imdb_files(path: Path, folders: str) -> Iterator[tuple[str, bytes]]:
+    """(split/class/file, content) of the reviews below a folder or in a tar archive.
+
+    Args:
+        folders: a pattern of split/class.
+    """
+    pattern = re.compile(rf"(?:^|/)({folders}/[^/]+\.txt)$")
     if path.is_dir():
         root = path / "aclImdb" if (path / "aclImdb").is_dir() else path
         for file in root.glob("*/*/*.txt"):
@@ -288,7 +308,7 @@ def read_tnews(path: Path) -> Splits[LabelledText]:
 _ENTAILMENT = ("entailment", "not_entailment")
 
 PUBLIC = {
-    "imdb": PublicSet(IMDB_CLASSES, ("aclImdb",), read_imdb),
+    "imdb": PublicSet(IMDB_CLASSES, ("aclImdb",), read_imdb, unlabelled=read_imdb_unlabelled),
     "sst2": PublicSet(("negative", "positive"), ("SST-2", "sst2"), read_sst2),
     "ag_news": PublicSet(_NEWS, ("ag_news_csv", "ag_news"), read_ag_news),
     "chnsenticorp": PublicSet(_CHINESE_SENTIMENT, ("chnsenticorp",), read_chnsenticorp),

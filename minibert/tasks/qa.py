@@ -116,6 +116,9 @@ class QATask(Task[Question, Reply]):
 
     # --- data ------------------------------------------------------------------------------------
 
+    def texts(self, example: Question) -> tuple[str, ...]:
+        return example.question, example.context
+
     def read(self, source: Source) -> Splits[Question]:
         settings = self.settings
         files = squad_files(source.path, self.version_2)

@@ -103,6 +103,9 @@ class TaggingTask(Task[Sentence, Tagged]):
 
     # --- data and tags ---------------------------------------------------------------------------
 
+    def texts(self, example: Sentence) -> tuple[str, ...]:
+        return (example.text or " ".join(example.words),)
+
     def read(self, source: Source) -> Splits[Sentence]:
         settings = self.settings
         paths = {"train": source.path}

@@ -152,6 +152,9 @@ class WritingTask(Task[TextPair, WrittenText]):
         )
         return super()._named_paths() + [(flag, path) for flag, path in targets if path is not None]
 
+    def texts(self, example: TextPair) -> tuple[str, ...]:
+        return (self.read_as(example.source),)
+
     def read(self, source: Source) -> Splits[TextPair]:
         self.figures(["a"], [["a"]])  # a scorer that is missing is missing before the training
         if self.settings.truncation == "windows":

@@ -1,0 +1,190 @@
+"""Between the stages: masked words of a task's own text, before its labels are learnt from.
+
+Task-adaptive pretraining (Gururangan et al. 2020, "Don't Stop Pretraining", section 4). In: the
+model to start from, and text without labels. Out: `adapted/` in the run's folder, an ordinary
+pretraining run that fine-tuning starts from; one serves all seeds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minibert.cache import data_fingerprint
+from minibert.corpus import ReaderOptions, find_files, readable_files
+from minibert.errors import InputError
+from minibert.files import whole_characters, write_atomically
+from minibert.pretraining import pretrain
+from minibert.run_folder import RunFolder
+from minibert.runs import log_line, weights_digest
+from minibert.settings import OWN_TEXT, FinetuneSettings, PretrainSettings
+from minibert.tasks.base import Source, Splits, Task
+from minibert.tasks.splits import parts_of
+
+_FOLDER, _TEXT = "adapted", "adapted.jsonl"
+_EPOCHS = 3.0  # passes over the text where no budget is given
+# Set for fine-tuning, and the same while adapting; all else is as pretraining has it.
+_SHARED = (
+    *("batch_size", "micro_batch_size", "max_seq_length", "seed", "device", "precision"),
+    *("compile", "deterministic", "log_every", "save_every", "cache_dir"),
+)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A model that has learnt the masked words of a task's text.
+
+    folder: its run folder. weights: their digest. notes: what results.json says of it.
+    """
+
+    folder: Path
+    weights: str
+    notes: dict[str, Any]
+
+
+def made_before_training(settings: FinetuneSettings) -> tuple[str, ...]:
+    """What a run's folder keeps when its fine-tuning begins."""
+    return (_FOLDER, _TEXT) if settings.adapt is not None else ()
+
+
+def check_text(settings: FinetuneSettings) -> None:
+    """Looks at the files of text, before anything is made.
+
+    Raises:
+        InputError: one is not there or is no text.
+    """
+    named = [place for place in settings.adapt or () if place != OWN_TEXT]
+    if named:
+        readable_files(find_files(named, "--adapt"))
+
+
+def adapt(
+    task: Task[Any, Any], splits: Splits[Any], source: Source, start: Path, run: Path
+) -> Adapted:
+    """Adapts a model to a task's text; what is there is gone on with, or left as it is.
+
+    Args:
+        splits: read from `source`.
+        start: the model folder.
+        run: the folder of the fine-tuning, which holds the lock.
+
+    Raises:
+        InputError: text that cannot be used; or another adaptation is there, and `--overwrite` was
+            not given.
+        Interrupted: by a signal; `--resume` goes on.
+    """
+    settings = task.settings
+    places = settings.adapt or []
+    if OWN_TEXT in places:
+        _write_own_text(run / _TEXT, task, splits, source)
+        places = [str(run / _TEXT) if place == OWN_TEXT else place for place in places]
+    try:
+        files, _ = readable_files(find_files(places, "--adapt"))
+        wanted = _pretraining(settings, places, start, run / _FOLDER)
+        with contextlib.redirect_stdout(sys.stderr):  # results are those of the task
+            figures = pretrain(wanted).figures
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith("--adapt") else f"--adapt: {text}") from None
+    notes = {
+        "text": settings.adapt,
+        "files": len(files),
+        "random_weights": settings.random_weights,
+        "minutes": figures["seconds"] / 60,
+        **{key: figures[key] for key in ("tokens", "epochs", "steps", "mlm_loss", "mlm_accuracy")},
+    }
+    log_line(
+        "adapted",
+        f"{run / _FOLDER}, {notes['tokens']:,} tokens in {notes['minutes']:.1f} min; held out: "
+        f"mlm_loss {notes['mlm_loss']:.3f}, mlm_accuracy {notes['mlm_accuracy']:.3f}",
+    )
+    return Adapted(run / _FOLDER, weights_digest(run / _FOLDER), notes)
+
+
+def own_text(task: Task[Any, Any], splits: Splits[Any], source: Source) -> tuple[list[str], str]:
+    """The text of a task without its labels: what the set has unlabelled, else that of train.
+
+    Of train it is all, whatever `--limit` says of the labels. A text that dev or test holds is
+    left out, and so is one that came before.
+
+    Returns:
+        The texts, and a line that says what they are.
+    """
+    parts = parts_of(task, splits, task.settings.dev_fraction, None)
+    scored = {_same(text) for example in (*parts.dev, *parts.test) for text in task.texts(example)}
+    found, what = list(task.unlabelled(source)), "texts of the set without labels"
+    if not found:
+        found = [text for example in parts.train for text in task.texts(example)]
+        what = "training texts"
+    if not found:
+        raise InputError(
+            f"--adapt: {task.name} does not say what its texts are; name a file of text"
+        )
+    kept = {_same(text): text for text in reversed(found)}  # of copies the first
+    texts = [text for key, text in reversed(kept.items()) if key and key not in scored]
+    held = len(kept.keys() & scored)
+    return texts, f"{len(texts):,} {what}; {held:,} that dev or test holds left out"
+
+
+def _same(text: str) -> str:
+    """What two copies of a text share."""
+    return " ".join(text.lower().split())
+
+
+def _write_own_text(path: Path, task: Task[Any, Any], splits: Splits[Any], source: Source) -> None:
+    """A file of the task's texts, one a line; one that says the same keeps its time of change."""
+    texts, said = own_text(task, splits, source)
+    log_line("adapt", said)
+    if not texts:
+        raise InputError("--adapt: no text is left without those of dev and test; name a file")
+    content = "".join(_lines(texts))
+    if not path.is_file() or path.read_text(encoding="utf-8") != content:
+        write_atomically(path, lambda p: p.write_text(content, encoding="utf-8"))
+
+
+def _lines(texts: list[str]) -> Iterator[str]:
+    for text in texts:
+        yield json.dumps({"text": whole_characters(text)}, ensure_ascii=False) + "\n"
+
+
+def _pretraining(
+    settings: FinetuneSettings, places: list[str], start: Path, folder: Path
+) -> PretrainSettings:
+    """The settings of the pretraining run that adapts; it replaces another only if it may."""
+    minutes = settings.adapting_minutes
+    wanted: dict[str, Any] = {
+        **{name: getattr(settings, name) for name in _SHARED},
+        "corpus": places,
+        "model": str(start),
+        "random_weights": settings.random_weights,
+        "nsp": "none",
+        "learning_rate": settings.adapt_learning_rate,
+        "epochs": None if minutes else settings.adapt_epochs or _EPOCHS,
+        "max_minutes": minutes,
+        "output": str(folder),
+    }
+    if not (folder / "run.json").is_file():
+        return PretrainSettings(**wanted)
+    found = PretrainSettings(**wanted, resume="yes")
+    if settings.overwrite and _is_other(RunFolder(folder), found):
+        return PretrainSettings(**wanted, overwrite=True)
+    return found
+
+
+def _is_other(run: RunFolder, settings: PretrainSettings) -> bool:
+    """Whether a folder holds an adaptation by other settings, to other text, of other weights."""
+    files, _ = readable_files(find_files(settings.corpus))
+    cache = Path(settings.cache_dir) if settings.cache_dir else None
+    try:
+        run.check_same_settings("pretrain", settings.to_dict())
+        run.check_same_data(data_fingerprint(files, ReaderOptions(), cache))
+    except InputError:
+        return True
+    assert settings.model is not None
+    digest = None if settings.random_weights else weights_digest(Path(settings.model))
+    return bool(run.read_run()["resolved"].get("start_weights") != digest)
