@@ -29,7 +29,7 @@ from minibert.heads import BertForPreTraining
 from minibert.losses import IGNORE_INDEX
 from minibert.optim import Budget, build_optimizer
 from minibert.packing import copied
-from minibert.pretraining import pretraining_terms
+from minibert.pretraining_data import pretraining_terms
 from minibert.runtime import start_runtime
 from minibert.train import Loop, LoopSettings, StepData
 

@@ -18,7 +18,7 @@ from minibert.estimate import Memory, num_parameters, run_folder_bytes, step_mem
 from minibert.fitting import Trial
 from minibert.flops import training_flops
 from minibert.heads import BertForPreTraining
-from minibert.pretraining import pretraining_terms
+from minibert.pretraining_data import pretraining_terms
 from minibert.runtime import start_runtime
 
 # Measured: python -m benchmarks --only corpus --text enwiki-00.txt.xz

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 from minibert import corpus
 from minibert.ahead import BuildersAhead
@@ -30,7 +28,6 @@ from minibert.examples import (
     ExampleBuilder,
     ExampleOptions,
     ExampleStream,
-    collate,
     held_out_examples,
     split_documents,
     tokens_per_character,
@@ -41,10 +38,15 @@ from minibert.files import bundled_data, read_json, write_json
 from minibert.fitting import Trial, micro_batch_size
 from minibert.heads import BertForPreTraining
 from minibert.initialisation import neighbour_attention, unigram_bias
-from minibert.losses import next_sentence_loss
 from minibert.machine import num_cpus
 from minibert.model_folders import open_model_folder
 from minibert.optim import Budget, build_muon, build_optimizer
+from minibert.pretraining_data import (
+    RAMP_START,
+    PretrainingData,
+    evaluate_pretraining,
+    pretraining_terms,
+)
 from minibert.run_folder import RunFolder
 from minibert.runs import (
     RunResult,
@@ -70,192 +72,15 @@ from minibert.runtime import Runtime
 from minibert.settings import DEFAULT_PRESET, SHORT_SHARE, PretrainSettings, recipe
 from minibert.store import TokenStore, open_store
 from minibert.tokenizer import VOCAB_RULE, WordPiece, default_vocab_size
-from minibert.train import Batch, Loop, StepData, Term
+from minibert.train import Loop
 from minibert.vocabulary import corpus_vocabulary
-from minibert.world import ALONE, World, join_world
+from minibert.world import World, join_world
 
 _BUILDERS = 4  # processes that build examples for a GPU, at most
 _FURTHER = 0.5  # of a new model's peak rate, for one that goes on from trained weights
 _LEARNT = 0.02  # nats below the line of word frequencies from which a model has learnt from context
 _EVAL_DURING = 256  # held-out sequences scored while training
-_RAMP_START = 0.25  # of a batch, where --batch-ramp begins
 _MIN_TOKENS, _EPOCHS, _MAX_TOKENS = 500_000, 6, 50_000_000  # see `default_steps`
-
-
-def pretraining_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term]:
-    """The terms of stage one on a batch: masked words, and pairs where the batch has labels.
-
-    Args:
-        model: returns a `PretrainingOutput`.
-        batch: from `examples.collate`.
-
-    Returns:
-        "mlm" and, with next_sentence_label, "nsp".
-    """
-    inputs = ("input_ids", "token_type_ids", "attention_mask", "mlm_positions", "mlm_labels")
-    out = model(**{name: batch[name] for name in inputs})
-    terms = {"mlm": Term(*out.mlm_score)}
-    if "next_sentence_label" in batch:
-        pairs = batch["next_sentence_label"]
-        hits = (out.nsp_logits.argmax(-1) == pairs).sum()
-        terms["nsp"] = Term(*next_sentence_loss(out.nsp_logits, pairs), hits)
-    return terms
-
-
-class PretrainingData:
-    """Optimiser steps of masked pairs, from an example stream; this process's share of each.
-
-    Sequences may be short for the first share of the budget: attention is cheaper, and most of what
-    is learnt is near (Devlin et al. 2019, A.2). A step then has as many more of them, so that its
-    tokens stay about the same. Whole sequences go on at the place in the corpus where short ones
-    stopped. The batch may grow in a line over the first share of the budget, from a quarter: early
-    gradients agree, so that fewer sequences tell as much (McCandlish et al. 2018). What a step is
-    like is a function of the budget used, so a run resumes exactly.
-    """
-
-    def __init__(
-        self,
-        stream: ExampleStream,
-        batch_size: int,
-        micro_batch_size: int,
-        world: World = ALONE,
-        short: ExampleStream | None = None,
-        short_share: float = 0.0,
-        batch_ramp: float = 0.0,
-    ) -> None:
-        """Begins at the first epoch, with short sequences where there are any.
-
-        Args:
-            batch_size, micro_batch_size: whole sequences, per step and per forward.
-            short: the same documents and seed in shorter sequences.
-            short_share: share of the budget in which steps come from `short`.
-            batch_ramp: share of the budget in which the batch grows.
-        """
-        self.whole, self.short, self.world = stream, short, world
-        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
-        self.short_share, self.batch_ramp = short_share, batch_ramp
-        self.batch_share = _RAMP_START if batch_ramp else 1.0  # of a whole batch, now
-        self.stream = short or stream  # what steps come from now
-        self.max_predictions = stream.builder.options.max_predictions
-
-    @property
-    def epochs_done(self) -> float:
-        return self.stream.epochs_done
-
-    def pace(self, done: float) -> None:
-        """Chooses what the next steps are like by the share of the budget used."""
-        if self.batch_ramp:
-            climbed = min(1.0, done / self.batch_ramp)
-            self.batch_share = _RAMP_START + (1 - _RAMP_START) * climbed
-        if self.stream is self.short and done >= self.short_share:
-            self.whole.follow(self.short)
-            self.stream = self.whole
-
-    def state(self) -> dict[str, int]:
-        is_short = {"short": int(self.stream is self.short)} if self.short else {}
-        return self.stream.state() | is_short
-
-    def seek(self, state: dict[str, int]) -> None:
-        self.stream = self.short if self.short and state["short"] else self.whole
-        self.stream.seek(state)
-
-    def told_lengths(self) -> str:
-        """The lengths of sequences over the budget, in words."""
-        assert self.short
-        whole, short = (s.builder.options.max_seq_length for s in (self.whole, self.short))
-        more = self.batch_size * whole // short
-        return (
-            f"{short} tokens in {self.short_share:.0%} of the budget, then {whole}; a step has "
-            f"{more:,} short sequences or {self.batch_size:,} whole ones"
-        )
-
-    def _as_many_tokens(self, sequences: int) -> int:
-        """How many sequences of the present length hold the tokens of so many whole ones."""
-        whole, now = (s.builder.options.max_seq_length for s in (self.whole, self.stream))
-        return sequences * whole // now
-
-    def largest(self, size: int) -> dict[str, Tensor]:
-        """A batch of `size` sequences without padding, for trying what fits into memory."""
-        options, count = self.whole.builder.options, self.max_predictions
-        ids = np.zeros(options.max_seq_length, np.int64)
-        places, labels = np.arange(count), np.zeros(count, np.int64)
-        pair = None if options.nsp == "none" else 0
-        return collate([Example(ids, len(ids) // 2, places, labels, pair)] * size, count)
-
-    def take(self) -> StepData:
-        """The next batch, in micro-batches; labels are counted before anything is computed."""
-        batch, size = map(self._as_many_tokens, (self.batch_size, self.micro_batch_size))
-        # Of micro-batches and processes it knows nothing: they change no step.
-        examples = self.stream.take(math.ceil(batch * self.batch_share))
-        own = list(self.world.share(examples))
-        is_filler = not own  # more processes than sequences
-        own = own or examples[:1]
-        parts = _parted(own, size, -(-len(examples) // self.world.size))
-        counts = {"mlm": sum(len(e.mlm_positions) for e in examples)}
-        if examples[0].next_sentence_label is not None:
-            counts["nsp"] = len(examples)
-        slots = self.stream.builder.options.max_predictions
-        batches = [collate(part, slots) for part in parts]
-        num_slots = sum(batch["input_ids"].numel() for batch in batches)
-        lengths = [len(e.input_ids) for e in examples]
-        return StepData(batches, counts, lengths, num_slots, is_filler)
-
-
-def _parted(own: list[Example], size: int, largest: int) -> list[list[Example]]:
-    """A process's share of a step in parts of at most `size`.
-
-    They are as many as those of the largest share: a sharded model's forward waits for all
-    processes. (Not of single sequences, with which the settings refuse unequal shares.)
-    """
-    parts = [own[i : i + size] for i in range(0, len(own), size)]
-    count = -(-largest // size)
-    if len(parts) < count <= len(own):
-        bounds = [i * len(own) // count for i in range(count + 1)]
-        parts = [own[start:stop] for start, stop in itertools.pairwise(bounds)]
-    return parts
-
-
-@torch.no_grad()
-def evaluate_pretraining(
-    model: nn.Module,
-    examples: Sequence[Example],
-    max_predictions: int,
-    batch_size: int,
-    run: Runtime,
-) -> dict[str, float]:
-    """Scores masked words and pairs of held-out examples; the model is in eval mode.
-
-    Every process scores its share of the batches, and all return the figures of the whole.
-
-    Returns:
-        mlm_loss (nats), mlm_perplexity, mlm_accuracy, masked_tokens and, with pairs, nsp_loss,
-        nsp_accuracy, pairs, random_pairs (their share; guessing one class scores it or the rest).
-    """
-    names = ("mlm", "nsp")[: 1 + (examples[0].next_sentence_label is not None)]
-    sums = {f"{name}_{key}": 0.0 for name in names for key in ("loss", "count", "hits")}
-    for start, counts in run.world.rounds(range(0, len(examples), batch_size)):
-        batch = collate(list(examples[start : start + batch_size]), max_predictions)
-        with run.autocast():
-            terms = pretraining_terms(model, run.place(batch))
-        for name, term in terms.items():
-            for key, value in zip(("loss", "count", "hits"), term, strict=True):
-                sums[f"{name}_{key}"] += float(value) * counts
-    together = run.world.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
-    sums = dict(zip(sums, together.tolist(), strict=True))
-    loss = sums["mlm_loss"] / sums["mlm_count"]
-    figures = {
-        "mlm_loss": loss,
-        "mlm_perplexity": math.exp(min(loss, 700)),
-        "mlm_accuracy": sums["mlm_hits"] / sums["mlm_count"],
-        "masked_tokens": int(sums["mlm_count"]),
-    }
-    if "nsp_count" in sums:
-        figures["nsp_loss"] = sums["nsp_loss"] / sums["nsp_count"]
-        figures["nsp_accuracy"] = sums["nsp_hits"] / sums["nsp_count"]
-        figures["pairs"] = int(sums["nsp_count"])
-        labels = [e.next_sentence_label for e in examples if e.next_sentence_label is not None]
-        figures["random_pairs"] = sum(labels) / len(labels)
-    return figures
 
 
 def default_steps(corpus_tokens: int, step_tokens: float) -> tuple[int, str]:
@@ -297,6 +122,14 @@ class _Source:
     tokenizer: WordPiece
     training: ExampleBuilder
     held_out: ExampleBuilder
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The model to go on from, None for a new one. digest: of its weights, where they are kept."""
+
+    folder: Path | None
+    digest: str | None
 
 
 def _reader_options(settings: PretrainSettings) -> corpus.ReaderOptions:
@@ -456,53 +289,185 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
         if not settings.dry_run:
             folder = RunFolder(settings.output or "runs/pretrain", world.is_main)
             stack.enter_context(folder)
-        return _pretrain_in(folder, settings, files, world, started, stack)
+        return _Run(folder, settings, files, world, started, stack).carry_out()
 
 
-def _pretrain_in(
-    folder: RunFolder | None,
-    settings: PretrainSettings,
-    files: list[Path],
-    world: World,
-    started: float,
-    stack: contextlib.ExitStack,
-) -> RunResult:
-    begun = begun_run(folder, "pretrain", settings, world)
-    cache = Path(settings.cache_dir) if settings.cache_dir else None
-    with world.main_first():  # the others find the digests of a large text ready
-        fingerprint = data_fingerprint(files, _reader_options(settings), cache)
-    if folder is not None and begun is not None:
-        folder.check_same_data(fingerprint)
-        if folder.results is not None:
-            return finished_run(folder)
-    runtime = start_or_replay_runtime(settings, begun, world)
-    start = open_model_folder(settings.model, settings.cache_dir) if settings.model else None
-    check_not_start(folder, start)
-    digest = weights_digest(start) if start and not settings.random_weights else None
-    if begun is not None and begun["resolved"].get("start_weights", digest) != digest:
-        raise InputError(f"--resume: the weights in {start} have changed; --overwrite starts anew")
-    config = BertConfig.from_pretrained(start) if start else _new_config(settings)
-    model_config(settings, config)  # refused before the text is read
-    with world.main_first():  # the others find vocabulary and tokens ready
-        source = _prepare_text(settings, files, _tokenizer_folder(settings, start, folder, begun))
-    tokenizer = source.tokenizer
-    if begun is not None and begun["resolved"]["tokenizer"] != tokenizer.fingerprint:
-        raise InputError("--resume: the tokenizer has changed since; --overwrite starts anew")
-    model = _build_model(settings, source, start)
-    placed(model, settings, runtime)
-    forward = wrapped(model, settings, runtime, begun, all_used=settings.nsp != "none")
-    spread = world.map if world.size > 1 else None
-    builders = _builders_ahead(source.training, settings.seed, runtime, stack)
-    stream = ExampleStream(source.training, settings.seed, spread, builders)
-    short = _short_stream(settings, stream)
-    short_share = SHORT_SHARE if settings.short_share is None else settings.short_share
-    batch = settings.batch_size
-    ramp = settings.batch_ramp or 0.0
-    data = PretrainingData(stream, batch, batch, world, short, short_share, ramp)
-    if short:
-        log_line("length", data.told_lengths())
-    trial = Trial(model, forward, pretraining_terms, data.largest, runtime)
-    data.micro_batch_size = micro = micro_batch_size(settings, begun, trial)
+class _Run:
+    """One pretraining run: text -> model -> loop -> results, each step from the one before."""
+
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        settings: PretrainSettings,
+        files: list[Path],
+        world: World,
+        started: float,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self.folder, self.settings, self.files, self.world = folder, settings, files, world
+        self.started, self.stack = started, stack
+
+    def carry_out(self) -> RunResult:
+        """The whole run."""
+        settings, folder, world = self.settings, self.folder, self.world
+        self.begun = begun_run(folder, "pretrain", settings, world)
+        cache = Path(settings.cache_dir) if settings.cache_dir else None
+        with world.main_first():  # the others find the digests of a large text ready
+            fingerprint = data_fingerprint(self.files, _reader_options(settings), cache)
+        if folder is not None and self.begun is not None:
+            folder.check_same_data(fingerprint)
+            if folder.results is not None:
+                return finished_run(folder)
+        self.runtime = start_or_replay_runtime(settings, self.begun, world)
+        start = self._start()
+        source = self._text(start)
+        model = _build_model(settings, source, start.folder)
+        placed(model, settings, self.runtime)
+        forward = wrapped(
+            model, settings, self.runtime, self.begun, all_used=settings.nsp != "none"
+        )
+        data = self._data(source)
+        trial = Trial(model, forward, pretraining_terms, data.largest, self.runtime)
+        data.micro_batch_size = micro_batch_size(settings, self.begun, trial)
+        held_out = _held_out(source, settings)
+        score = functools.partial(self._score, model, data)
+        loop = self._loop(model, forward, data, source, start, held_out)
+        compiled = compile_if_it_pays(settings, self.begun, loop)
+        record = run_record("pretrain", settings, fingerprint, self.runtime)
+        assert loop.utilisation is not None
+        record["resolved"] |= {
+            "vocab_size": source.tokenizer.vocab_size,
+            "tokenizer": source.tokenizer.fingerprint,
+            "micro_batch_size": data.micro_batch_size,
+            "compile": compiled,
+            "learning_rate": loop.settings.learning_rate,
+            "start_weights": start.digest,
+            "budget": dataclasses.asdict(loop.settings.budget),
+            "peak_flops": loop.utilisation.peak_flops,
+            "model": model.config.to_dict(),
+        }
+        resume, save = settings.resume != "no", source.tokenizer.save
+        state = carry_out(loop, model, folder, None if self.begun else record, resume, save)
+        if folder is None or state is None:
+            return RunResult(Path(), {})
+        figures = score(held_out)
+        results = _results(settings, source, held_out, figures) | {
+            "steps": state.step,
+            "epochs": data.epochs_done,
+            "tokens": state.tokens,
+            "seconds": state.seconds,
+        }
+        save_model(model, folder.path, world)
+        if world.is_main:
+            source.tokenizer.save(folder.path)
+            write_json(folder.path / "results.json", results)
+            closing_table(results, folder.path)
+        return RunResult(folder.path, results, model)
+
+    def _start(self) -> _Start:
+        """The model to go on from, if there is one; what cannot be used is refused here.
+
+        Raises:
+            InputError: the folder, its size, or that it has changed since the run began.
+        """
+        settings, begun = self.settings, self.begun
+        folder = open_model_folder(settings.model, settings.cache_dir) if settings.model else None
+        check_not_start(self.folder, folder)
+        digest = weights_digest(folder) if folder and not settings.random_weights else None
+        if begun is not None and begun["resolved"].get("start_weights", digest) != digest:
+            raise InputError(
+                f"--resume: the weights in {folder} have changed; --overwrite starts anew"
+            )
+        config = BertConfig.from_pretrained(folder) if folder else _new_config(settings)
+        model_config(settings, config)  # refused before the text is read
+        return _Start(folder, digest)
+
+    def _text(self, start: _Start) -> _Source:
+        """The text, encoded and split."""
+        settings, begun = self.settings, self.begun
+        tokenizer_folder = _tokenizer_folder(settings, start.folder, self.folder, begun)
+        with self.world.main_first():  # the others find vocabulary and tokens ready
+            source = _prepare_text(settings, self.files, tokenizer_folder)
+        if begun is not None and begun["resolved"]["tokenizer"] != source.tokenizer.fingerprint:
+            raise InputError("--resume: the tokenizer has changed since; --overwrite starts anew")
+        return source
+
+    def _data(self, source: _Source) -> PretrainingData:
+        """Where steps come from."""
+        settings, world = self.settings, self.world
+        spread = world.map if world.size > 1 else None
+        builders = _builders_ahead(source.training, settings.seed, self.runtime, self.stack)
+        stream = ExampleStream(source.training, settings.seed, spread, builders)
+        short = _short_stream(settings, stream)
+        share = SHORT_SHARE if settings.short_share is None else settings.short_share
+        batch, ramp = settings.batch_size, settings.batch_ramp or 0.0
+        data = PretrainingData(stream, batch, batch, world, short, share, ramp)
+        if short:
+            log_line("length", data.told_lengths())
+        return data
+
+    def _score(
+        self, model: BertForPreTraining, data: PretrainingData, examples: Sequence[Example]
+    ) -> dict[str, float]:
+        model.eval()
+        slots, micro = data.max_predictions, data.micro_batch_size
+        return evaluate_pretraining(model, examples, slots, micro, self.runtime)
+
+    def _loop(
+        self,
+        model: BertForPreTraining,
+        forward: Callable[..., Any],
+        data: PretrainingData,
+        source: _Source,
+        start: _Start,
+        held_out: list[Example],
+    ) -> Loop:
+        """The training loop, with its budget and what it is scored on."""
+        settings = self.settings
+        score = functools.partial(self._score, model, data)
+        if self.begun is not None:
+            budget = Budget(**self.begun["resolved"]["budget"])
+        elif settings.max_minutes:
+            seconds = training_seconds(settings.max_minutes, self.started, score, held_out)
+            budget = Budget(seconds=self.world.from_main(seconds))
+        else:
+            budget = _budget(settings, data.whole, source.store)
+        few = held_out[:: max(1, len(held_out) // _EVAL_DURING)]
+        unigram_of_few = unigram_entropy(source.held_out, few)
+
+        def evaluate() -> dict[str, float]:
+            figures = score(few)
+            # Short sequences leave the later positions as they were drawn.
+            is_short = data.stream is data.short
+            if loop.done > 0.5 and not is_short and figures["mlm_loss"] > unigram_of_few - _LEARNT:
+                log_line("plateau", _plateau_text(figures["mlm_loss"], unigram_of_few))
+            return figures
+
+        goes_on = start.digest is not None
+        rate = settings.learning_rate or _default_rate(model.config, goes_on)
+        build = build_muon if settings.optimizer == "muon" else build_optimizer
+        loop = Loop(
+            model,
+            data,
+            pretraining_terms,
+            build(model, rate, settings.weight_decay),
+            loop_settings(settings, rate, budget),
+            self.runtime,
+            self.folder,
+            evaluate=evaluate,
+            forward=forward,
+            utilisation=utilisation(settings, model.config, self.runtime, self.begun),
+            pace=data.pace,
+        )
+        return loop
+
+
+def _held_out(source: _Source, settings: PretrainSettings) -> list[Example]:
+    """The examples that are scored.
+
+    Raises:
+        InputError: there are none.
+    """
     held_out = held_out_examples(source.held_out, settings.eval_examples)
     if not held_out:
         counts = source.store.counts
@@ -511,85 +476,26 @@ def _pretrain_in(
             f"trains without pairs), or their words unknown ({counts.unknown_tokens:,} of "
             f"{counts.tokens:,} tokens in the corpus are)"
         )
-    few = held_out[:: max(1, len(held_out) // _EVAL_DURING)]
+    return held_out
 
-    def score(examples: Sequence[Example]) -> dict[str, float]:
-        model.eval()
-        slots = data.max_predictions
-        return evaluate_pretraining(model, examples, slots, micro, runtime)
 
-    if begun is not None:
-        budget = Budget(**begun["resolved"]["budget"])
-    elif settings.max_minutes:
-        seconds = training_seconds(settings.max_minutes, started, score, held_out)
-        budget = Budget(seconds=world.from_main(seconds))
-    else:
-        budget = _budget(settings, stream, source.store)
-    unigram_of_few = unigram_entropy(source.held_out, few)
-
-    def evaluate() -> dict[str, float]:
-        figures = score(few)
-        # Short sequences leave the later positions as they were drawn.
-        is_short = data.stream is data.short
-        if loop.done > 0.5 and not is_short and figures["mlm_loss"] > unigram_of_few - _LEARNT:
-            log_line("plateau", _plateau_text(figures["mlm_loss"], unigram_of_few))
-        return figures
-
-    rate = settings.learning_rate or _default_rate(model.config, goes_on=digest is not None)
-    use = utilisation(settings, model.config, runtime, begun)
-    loop = Loop(
-        model,
-        data,
-        pretraining_terms,
-        (build_muon if settings.optimizer == "muon" else build_optimizer)(
-            model, rate, settings.weight_decay
-        ),
-        loop_settings(settings, rate, budget),
-        runtime,
-        folder,
-        evaluate=evaluate,
-        forward=forward,
-        utilisation=use,
-        pace=data.pace,
-    )
-    compiled = compile_if_it_pays(settings, begun, loop)
-    record = run_record("pretrain", settings, fingerprint, runtime)
-    record["resolved"] |= {
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer": tokenizer.fingerprint,
-        "micro_batch_size": micro,
-        "compile": compiled,
-        "learning_rate": rate,
-        "start_weights": digest,
-        "budget": dataclasses.asdict(loop.settings.budget),
-        "peak_flops": use.peak_flops,
-        "model": model.config.to_dict(),
-    }
-    resume = settings.resume != "no"
-    state = carry_out(loop, model, folder, None if begun else record, resume, tokenizer.save)
-    if folder is None or state is None:
-        return RunResult(Path(), {})
-    figures = score(held_out)
+def _results(
+    settings: PretrainSettings,
+    source: _Source,
+    held_out: list[Example],
+    figures: dict[str, float],
+) -> dict[str, Any]:
+    """What results.json says of the text and of the held-out examples."""
     bits = figures["mlm_loss"] / math.log(2)
-    results = {
+    return {
         "task": "pretrain",
         "dataset": ", ".join(settings.corpus),
         "num_train": len(source.training.documents),
         "num_eval": len(held_out),
         **figures,
         "unigram_entropy": unigram_entropy(source.held_out, held_out),
-        "bits_per_character": bits * tokens_per_character(tokenizer, held_out),
-        "steps": state.step,
-        "epochs": data.epochs_done,
-        "tokens": state.tokens,
-        "seconds": state.seconds,
+        "bits_per_character": bits * tokens_per_character(source.tokenizer, held_out),
     }
-    save_model(model, folder.path, world)
-    if world.is_main:
-        tokenizer.save(folder.path)
-        write_json(folder.path / "results.json", results)
-        closing_table(results, folder.path)
-    return RunResult(folder.path, results, model)
 
 
 def _builders_ahead(
@@ -648,7 +554,7 @@ def _budget(settings: PretrainSettings, stream: ExampleStream, store: TokenStore
     examples = stream.current_block()
     mean = sum(len(e.input_ids) for e in examples) / max(1, len(examples))
     mean = mean or settings.max_seq_length  # a block without examples; `take` says what is wrong
-    batch = settings.batch_size * (1 - (settings.batch_ramp or 0) * (1 - _RAMP_START) / 2)
+    batch = settings.batch_size * (1 - (settings.batch_ramp or 0) * (1 - RAMP_START) / 2)
     steps, rule = default_steps(store.counts.tokens, mean * batch)
     log_line("budget", rule)
     return Budget(max_steps=steps)

@@ -26,7 +26,8 @@ from minibert.initialisation import neighbour_attention
 from minibert.layerwise import Layerwise
 from minibert.model import BertModel
 from minibert.packing import packed_layout
-from minibert.pretraining import gated_width, pretraining_terms
+from minibert.pretraining import gated_width
+from minibert.pretraining_data import pretraining_terms
 from minibert.quantised import quantise_linears
 from minibert.runtime import start_runtime
 from minibert.seq2seq import BertForConditionalGeneration

@@ -65,7 +65,7 @@ import torch
 from minibert.config import BertConfig
 from minibert.heads import BertForPreTraining
 from minibert.optim import build_optimizer
-from minibert.pretraining import pretraining_terms
+from minibert.pretraining_data import pretraining_terms
 from minibert.runtime import start_runtime
 
 def peak():  # ru_maxrss would begin at that of the process that started this one

@@ -21,7 +21,7 @@ from minibert.heads import BertForPreTraining, BertForSequenceClassification
 from minibert.kernels import linear_cross_entropy
 from minibert.layerwise import Layerwise
 from minibert.losses import IGNORE_INDEX
-from minibert.pretraining import pretraining_terms
+from minibert.pretraining_data import pretraining_terms
 from minibert.run_folder import read_metrics
 from minibert.runtime import start_runtime
 from minibert.train import Loop

@@ -27,7 +27,7 @@ from minibert.examples import (
 )
 from minibert.heads import BertForPreTraining
 from minibert.optim import Budget, build_optimizer
-from minibert.pretraining import PretrainingData, pretraining_terms
+from minibert.pretraining_data import PretrainingData, pretraining_terms
 from minibert.run_folder import RunFolder, read_metrics
 from minibert.store import open_store
 from minibert.train import Loop, LoopSettings, StepData, fit

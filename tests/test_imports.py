@@ -33,7 +33,16 @@ LAYERS = [
     },
     {
         *("model_folders", "exporting"),
-        *("runs", "fitting", "compiling", "pretraining", "adaptation", "repeats", "finetuning"),
+        *(
+            "runs",
+            "fitting",
+            "compiling",
+            "pretraining_data",
+            "pretraining",
+            "adaptation",
+            "repeats",
+            "finetuning",
+        ),
         *("recipes", "series", "tasks.classical"),
         *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.tables", "tasks.texts"),
         *("tasks.labelled", "tasks.labelled_sets", "tasks.classification"),

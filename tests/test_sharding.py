@@ -22,7 +22,7 @@ from minibert.config import preset
 from minibert.fitting import Trial, micro_batch_size
 from minibert.heads import BertForPreTraining
 from minibert.optim import build_optimizer
-from minibert.pretraining import pretraining_terms
+from minibert.pretraining_data import pretraining_terms
 from minibert.runs import placed, wrapped
 from minibert.runtime import Runtime
 from minibert.settings import PretrainSettings

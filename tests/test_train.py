@@ -32,7 +32,7 @@ from minibert.errors import Interrupted
 from minibert.heads import BertForPreTraining
 from minibert.losses import IGNORE_INDEX
 from minibert.optim import Budget, build_optimizer, warmup_linear_decay
-from minibert.pretraining import pretraining_terms
+from minibert.pretraining_data import pretraining_terms
 from minibert.run_folder import RunFolder, read_metrics
 from minibert.runtime import Runtime
 from minibert.train import Loop, NonFiniteError, StepData, Term, clock, fit

@@ -1,0 +1,199 @@
+"""What stage one learns from and is scored by: steps of masked pairs, their loss, held-out figures.
+
+In: example streams. Out: `StepData` for the loop, `Term`s of a batch, figures of held-out examples.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minibert.examples import Example, ExampleStream, collate
+from minibert.losses import next_sentence_loss
+from minibert.runtime import Runtime
+from minibert.train import Batch, StepData, Term
+from minibert.world import ALONE, World
+
+RAMP_START = 0.25  # of a batch, where --batch-ramp begins
+
+
+def pretraining_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term]:
+    """The terms of stage one on a batch: masked words, and pairs where the batch has labels.
+
+    Args:
+        model: returns a `PretrainingOutput`.
+        batch: from `examples.collate`.
+
+    Returns:
+        "mlm" and, with next_sentence_label, "nsp".
+    """
+    inputs = ("input_ids", "token_type_ids", "attention_mask", "mlm_positions", "mlm_labels")
+    out = model(**{name: batch[name] for name in inputs})
+    terms = {"mlm": Term(*out.mlm_score)}
+    if "next_sentence_label" in batch:
+        pairs = batch["next_sentence_label"]
+        hits = (out.nsp_logits.argmax(-1) == pairs).sum()
+        terms["nsp"] = Term(*next_sentence_loss(out.nsp_logits, pairs), hits)
+    return terms
+
+
+class PretrainingData:
+    """Optimiser steps of masked pairs, from an example stream; this process's share of each.
+
+    Sequences may be short for the first share of the budget: attention is cheaper, and most of what
+    is learnt is near (Devlin et al. 2019, A.2). A step then has as many more of them, so that its
+    tokens stay about the same. Whole sequences go on at the place in the corpus where short ones
+    stopped. The batch may grow in a line over the first share of the budget, from a quarter: early
+    gradients agree, so that fewer sequences tell as much (McCandlish et al. 2018). What a step is
+    like is a function of the budget used, so a run resumes exactly.
+    """
+
+    def __init__(
+        self,
+        stream: ExampleStream,
+        batch_size: int,
+        micro_batch_size: int,
+        world: World = ALONE,
+        short: ExampleStream | None = None,
+        short_share: float = 0.0,
+        batch_ramp: float = 0.0,
+    ) -> None:
+        """Begins at the first epoch, with short sequences where there are any.
+
+        Args:
+            batch_size, micro_batch_size: whole sequences, per step and per forward.
+            short: the same documents and seed in shorter sequences.
+            short_share: share of the budget in which steps come from `short`.
+            batch_ramp: share of the budget in which the batch grows.
+        """
+        self.whole, self.short, self.world = stream, short, world
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.short_share, self.batch_ramp = short_share, batch_ramp
+        self.batch_share = RAMP_START if batch_ramp else 1.0  # of a whole batch, now
+        self.stream = short or stream  # what steps come from now
+        self.max_predictions = stream.builder.options.max_predictions
+
+    @property
+    def epochs_done(self) -> float:
+        return self.stream.epochs_done
+
+    def pace(self, done: float) -> None:
+        """Chooses what the next steps are like by the share of the budget used."""
+        if self.batch_ramp:
+            climbed = min(1.0, done / self.batch_ramp)
+            self.batch_share = RAMP_START + (1 - RAMP_START) * climbed
+        if self.stream is self.short and done >= self.short_share:
+            self.whole.follow(self.short)
+            self.stream = self.whole
+
+    def state(self) -> dict[str, int]:
+        is_short = {"short": int(self.stream is self.short)} if self.short else {}
+        return self.stream.state() | is_short
+
+    def seek(self, state: dict[str, int]) -> None:
+        self.stream = self.short if self.short and state["short"] else self.whole
+        self.stream.seek(state)
+
+    def told_lengths(self) -> str:
+        """The lengths of sequences over the budget, in words."""
+        assert self.short
+        whole, short = (s.builder.options.max_seq_length for s in (self.whole, self.short))
+        more = self.batch_size * whole // short
+        return (
+            f"{short} tokens in {self.short_share:.0%} of the budget, then {whole}; a step has "
+            f"{more:,} short sequences or {self.batch_size:,} whole ones"
+        )
+
+    def _as_many_tokens(self, sequences: int) -> int:
+        """How many sequences of the present length hold the tokens of so many whole ones."""
+        whole, now = (s.builder.options.max_seq_length for s in (self.whole, self.stream))
+        return sequences * whole // now
+
+    def largest(self, size: int) -> dict[str, Tensor]:
+        """A batch of `size` sequences without padding, for trying what fits into memory."""
+        options, count = self.whole.builder.options, self.max_predictions
+        ids = np.zeros(options.max_seq_length, np.int64)
+        places, labels = np.arange(count), np.zeros(count, np.int64)
+        pair = None if options.nsp == "none" else 0
+        return collate([Example(ids, len(ids) // 2, places, labels, pair)] * size, count)
+
+    def take(self) -> StepData:
+        """The next batch, in micro-batches; labels are counted before anything is computed."""
+        batch, size = map(self._as_many_tokens, (self.batch_size, self.micro_batch_size))
+        # Of micro-batches and processes it knows nothing: they change no step.
+        examples = self.stream.take(math.ceil(batch * self.batch_share))
+        own = list(self.world.share(examples))
+        is_filler = not own  # more processes than sequences
+        own = own or examples[:1]
+        parts = _parted(own, size, -(-len(examples) // self.world.size))
+        counts = {"mlm": sum(len(e.mlm_positions) for e in examples)}
+        if examples[0].next_sentence_label is not None:
+            counts["nsp"] = len(examples)
+        slots = self.stream.builder.options.max_predictions
+        batches = [collate(part, slots) for part in parts]
+        num_slots = sum(batch["input_ids"].numel() for batch in batches)
+        lengths = [len(e.input_ids) for e in examples]
+        return StepData(batches, counts, lengths, num_slots, is_filler)
+
+
+def _parted(own: list[Example], size: int, largest: int) -> list[list[Example]]:
+    """A process's share of a step in parts of at most `size`.
+
+    They are as many as those of the largest share: a sharded model's forward waits for all
+    processes. (Not of single sequences, with which the settings refuse unequal shares.)
+    """
+    parts = [own[i : i + size] for i in range(0, len(own), size)]
+    count = -(-largest // size)
+    if len(parts) < count <= len(own):
+        bounds = [i * len(own) // count for i in range(count + 1)]
+        parts = [own[start:stop] for start, stop in itertools.pairwise(bounds)]
+    return parts
+
+
+@torch.no_grad()
+def evaluate_pretraining(
+    model: nn.Module,
+    examples: Sequence[Example],
+    max_predictions: int,
+    batch_size: int,
+    run: Runtime,
+) -> dict[str, float]:
+    """Scores masked words and pairs of held-out examples; the model is in eval mode.
+
+    Every process scores its share of the batches, and all return the figures of the whole.
+
+    Returns:
+        mlm_loss (nats), mlm_perplexity, mlm_accuracy, masked_tokens and, with pairs, nsp_loss,
+        nsp_accuracy, pairs, random_pairs (their share; guessing one class scores it or the rest).
+    """
+    names = ("mlm", "nsp")[: 1 + (examples[0].next_sentence_label is not None)]
+    sums = {f"{name}_{key}": 0.0 for name in names for key in ("loss", "count", "hits")}
+    for start, counts in run.world.rounds(range(0, len(examples), batch_size)):
+        batch = collate(list(examples[start : start + batch_size]), max_predictions)
+        with run.autocast():
+            terms = pretraining_terms(model, run.place(batch))
+        for name, term in terms.items():
+            for key, value in zip(("loss", "count", "hits"), term, strict=True):
+                sums[f"{name}_{key}"] += float(value) * counts
+    together = run.world.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
+    sums = dict(zip(sums, together.tolist(), strict=True))
+    loss = sums["mlm_loss"] / sums["mlm_count"]
+    figures = {
+        "mlm_loss": loss,
+        "mlm_perplexity": math.exp(min(loss, 700)),
+        "mlm_accuracy": sums["mlm_hits"] / sums["mlm_count"],
+        "masked_tokens": int(sums["mlm_count"]),
+    }
+    if "nsp_count" in sums:
+        figures["nsp_loss"] = sums["nsp_loss"] / sums["nsp_count"]
+        figures["nsp_accuracy"] = sums["nsp_hits"] / sums["nsp_count"]
+        figures["pairs"] = int(sums["nsp_count"])
+        labels = [e.next_sentence_label for e in examples if e.next_sentence_label is not None]
+        figures["random_pairs"] = sum(labels) / len(labels)
+    return figures
