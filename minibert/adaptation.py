@@ -56,11 +56,20 @@ def check_text(settings: FinetuneSettings) -> None:
     """Looks at the files of text, before anything is made.
 
     Raises:
-        InputError: one is not there or is no text.
+        InputError: one is not there, is no text, or is of the labelled data.
     """
     named = [place for place in settings.adapt or () if place != OWN_TEXT]
-    if named:
-        readable_files(find_files(named, "--adapt"))
+    if not named:
+        return
+    files, _ = readable_files(find_files(named, "--adapt"))
+    given = (settings.data, settings.dev_data, settings.test_data)
+    labelled = {Path(path).resolve() for path in given if path}
+    for file in files:
+        if file.resolve() in labelled:
+            raise InputError(
+                f"--adapt {file} is the labelled data, whose labels and scored texts would be read "
+                f"as text; {OWN_TEXT!r} takes its training texts alone"
+            )
 
 
 def adapt(

@@ -343,6 +343,15 @@ def test_text_that_cannot_be_read_is_refused(
     assert not (world / "unread").exists()
 
 
+def test_the_labelled_data_is_no_text_to_adapt_to(tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    data.write_text("text,label\nstorm,0\nriver,1\n")
+    with pytest.raises(InputError, match="data.csv is the labelled data"):
+        finetune(task="classification", data=str(data), adapt=str(data))
+    with pytest.raises(InputError, match="data.csv is the labelled data"):
+        finetune(task="classification", data="x", test_data=str(data), adapt=str(tmp_path / "d*"))
+
+
 def test_minutes_of_the_whole_are_shared() -> None:
     def settings(**values: Any) -> FinetuneSettings:
         return FinetuneSettings(task="imdb", **values)
