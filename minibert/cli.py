@@ -126,11 +126,13 @@ def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSet
     if "config" in values:
         path = Path(values.pop("config"))
         content = read_json(path, "--config names a JSON file")
+        if named and "command" in content:
+            raise InputError(f"{path} is a run's, with every setting; leave --recipe out")
         given = _of_earlier_run(content, path) if "command" in content else content
         budgets = {"max_steps", "epochs", "max_minutes"}
         if budgets & values.keys():  # a flag replaces the file's budget, whichever kind it is
             given = {k: v for k, v in given.items() if k not in budgets}
-        settings.from_dict({**dataclasses.asdict(_blank(settings)), **given}, str(path))
+        settings.from_dict({**dataclasses.asdict(_blank(settings)), **named, **given}, str(path))
     return settings.from_dict({**named, **given, **values})
 
 

@@ -361,7 +361,10 @@ class _Run:
         trial = Trial(model, forward, task.terms, data.largest, self.runtime)
         data.micro_batch_size = micro = micro_batch_size(settings, self.begun, trial)
         dev_features = task.encode(dev)
-        rate = settings.learning_rate or task.learning_rate
+        if self.begun is not None:
+            rate = float(self.begun["resolved"]["learning_rate"])
+        else:
+            rate = settings.learning_rate or task.learning_rate
 
         def infer_some(features: Sequence[list[Feature]]) -> None:
             model.eval()

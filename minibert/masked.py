@@ -16,7 +16,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from minibert.files import whole_characters
 from minibert.heads import BertForPreTraining
 from minibert.model_folders import open_model_folder
 from minibert.predict import place_for_prediction, run_of
-from minibert.runs import check_vocabulary
+from minibert.runs import check_vocabulary, trained_positions
 from minibert.runtime import Runtime
 from minibert.tasks.batches import Feature, infer, inputs_of, pad
 from minibert.tokenizer import WordPiece
@@ -124,7 +123,7 @@ def load_masked_lm(
     check_vocabulary(tokenizer, config)
     run = run_of(path)
     runtime = place_for_prediction(model, run, device, precision)
-    return MaskedLM(model, tokenizer, runtime, _longest(run, config))
+    return MaskedLM(model, tokenizer, runtime, trained_positions(path, config))
 
 
 def _check_whole(model: BertForPreTraining, config: BertConfig, path: Path) -> None:
@@ -143,13 +142,6 @@ def _check_whole(model: BertForPreTraining, config: BertConfig, path: Path) -> N
             f"{path} has a decoder of its own for masked words, and only one tied to the word "
             f"embeddings is built here; {wanted}"
         )
-
-
-def _longest(run: dict[str, Any], config: BertConfig) -> int:
-    """Tokens a sequence may have: positions that no pretraining reached hold their first draw."""
-    positions, settings = config.max_position_embeddings, run.get("settings", {})
-    is_own = run.get("command") == "pretrain" and not settings.get("model")
-    return min(positions, settings["max_seq_length"]) if is_own else positions
 
 
 class MaskedLM:

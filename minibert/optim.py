@@ -41,20 +41,21 @@ def build_muon(
     """Muon for the matrices of the model's layers, AdamW as above for all other parameters.
 
     Embeddings, heads and the pooler are not hidden matrices and stay with AdamW. Query, key and
-    value are three matrices, though stored as one.
+    value are three matrices, though stored as one, and so are gates and values two.
     """
-    single: list[Tensor] = []
-    threefold: list[Tensor] = []
+    by_parts: dict[int, list[Tensor]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and ".layers." in f".{name}":
-            (threefold if name.endswith(".qkv") else single).append(module.weight)
-    taken = {id(parameter) for parameter in single + threefold}
+            is_gated = name.endswith(".up") and model.get_submodule(name[:-3]).is_gated
+            parts = 3 if name.endswith(".qkv") else 2 if is_gated else 1
+            by_parts.setdefault(parts, []).append(module.weight)
+    taken = {id(parameter) for parameters in by_parts.values() for parameter in parameters}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     adamw = [
         {"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    matrices = [{"params": single, "parts": 1}, {"params": threefold, "parts": 3}]
+    matrices = [{"params": found, "parts": parts} for parts, found in by_parts.items()]
     return Muon(matrices, adamw, learning_rate, weight_decay, momentum)
 
 

@@ -63,6 +63,7 @@ from minibert.runs import (
     run_record,
     save_model,
     start_or_replay_runtime,
+    trained_positions,
     training_seconds,
     utilisation,
     weights_digest,
@@ -101,17 +102,16 @@ def default_steps(corpus_tokens: int, step_tokens: float) -> tuple[int, str]:
     return steps, rule
 
 
-def default_learning_rate(hidden_size: int) -> float:
+def default_learning_rate(
+    hidden_size: int, optimizer: str = "adamw", goes_on: bool = False
+) -> float:
     """1e-3 up to 256 hidden units, then falling as 1 / hidden: 5e-4 at 512, 3.3e-4 at 768.
 
-    Measured at 256 alone: 2e-3 did not train there (docs/LOG.md).
+    Twice that with Muon, and half of it where trained weights are to be kept. Measured at 256
+    alone, where 2e-3 did not train with AdamW (docs/LOG.md, docs/pretraining.md).
     """
-    return min(1e-3, 0.256 / hidden_size)
-
-
-def _default_rate(config: BertConfig, goes_on: bool) -> float:
-    """The peak rate: a new model's, or half of it where trained weights are to be kept."""
-    return default_learning_rate(config.hidden_size) * (_FURTHER if goes_on else 1)
+    rate = min(1e-3, 0.256 / hidden_size)
+    return rate * (2 if optimizer == "muon" else 1) * (_FURTHER if goes_on else 1)
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,17 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Start:
-    """The model to go on from, None for a new one. digest: of its weights, where they are kept."""
+    """What a run starts from.
+
+    folder: the model to go on from, None for a new one. digest: of its weights, where they are
+    kept. config: the network's, before this run's settings change it. positions: how many of them
+    earlier training has reached.
+    """
 
     folder: Path | None
     digest: str | None
+    config: BertConfig
+    positions: int
 
 
 def _reader_options(settings: PretrainSettings) -> corpus.ReaderOptions:
@@ -342,6 +349,7 @@ class _Run:
             "compile": compiled,
             "learning_rate": loop.settings.learning_rate,
             "start_weights": start.digest,
+            "trained_positions": max(start.positions, settings.max_seq_length),
             "budget": dataclasses.asdict(loop.settings.budget),
             "peak_flops": loop.utilisation.peak_flops,
             "model": model.config.to_dict(),
@@ -357,6 +365,8 @@ class _Run:
             "tokens": state.tokens,
             "seconds": state.seconds,
         }
+        # Dropout was this run's; who fine-tunes the model takes the network's own.
+        model.config = _with_dropout_of(model.config, start.config)
         save_model(model, folder.path, world)
         if world.is_main:
             source.tokenizer.save(folder.path)
@@ -380,7 +390,8 @@ class _Run:
             )
         config = BertConfig.from_pretrained(folder) if folder else _new_config(settings)
         model_config(settings, config)  # refused before the text is read
-        return _Start(folder, digest)
+        positions = trained_positions(folder, config) if folder and digest else 0
+        return _Start(folder, digest, config, positions)
 
     def _text(self, start: _Start) -> _Source:
         """The text, encoded and split."""
@@ -443,8 +454,12 @@ class _Run:
                 log_line("plateau", _plateau_text(figures["mlm_loss"], unigram_of_few))
             return figures
 
-        goes_on = start.digest is not None
-        rate = settings.learning_rate or _default_rate(model.config, goes_on)
+        if self.begun is not None:
+            rate = float(self.begun["resolved"]["learning_rate"])
+        else:
+            rate = settings.learning_rate or default_learning_rate(
+                model.config.hidden_size, settings.optimizer, goes_on=start.digest is not None
+            )
         build = build_muon if settings.optimizer == "muon" else build_optimizer
         loop = Loop(
             model,
@@ -460,6 +475,15 @@ class _Run:
             pace=data.pace,
         )
         return loop
+
+
+def _with_dropout_of(config: BertConfig, other: BertConfig) -> BertConfig:
+    return dataclasses.replace(
+        config,
+        hidden_dropout_prob=other.hidden_dropout_prob,
+        attention_probs_dropout_prob=other.attention_probs_dropout_prob,
+        classifier_dropout=other.classifier_dropout,
+    )
 
 
 def _held_out(source: _Source, settings: PretrainSettings) -> list[Example]:
@@ -494,7 +518,7 @@ def _results(
         "num_eval": len(held_out),
         **figures,
         "unigram_entropy": unigram_entropy(source.held_out, held_out),
-        "bits_per_character": bits * tokens_per_character(source.tokenizer, held_out),
+        "mlm_bits_per_character": bits * tokens_per_character(source.tokenizer, held_out),
     }
 
 

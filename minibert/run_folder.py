@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any, Self, TextIO
 
 from minibert.errors import InputError
 from minibert.files import read_json, write_json
+from minibert.settings import FinetuneSettings, PretrainSettings
 
 # What a run writes, and so what --overwrite removes; anything else in the folder is left alone.
 _OURS = (
@@ -193,6 +195,8 @@ class RunFolder:
     def check_same_settings(self, command: str, now: dict[str, Any]) -> None:
         """Compares the settings of a run that is to go on with those it was begun with.
 
+        One that an older version did not know had what is its default now.
+
         Raises:
             InputError: the command or a setting differs; the difference is named.
         """
@@ -202,13 +206,12 @@ class RunFolder:
                 f"--resume: the command was {before.get('command')}, now {command}; "
                 f"--overwrite starts anew"
             )
-        then = before.get("settings", {})
+        kind = PretrainSettings if command == "pretrain" else FinetuneSettings
+        then = {f.name: f.default for f in dataclasses.fields(kind)} | before.get("settings", {})
         differ = [
             f"{name} was {then.get(name)!r}, now {now.get(name)!r}"
             for name in sorted(then.keys() | now.keys())
-            if name not in _MAY_DIFFER
-            and then.get(name) != now.get(name)
-            and (name in then or now[name])  # an older version had no such setting, and it is off
+            if name not in _MAY_DIFFER and then.get(name) != now.get(name)
         ]
         if differ:
             raise InputError(f"--resume: {'; '.join(differ)}; --overwrite starts anew")

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.estimate import run_folder_bytes, step_memory, told_bytes
+from minibert.files import read_json
 from minibert.flops import measure_peak_flops, training_flops
 from minibert.layerwise import Layerwise
 from minibert.machine import launched
@@ -119,6 +120,22 @@ def model_config(settings: RunSettings, config: BertConfig) -> BertConfig:
         attention_probs_dropout_prob=settings.dropout,
         classifier_dropout=None,  # follows the hidden one
     )
+
+
+def trained_positions(folder: Path, config: BertConfig) -> int:
+    """How many positions of a model training has reached; later ones hold their first draw.
+
+    Of a model that no run here pretrained they are all taken for trained.
+    """
+    path = folder / "run.json"
+    run = read_json(path, "") if path.is_file() else {}
+    settings, resolved = run.get("settings", {}), run.get("resolved", {})
+    positions = config.max_position_embeddings
+    if run.get("command") != "pretrain":
+        return positions
+    if "trained_positions" in resolved:
+        return min(positions, int(resolved["trained_positions"]))
+    return positions if settings.get("model") else min(positions, settings["max_seq_length"])
 
 
 def utilisation(

@@ -46,11 +46,10 @@ OWN_TEXT = "auto"  # the word for the task's own text, in --adapt
 SHORT_SHARE = 0.9  # of the budget, with --short-length (Devlin et al. 2019, A.2)
 SCHEDULES = ("linear", "cosine", "constant-then-linear")
 DECAY_RATIO = 0.3  # of the budget, with --schedule constant-then-linear
-# Settings by name that go together, as a --config file's do; docs/pretraining.md measures them.
+# Settings by name that go together, as those of a --config file do; see docs/pretraining.md.
 PRETRAINING_RECIPES: dict[str, dict[str, Any]] = {
     "small-budget": {
         "optimizer": "muon",
-        "learning_rate": 2e-3,
         "warmup_ratio": 0.05,
         "dropout": 0.0,
         "nsp": "none",
@@ -102,7 +101,7 @@ class RunSettings:
         False, "part the model among the processes of torchrun, for one that does not fit"
     )
     max_seq_length: int = setting(128, "tokens per sequence, special tokens included")
-    learning_rate: float | None = setting(None, "peak rate of AdamW")
+    learning_rate: float | None = setting(None, "peak rate")
     weight_decay: float = setting(0.01, "decoupled decay; none on biases and LayerNorm")
     warmup_ratio: float = setting(0.1, "share of the budget in which the rate climbs")
     schedule: str | None = setting(
@@ -262,8 +261,8 @@ class PretrainSettings(RunSettings):
 
     learning_rate: float | None = setting(
         None,
-        "peak rate of AdamW; default 1e-3 up to 256 hidden units, then 0.256 / hidden; half of "
-        "that with --model",
+        "peak rate; default 1e-3 up to 256 hidden units, then 0.256 / hidden; twice that with "
+        "muon, half of it with --model",
     )
     corpus: list[str] = setting([], "text files, folders or globs: .txt .jsonl, also .gz .xz .bz2")
     text_field: str = setting("text", "key of the text in .jsonl, one document a line")
@@ -477,7 +476,7 @@ class FinetuneSettings(RunSettings):
         None, "qa: tokens from a window of a long context to the next; default 128"
     )
     learning_rate: float | None = setting(
-        None, "peak rate of AdamW; default that of a recipe for the task and the size, else 2e-4"
+        None, "peak rate; default that of a recipe for the task and the size, else 2e-4"
     )
     select: str | None = setting(
         None, "dev figure that chooses the weights; default: that of the task's field"

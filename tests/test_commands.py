@@ -561,7 +561,7 @@ def test_a_pretraining_folder_holds_what_the_contract_lists(world: Path) -> None
             "mlm_accuracy",
             "nsp_accuracy",
             "unigram_entropy",
-            "bits_per_character",
+            "mlm_bits_per_character",
         ),
         *("masked_tokens", "pairs", "task", "dataset", "num_train", "num_eval", "seconds"),
     }
@@ -605,6 +605,10 @@ def test_a_recipe_stands_between_the_defaults_and_what_is_given(
 ) -> None:
     parts = recipe("small-budget")
     (tmp_path / "own.json").write_text('{"learning_rate": 0.5, "batch_size": 7}')
+    (tmp_path / "run.json").write_text('{"command": "pretrain", "settings": {"batch_size": 7}}')
+    both = {"recipe": "small-budget", "config": str(tmp_path / "run.json")}
+    with pytest.raises(InputError, match="leave --recipe out"):
+        cli.settings_from({**both, "corpus": ["-"]}, PretrainSettings)
     given = {"recipe": "small-budget", "config": str(tmp_path / "own.json"), "batch_size": 9}
     found = cli.settings_from({**given, "corpus": ["-"]}, PretrainSettings).to_dict()
     plain = PretrainSettings(corpus=["-"]).to_dict()

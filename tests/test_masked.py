@@ -331,6 +331,9 @@ def test_a_run_reads_what_it_was_pretrained_on(folder: Path, tmp_path: Path) -> 
     on = with_run(folder, tmp_path / "on", command="pretrain", settings=settings)
     assert load_masked_lm(on).longest == 16
     assert load_masked_lm(folder).longest == 16
+    told = {"settings": settings, "resolved": {"trained_positions": 12}}
+    known = with_run(folder, tmp_path / "known", command="pretrain", **told)
+    assert load_masked_lm(known).longest == 12
 
 
 def without(folder: Path, place: Path, *beginnings: str, **more: Tensor) -> Path:

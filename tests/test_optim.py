@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,15 +92,20 @@ def test_orthogonalised_keeps_directions_and_levels_their_sizes(shape: tuple[int
     assert float((inside - sizes.diag_embed()).abs().max()) < 0.05  # bf16
 
 
-def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(tiny_config: BertConfig) -> None:
-    model = BertForPreTraining(tiny_config)
+@pytest.mark.parametrize("feed_forward", ["plain", "gated"])
+def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(
+    tiny_config: BertConfig, feed_forward: str
+) -> None:
+    model = BertForPreTraining(replace(tiny_config, feed_forward=feed_forward))
     optimizer = build_muon(model, 1e-3, 0.01)
     held = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
     assert held == Counter(id(p) for p in model.parameters())
     parts = {id(p): g.get("parts") for g in optimizer.param_groups for p in g["params"]}
+    stored = {".qkv.": 3, ".up.": 2 if feed_forward == "gated" else 1}
     for name, parameter in model.named_parameters():
         matrix = ".layers." in name and parameter.ndim == 2
-        assert parts[id(parameter)] == ((3 if ".qkv." in name else 1) if matrix else None), name
+        wanted = next((count for part, count in stored.items() if part in name), 1)
+        assert parts[id(parameter)] == (wanted if matrix else None), name
 
 
 def test_a_step_of_muon_is_momentum_made_orthogonal(tiny_config: BertConfig) -> None:

@@ -251,6 +251,24 @@ def test_a_run_killed_before_its_first_checkpoint_can_be_resumed(
     assert without_times(read_metrics(unfinished)) == rows
 
 
+def test_a_run_of_an_older_version_goes_on_at_its_own_rate(
+    world: Path, unfinished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = unfinished / "run.json"
+    run = json.loads(path.read_text())
+    rows = read_metrics(unfinished)
+    before = [row["learning_rate"] for row in rows if "learning_rate" in row][-1]
+    for name in ("optimizer", "norm", "random_weights"):
+        del run["settings"][name]
+    run["resolved"]["learning_rate"] *= 0.5  # as another version may have chosen by default
+    path.write_text(json.dumps(run))
+    flags = short_flags(world, "--output", unfinished, "--resume")
+    assert "optimizer was 'adamw', now 'muon'" in complaint([*flags, "--optimizer", "muon"], capsys)
+    assert run_here(flags, capsys)[0] == 0
+    rates = [row["learning_rate"] for row in read_metrics(unfinished) if "learning_rate" in row]
+    assert rates[-1] == pytest.approx(0.5 * before)
+
+
 def test_resume_with_another_tokenizer_than_before_is_an_error(
     world: Path, unfinished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,6 +77,15 @@ def test_pretraining_goes_on_from_a_model_with_its_vocabulary(
         assert (further.folder / name).read_text() == (pretrained.folder / name).read_text()
 
 
+def test_dropout_is_the_runs_and_not_the_saved_models(world: Path) -> None:
+    shape = {"preset": "tiny", "vocab_size": 60, "dropout": 0.0}
+    found = pretrain_in(world, "undropped", **shape)
+    config = BertConfig.from_pretrained(found.folder)
+    assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.1, 0.1)
+    run = json.loads((found.folder / "run.json").read_text())
+    assert run["resolved"]["model"]["hidden_dropout_prob"] == 0.0
+
+
 def test_layers_and_width_replace_those_of_the_preset(world: Path) -> None:
     found = pretrain_in(
         world, "shaped", preset="tiny", vocab_size=60, num_layers=3, hidden_size=192
@@ -277,6 +286,8 @@ def test_default_budget_follows_its_rule(corpus: int, tokens: int) -> None:
 
 def test_default_rate_falls_with_the_width() -> None:
     rates = [default_learning_rate(width) for width in (128, 256, 512, 768)]
+    assert default_learning_rate(256, "muon") == 2e-3
+    assert default_learning_rate(512, "muon", goes_on=True) == 0.5e-3
     assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 0.256 / 768])
 
 
