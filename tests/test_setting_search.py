@@ -207,3 +207,13 @@ def test_each_setting_can_be_tried_from_the_command_line(
     tries = ["--try-" + name.replace("_", "-"), *values]
     assert main(["search-settings", "--task", "sst2", *where, *tries]) == 0
     assert begun == [float(value) for value in values]
+
+
+def test_several_processes_are_refused_before_anything_is_read(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="in one process; no torchrun"):
+        search_settings(settings(model, tmp_path / "out"), RATES)
+    assert not (tmp_path / "out").exists()
+    assert capsys.readouterr().err == ""
