@@ -27,7 +27,7 @@ from minibert.machine import launched
 from minibert.model import init_weights
 from minibert.model_folders import bundled_model, open_model_folder
 from minibert.optim import Budget, build_optimizer
-from minibert.recipes import filled
+from minibert.recipes import as_begun, filled
 from minibert.repeats import repeat
 from minibert.run_folder import RunFolder
 from minibert.runs import (
@@ -109,6 +109,20 @@ def with_recipe(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
     return filled(settings, family, config)
 
 
+def _as_begun(settings: FinetuneSettings) -> tuple[FinetuneSettings, str] | None:
+    """Of a run that goes on what `with_recipe` returns of one that begins, else None.
+
+    It needs no model: of a finished run that may be gone.
+    """
+    path = Path(settings.output or f"runs/{settings.task}")
+    if settings.resume == "no" or settings.dry_run or not (path / "run.json").is_file():
+        return None
+    run = RunFolder(path).read_run()
+    # That of another command is refused where the folder is opened.
+    before = run["settings"] if run.get("command") == "finetune" else {}
+    return as_begun(settings, before, str(path))
+
+
 def _build_model(
     settings: FinetuneSettings, task: Task[Any, Any], folder: Path, random_weights: bool
 ) -> nn.Module:
@@ -171,7 +185,7 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
             "--adapt runs in one process; adapt with `minibert pretrain --model` under torchrun, "
             "then fine-tune --model of that"
         )
-    settings, recipe = with_recipe(settings)
+    settings, recipe = _as_begun(settings) or with_recipe(settings)
     check_text(settings)
     if settings.seeds > 1 and not settings.dry_run:
         find_task(settings.task)(settings).find_data()  # before a folder is made: either may fail

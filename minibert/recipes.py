@@ -1,13 +1,15 @@
 """Recipes: what fine-tuning takes, by task and size of the model, where the user gives nothing.
 
 An entry is here because it was measured on dev; its source says where. A task or a size without an
-entry keeps the defaults of the settings and of the task. Importable without torch.
+entry keeps the defaults of the settings and of the task. A run that goes on keeps what it began
+with. Importable without torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from minibert.config import BertConfig
 from minibert.settings import Default, FinetuneSettings
@@ -39,14 +41,6 @@ _FILLED = ("learning_rate", "epochs", "batch_size", "max_seq_length")
 RECIPES = (
     # 2,000 labels, dev accuracy after three epochs: 0.678 at 2e-4, 0.743 at 5e-4, 0.728 at 1e-3.
     Recipe("imdb", 4, 256, False, "docs/LOG.md, 2026-11-25", learning_rate=5e-4),
-    # 10,000 labels: test 0.8250 at 2e-4, 0.8254 at 1e-4, 0.8100 at 5e-4.
-    Recipe("imdb", 4, 256, True, "docs/LOG.md, 2026-11-25", learning_rate=2e-4),
-    # From all-MiniLM-L6-v2: test Spearman 0.856 after two epochs; no other rate was tried.
-    Recipe(
-        *("stsb", 6, 384, False, "docs/results.md, From a published checkpoint"),
-        mode="bi-encoder",
-        learning_rate=5e-5,
-    ),
 )
 
 
@@ -89,16 +83,42 @@ def filled(
     }
     if not values:
         return settings, ""
-    told = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in values.items())
     start = "random weights" if recipe.random_weights else "pretrained weights"
     size = f"{recipe.layers} layers of {recipe.hidden_size}"
-    said = f"{told}; {recipe.task} from {start}, {size} ({recipe.source})"
+    said = f"{_told(values)}; {recipe.task} from {start}, {size} ({recipe.source})"
     return dataclasses.replace(settings, **values), said
+
+
+def as_begun(
+    settings: FinetuneSettings, before: Mapping[str, Any], run: str
+) -> tuple[FinetuneSettings, str]:
+    """The settings of a run that goes on, by itself whatever the recipes say by now.
+
+    Args:
+        before: the settings in its run.json; those that are not given now are taken from there.
+        run: its name.
+
+    Returns:
+        The line is empty where nothing was filled in.
+    """
+    values = {
+        name: before[name] for name in _FILLED if name in before and not is_given(settings, name)
+    }
+    values = {name: v for name, v in values.items() if v != getattr(settings, name)}
+    if not values:
+        return settings, ""
+    return dataclasses.replace(settings, **values), f"{_told(values)}; as {run} was begun"
+
+
+def _told(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in values.items())
 
 
 def is_given(settings: FinetuneSettings, name: str) -> bool:
     """Whether the user has decided on a setting; any budget decides on the epochs."""
     if name == "epochs":
         return any((settings.epochs, settings.max_steps, settings.max_minutes))
-    value = getattr(settings, name)
-    return value is not None and not isinstance(value, Default)
+    value, default = getattr(settings, name), getattr(FinetuneSettings, name)
+    if default is None or isinstance(default, Default):
+        return value is not None and not isinstance(value, Default)
+    return bool(value != default)  # such as a share of 0: whether it was given cannot be seen

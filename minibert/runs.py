@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from minibert.optim import Budget
 from minibert.progress import clock
 from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime, start_runtime, versions
-from minibert.settings import DECAY_RATIO, RunSettings
+from minibert.settings import DECAY_RATIO, FinetuneSettings, RunSettings
 from minibert.sharding import gathered, is_sharded, shard
 from minibert.tokenizer import WordPiece
 from minibert.train import Loop, LoopSettings, LoopState, StepData, Utilisation, fit
@@ -328,6 +328,18 @@ def weights_digest(folder: Path) -> str:
             with (folder / name).open("rb") as handle:
                 return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
     raise InputError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
+
+
+def dev_figure(results: Mapping[str, Any]) -> tuple[str, float]:
+    """The figure on dev that chose the weights of a fine-tuning: its name, its value."""
+    name, value = next((k, v) for k, v in results.items() if k.startswith("dev_"))
+    return name.removeprefix("dev_"), float(value)
+
+
+def of_seed(settings: FinetuneSettings, folder: Path, seed: int) -> FinetuneSettings:
+    """The settings of one of many seeds, in a folder below that of all."""
+    output = str(folder / f"seed-{seed}")
+    return dataclasses.replace(settings, seed=seed, seeds=1, output=output)
 
 
 def loop_settings(

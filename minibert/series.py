@@ -39,25 +39,35 @@ class Job(NamedTuple):
     start: str
 
 
-# What becomes of a finished job's figures; of one carried out whole by this call they hold
+# What becomes of finished jobs' figures; of one carried out whole by this call they hold
 # wall_seconds, from its start to its end.
-Taken = Callable[[Job, dict[str, Any]], object]
+Taken = Callable[[Sequence[tuple[Job, dict[str, Any]]]], object]
+
+
+def check_alone() -> None:
+    """Refuses several processes, before anything is made.
+
+    Raises:
+        InputError: there are several.
+    """
+    if launched().size > 1:
+        raise InputError("this runs one fine-tuning after the other in one process; no torchrun")
 
 
 def carry_out_all(jobs: Sequence[Job], overwrite: bool, taken: Taken) -> None:
-    """Carries out what is not finished; `taken` is called for every job, in their order.
+    """Carries out what is not finished, in the order given.
 
-    A finished run keeps its weights and loses its checkpoints, which are three times as large.
+    `taken` is called once with all jobs that were finished before, be they none, so that a table
+    has them before the first run; then with each as it ends. A finished run keeps its weights and
+    loses its checkpoints, which are three times as large.
 
     Args:
         overwrite: do those anew that were begun with other settings, data or weights.
 
     Raises:
-        InputError: such a job without `overwrite`, before anything is run; or several processes.
+        InputError: such a job without `overwrite`, before anything is run or taken.
         Interrupted: by a signal; the same call goes on.
     """
-    if launched().size > 1:
-        raise InputError("this runs one fine-tuning after the other in one process; no torchrun")
     changed = changed_jobs(jobs, overwrite)
     finished = {
         job.name: figures
@@ -70,10 +80,10 @@ def carry_out_all(jobs: Sequence[Job], overwrite: bool, taken: Taken) -> None:
     for job in jobs:
         if job.name in finished:
             known.setdefault(job.kind, []).append(float(finished[job.name]["seconds"]))
+    taken([(job, finished[job.name]) for job in jobs if job.name in finished])
     waiting = [job for job in jobs if job.name not in finished]
     for number, job in enumerate(jobs, 1):
         if job.name in finished:
-            taken(job, finished[job.name])
             continue
         left = seconds_left([j.kind for j in waiting], known)
         tail = "" if left is None else f"; about {clock(left)} left for all"
@@ -86,7 +96,7 @@ def carry_out_all(jobs: Sequence[Job], overwrite: bool, taken: Taken) -> None:
         waiting.remove(job)
         # Of a run that went on from an earlier command nobody knows it.
         wall = {} if is_begun and job.name not in changed else {"wall_seconds": seconds}
-        taken(job, figures | wall)
+        taken([(job, figures | wall)])
 
 
 def changed_jobs(jobs: Sequence[Job], overwrite: bool) -> set[str]:

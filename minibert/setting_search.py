@@ -22,8 +22,8 @@ from minibert.files import write_atomically, write_json
 from minibert.finetuning import choose_model, read_splits, with_recipe
 from minibert.progress import clock
 from minibert.recipes import is_given
-from minibert.runs import log_line, weights_digest
-from minibert.series import Job, carry_out_all, changed_jobs, claimed
+from minibert.runs import dev_figure, log_line, of_seed, weights_digest
+from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import FinetuneSettings, flag
 from minibert.tasks import find_task
 
@@ -58,9 +58,11 @@ def search_settings(
         The content of search.json; its trials have the best first.
 
     Raises:
-        InputError: values that cannot be tried, or runs in the folder that had other settings.
+        InputError: several processes, values that cannot be tried, or runs in the folder that had
+            other settings.
         Interrupted: by a signal; the same call goes on.
     """
+    check_alone()
     grid = _grid(settings, tried or {})
     if trials is not None and trials < 1:
         raise InputError(f"--trials is {trials}, must be at least 1")
@@ -88,7 +90,7 @@ def search_settings(
             Job(
                 f"{name}, seed {seed}",
                 name,
-                _of_seed(own, output.path / name, seed),
+                of_seed(own, output.path / name, seed),
                 fingerprint,
                 start,
             )
@@ -109,17 +111,16 @@ def search_settings(
             "held": _held(settings_of[trial_name(chosen[0])], chosen[0]),
             "trials": [{"name": trial_name(v), "settings": v, "dev": {}} for v in chosen],
         }
-        changed_jobs(jobs, settings.overwrite)  # before an earlier table is written over
-        _write(output.path, search, settings_of)
 
-        def taken(job: Job, figures: dict[str, Any]) -> None:
-            trial = next(t for t in search["trials"] if t["name"] == job.kind)
-            dev, value = next((k, v) for k, v in figures.items() if k.startswith("dev_"))
-            search["figure"] = dev.replace("_", " ", 1)
-            trial["dev"][str(job.settings.seed)] = value
-            trial["mean"] = statistics.fmean(trial["dev"].values())
-            trial["seconds"] = trial.get("seconds", 0.0) + figures["seconds"]
-            trial["best_step"], trial["steps"] = figures["best_step"], figures["steps"]
+        def taken(ended: Sequence[tuple[Job, dict[str, Any]]]) -> None:
+            for job, figures in ended:
+                trial = next(t for t in search["trials"] if t["name"] == job.kind)
+                name, value = dev_figure(figures)
+                search["figure"] = f"dev {name}"
+                trial["dev"][str(job.settings.seed)] = value
+                trial["mean"] = statistics.fmean(trial["dev"].values())
+                trial["seconds"] = trial.get("seconds", 0.0) + figures["seconds"]
+                trial["best_step"], trial["steps"] = figures["best_step"], figures["steps"]
             _write(output.path, search, settings_of)
 
         carry_out_all(jobs, settings.overwrite, taken)
@@ -172,11 +173,6 @@ def drawn(grid: list[dict[str, float]], count: int | None, seed: int) -> list[di
 def trial_name(values: Mapping[str, float]) -> str:
     """The folder of a trial, as in learning-rate-0.0005_batch-size-16."""
     return "_".join(f"{name.replace('_', '-')}-{value:.12g}" for name, value in values.items())
-
-
-def _of_seed(settings: FinetuneSettings, folder: Path, seed: int) -> FinetuneSettings:
-    output = str(folder / f"seed-{seed}")
-    return dataclasses.replace(settings, seed=seed, seeds=1, output=output)
 
 
 def ordered(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

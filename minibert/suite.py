@@ -21,8 +21,8 @@ from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.files import bundled_data, read_json, read_text, write_atomically, write_json
 from minibert.finetuning import read_splits, start_folder, with_recipe
-from minibert.runs import log_line, weights_digest
-from minibert.series import Job, carry_out_all, changed_jobs, claimed
+from minibert.runs import dev_figure, log_line, of_seed, weights_digest
+from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import FinetuneSettings, flag
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
@@ -99,6 +99,8 @@ class Plan:
                 raise InputError(f"{flag(name)} is {value}, must be above 0")
         if self.minutes and self.max_steps:
             raise InputError("--minutes and --max-steps are both budgets; give one")
+        # What no fine-tuning would take, before a folder is made.
+        FinetuneSettings(task="suite", limit=self.limit, precision=self.precision)
         if self.data is not None and not Path(self.data).is_dir():
             raise InputError(f"--data {self.data} is not a folder; expected one of data sets")
 
@@ -124,9 +126,11 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
         The content of suite.json.
 
     Raises:
-        InputError: no model or no data; or runs in the folder that had other settings.
+        InputError: several processes, no model or no data; or runs in the folder that had other
+            settings.
         Interrupted: by a signal; the same call goes on.
     """
+    check_alone()
     known = {f.name for f in dataclasses.fields(Plan)}
     for name in options:
         if name not in known:
@@ -164,15 +168,14 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
             else:
                 jobs += _prepare(plan, name, source, suite, given)
 
-        def taken(job: Job, figures: dict[str, Any]) -> None:
-            name, side = job.kind.split("/")
-            figures = _with_wall(before, job, figures)
-            _add(suite["tasks"][name][side], ENTRIES[name], job.settings.seed, figures)
+        def taken(ended: Sequence[tuple[Job, dict[str, Any]]]) -> None:
+            for job, figures in ended:
+                name, side = job.kind.split("/")
+                figures = _with_wall(before, job, figures)
+                _add(suite["tasks"][name][side], ENTRIES[name], job.settings.seed, figures)
             write_tables(output.path, suite)
 
         jobs = [job._replace(start=digest) for job in jobs]
-        changed_jobs(jobs, plan.overwrite)  # before an earlier table is written over
-        write_tables(output.path, suite)
         # Seed by seed, so that a suite that was stopped has every task with fewer seeds.
         jobs.sort(key=lambda job: job.settings.seed)
         carry_out_all(jobs, plan.overwrite, taken)
@@ -255,9 +258,7 @@ def _prepare(
         Job(
             f"{name}, {'random weights' if side == 'random' else 'the model'}, seed {seed}",
             f"{name}/{side}",
-            dataclasses.replace(
-                settings, seed=seed, output=str(Path(plan.output) / name / side / f"seed-{seed}")
-            ),
+            of_seed(settings, Path(plan.output) / name / side, seed),
             splits.fingerprint,
             "",
         )
@@ -339,8 +340,7 @@ def _with_wall(before: dict[str, Any], job: Job, figures: dict[str, Any]) -> dic
 def _add(side: dict[str, Any], entry: Entry, seed: int, figures: dict[str, Any]) -> None:
     """A finished run's figures among those of its side, with their mean and deviation."""
     side["figures"][str(seed)] = figures[entry.figure] * entry.scale
-    dev, value = next((k, v) for k, v in figures.items() if k.startswith("dev_"))
-    side["dev_figure"] = dev.removeprefix("dev_")
+    side["dev_figure"], value = dev_figure(figures)
     side["dev"][str(seed)] = value * entry.scale
     side["seconds"][str(seed)] = figures["seconds"]
     if "wall_seconds" in figures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from samples import one_thread, write_corpus, write_reviews  # noqa: F401
 import minibert
 from minibert import recipes
 from minibert.config import BertConfig, preset
+from minibert.errors import InputError
 from minibert.finetuning import finetune
 from minibert.pretraining import pretrain
 from minibert.recipes import RECIPES, Recipe, filled
@@ -35,9 +37,13 @@ def test_every_entry_names_a_task_and_a_page_that_is_there() -> None:
         assert f"## {place}" in (ROOT / page).read_text(encoding="utf-8"), recipe
 
 
-def test_a_pretrained_model_and_random_weights_have_rates_of_their_own() -> None:
+def test_an_entry_is_for_pretrained_or_for_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fill().learning_rate == 5e-4
-    assert fill(random_weights=True).learning_rate == 2e-4
+    assert fill(random_weights=True).learning_rate is None  # no rate was chosen on dev
+    other = Recipe("imdb", 4, 256, True, "", learning_rate=1e-4)
+    monkeypatch.setattr(recipes, "RECIPES", (*RECIPES, other))
+    assert fill().learning_rate == 5e-4
+    assert fill(random_weights=True).learning_rate == 1e-4
 
 
 def test_what_was_not_measured_keeps_its_defaults() -> None:
@@ -47,12 +53,11 @@ def test_what_was_not_measured_keeps_its_defaults() -> None:
         assert settings.learning_rate is None
 
 
-def test_a_mode_of_similarity_is_part_of_a_recipe() -> None:
-    size = dataclasses.replace(
-        MINI, num_hidden_layers=6, hidden_size=384, num_attention_heads=12, intermediate_size=1536
-    )
-    assert fill(size, task="stsb", mode="bi-encoder").learning_rate == 5e-5
-    assert fill(size, task="stsb").learning_rate is None
+def test_a_mode_of_similarity_is_part_of_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Recipe("stsb", 4, 256, False, "", "bi-encoder", learning_rate=5e-5)
+    monkeypatch.setattr(recipes, "RECIPES", (own,))
+    assert fill(task="stsb", mode="bi-encoder").learning_rate == 5e-5
+    assert fill(task="stsb").learning_rate is None
 
 
 def test_what_the_user_gives_stays_even_where_it_is_the_default(
@@ -90,20 +95,30 @@ def test_a_default_is_a_number_like_any_other() -> None:
     assert not isinstance(again.batch_size, Default)
 
 
-def test_a_run_says_records_and_keeps_what_a_recipe_filled_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+QUICK: dict[str, Any] = {"max_steps": 1, "device": "cpu", "precision": "fp32"}
+OWN = Recipe("imdb", 1, 64, False, "a page", None, 3e-3, None, 4, 24)
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    """A fine-tuning that `OWN` fits."""
     write_corpus(tmp_path / "corpus.txt")
-    data = write_reviews(tmp_path / "reviews", count=4)
-    quick: dict[str, Any] = {"max_steps": 1, "device": "cpu", "precision": "fp32"}
     start = pretrain(
         corpus=[str(tmp_path / "corpus.txt")],
-        **{"num_layers": 1, "hidden_size": 64, "vocab_size": 60, "max_seq_length": 32, **quick},
+        **{"num_layers": 1, "hidden_size": 64, "vocab_size": 60, "max_seq_length": 32, **QUICK},
         **{"output": str(tmp_path / "start"), "cache_dir": str(tmp_path / "cache")},
     )
-    own = Recipe("imdb", 1, 64, False, "a page", None, 3e-3, None, 4, 24)
-    monkeypatch.setattr(recipes, "RECIPES", (own,))
-    values = {"task": "imdb", "data": str(data), "model": str(start.folder), **quick}
+    data = write_reviews(tmp_path / "reviews", count=4)
+    return {"task": "imdb", "data": str(data), "model": str(start.folder), **QUICK}
+
+
+def test_a_run_says_records_and_keeps_what_a_recipe_filled_in(
+    values: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(recipes, "RECIPES", (OWN,))
     capsys.readouterr()
     run = finetune(output=str(tmp_path / "run"), **values)
     said = capsys.readouterr().err
@@ -121,3 +136,39 @@ def test_a_run_says_records_and_keeps_what_a_recipe_filled_in(
     seeds = finetune(output=str(tmp_path / "seeds"), seeds=2, **values)
     assert "recipe: learning rate 0.003" in capsys.readouterr().err
     assert minibert.load(seeds.folder).task.settings.max_seq_length == 24
+
+
+def test_a_run_goes_on_as_it_was_begun_whatever_the_recipes_say(
+    values: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def go_on(seeds: int, **more: Any) -> dict[str, Any]:
+        given = values | {"resume": True, "seeds": seeds} | more
+        return finetune(output=str(tmp_path / f"run-{seeds}"), **given).figures
+
+    monkeypatch.setattr(recipes, "RECIPES", (OWN,))
+    figures = {n: finetune(output=str(tmp_path / f"run-{n}"), seeds=n, **values) for n in (1, 2)}
+    monkeypatch.setattr(recipes, "RECIPES", (OWN._replace(learning_rate=1e-2, batch_size=8),))
+    # Stopped before its results, with a checkpoint.
+    (tmp_path / "run-1/results.json").unlink()
+    capsys.readouterr()
+    assert go_on(1)["accuracy"] == figures[1].figures["accuracy"]
+    said = capsys.readouterr().err
+    line = "recipe: learning rate 0.003, batch size 4, max seq length 24; as"
+    assert f"{line} {tmp_path / 'run-1'} was begun" in said
+    (tmp_path / "run-2/results.json").unlink()
+    assert go_on(2)["seeds"] == figures[2].figures["seeds"]
+    # What is given now must still be what it was.
+    with pytest.raises(InputError, match=r"learning_rate was 0\.003, now 0\.01"):
+        go_on(1, learning_rate=1e-2)
+    # A recipe that came later is not for a run that had none; nor is the model looked at again.
+    monkeypatch.setattr(recipes, "RECIPES", ())
+    bare = finetune(output=str(tmp_path / "run-3"), **values | {"max_seq_length": 32})
+    monkeypatch.setattr(recipes, "RECIPES", (OWN,))
+    shutil.rmtree(values["model"])
+    for seeds in (1, 2):
+        assert go_on(seeds) == json.loads((tmp_path / f"run-{seeds}/results.json").read_text())
+    given = values | {"max_seq_length": 32, "resume": True}
+    assert finetune(output=str(tmp_path / "run-3"), **given).figures == bare.figures

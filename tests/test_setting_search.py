@@ -16,7 +16,7 @@ from minibert.cli import main
 from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
 from minibert.pretraining import pretrain
-from minibert.setting_search import DEFAULT_GRID, drawn, ordered, search_settings
+from minibert.setting_search import DEFAULT_GRID, SEARCHED, drawn, ordered, search_settings
 from minibert.settings import FinetuneSettings
 from minibert.tasks.classification import ClassificationTask
 
@@ -167,6 +167,8 @@ def test_equal_trials_stay_in_order_and_those_without_a_figure_are_last() -> Non
         ({}, {"learning_rate": (-1.0,)}, "--learning-rate is -1.0"),
         ({"learning_rate": 1e-3}, RATES, "--learning-rate has no use beside --try-learning-rate"),
         ({"batch_size": 16}, {"batch_size": (8,)}, "--batch-size has no use beside"),
+        ({"dropout": 0.0}, {"dropout": (0.1,)}, "--dropout has no use beside"),
+        ({"label_smoothing": 0.1}, {"label_smoothing": (0.2,)}, "--label-smoothing has no use"),
         ({}, {"epochs": (2.0,)}, "another budget has no use beside --try-epochs"),
         ({"learning_rate": 1e-3, "batch_size": 8}, {}, "nothing to search"),
         ({"dry_run": True}, RATES, "--dry-run"),
@@ -189,3 +191,29 @@ def test_what_is_given_is_left_out_of_the_default_grid(
     part = search_settings(settings(model, tmp_path / "part", batch_size=16), trials=2)
     assert part["grid_size"] == len(DEFAULT_GRID["learning_rate"])
     assert [list(t["settings"]) for t in part["trials"]] == [["learning_rate"]] * 2
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_each_setting_can_be_tried_from_the_command_line(
+    name: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[float] = []
+    monkeypatch.setattr(
+        "minibert.setting_search.carry_out_all",
+        lambda jobs, *given: begun.extend(getattr(job.settings, name) for job in jobs),
+    )
+    values = ["8", "4"] if name == "batch_size" else ["0.25", "0.5"]
+    where = ["--model", model, "--output", str(tmp_path / "out"), "--max-seq-length", "64"]
+    tries = ["--try-" + name.replace("_", "-"), *values]
+    assert main(["search-settings", "--task", "sst2", *where, *tries]) == 0
+    assert begun == [float(value) for value in values]
+
+
+def test_several_processes_are_refused_before_anything_is_read(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="in one process; no torchrun"):
+        search_settings(settings(model, tmp_path / "out"), RATES)
+    assert not (tmp_path / "out").exists()
+    assert capsys.readouterr().err == ""

@@ -171,6 +171,28 @@ def test_a_suite_goes_on_where_it_was_stopped(
     assert runs == [*order, "rte/model/seed-2", "rte/random/seed-2"]
 
 
+def test_a_suite_that_is_stopped_again_loses_no_finished_run_and_no_time(
+    model: str, short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = options(tmp_path / "out", short, "rte")
+    before = evaluate_suite(model, **given)
+    (tmp_path / "out/rte/model/seed-0/results.json").unlink()  # the first in order
+    tables: list[dict[str, Any]] = []
+
+    def stopped(settings: FinetuneSettings) -> Any:
+        tables.append(json.loads((tmp_path / "out/suite.json").read_text()))
+        raise Interrupted("stopped by SIGTERM", 143)
+
+    monkeypatch.setattr(series, "finetune", stopped)
+    with pytest.raises(Interrupted):
+        evaluate_suite(model, **given)
+    (table,) = tables
+    assert table["tasks"]["rte"]["random"] == before["tasks"]["rte"]["random"]
+    assert table["tasks"]["rte"]["random"]["wall_seconds"].keys() == {"0"}
+    assert table["tasks"]["rte"]["model"]["figures"] == {}
+    assert "UNFINISHED: 1 of 2 runs are there" in (tmp_path / "out/suite.md").read_text()
+
+
 def test_a_suite_goes_on_after_a_stop_among_its_baselines(
     model: str, short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,13 +288,27 @@ def test_where_a_set_is_found(tmp_path: Path) -> None:
         ({"seeds": 0}, "--seeds is 0"),
         ({"minutes": 0}, "--minutes is 0"),
         ({"minutes": 1, "max_steps": 1}, "both budgets"),
+        ({"limit": 3}, "--limit is 3, must be at least 4"),
+        ({"precision": "fp8"}, "--precision 'fp8' is unknown"),
         ({"data": "nowhere"}, "--data nowhere is not a folder"),
         ({"limits": 3}, "unknown key 'limits'; did you mean 'limit'"),
     ],
 )
-def test_what_cannot_be_done_is_said(values: dict[str, Any], said: str, model: str) -> None:
+def test_what_cannot_be_done_is_said(
+    values: dict[str, Any], said: str, model: str, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=said):
-        evaluate_suite(model, **values)
+        evaluate_suite(model, **{"output": str(tmp_path / "out")} | values)
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_processes_are_refused_before_a_baseline(
+    model: str, short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="in one process; no torchrun"):
+        evaluate_suite(model, **options(tmp_path / "out", short, "rte"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(model: str, tmp_path: Path) -> None:
