@@ -357,7 +357,7 @@ def _add(side: dict[str, Any], entry: Entry, seed: int, figures: dict[str, Any])
 def held_out_figures(model: Path, data: str | None) -> dict[str, Any]:
     """The held-out figures of a model's pretraining, none where the folder does not have them.
 
-    bits_per_character makes vocabularies comparable: mlm_loss / ln 2 x tokens a character. Where
+    mlm_bits_per_character makes vocabularies comparable: mlm_loss / ln 2 x tokens a character. Where
     results.json does not hold it, tokens a character are those of enwiki_text/enwiki-valid.txt.xz
     in the data, or of the bundled text; `measured_on` names it.
     """
@@ -366,8 +366,8 @@ def held_out_figures(model: Path, data: str | None) -> dict[str, Any]:
     if "mlm_loss" not in results:
         return {}
     found = {key: results[key] for key in _MLM if key in results}
-    if "bits_per_character" in results:
-        return found | {"bits_per_character": results["bits_per_character"]}
+    if "mlm_bits_per_character" in results:
+        return found | {"mlm_bits_per_character": results["mlm_bits_per_character"]}
     held_out = Path(data or "") / _HELD_OUT
     text = held_out if data and held_out.is_file() else bundled_data() / "wiki.txt"
     lines = read_text(text)[:_MEASURED_CHARACTERS].split("\n")
@@ -375,4 +375,4 @@ def held_out_figures(model: Path, data: str | None) -> dict[str, Any]:
     tokens = sum(map(len, tokenizer.ids(lines)))
     ratio = tokens / max(1, sum(map(len, lines)))
     bits = results["mlm_loss"] / math.log(2) * ratio
-    return found | {"bits_per_character": bits, "measured_on": text.name}
+    return found | {"mlm_bits_per_character": bits, "measured_on": text.name}

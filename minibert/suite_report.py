@@ -87,7 +87,7 @@ def _masked(suite: dict[str, Any]) -> list[str]:
     text = f"Masked words: accuracy {mlm['mlm_accuracy']:.1%}, loss {mlm['mlm_loss']:.3f} nats"
     if "unigram_entropy" in mlm:
         text += f" (word frequencies alone: {mlm['unigram_entropy']:.3f})"
-    text += f", about {mlm['bits_per_character']:.2f} bits per character"
+    text += f", about {mlm['mlm_bits_per_character']:.2f} bits per character"
     if "measured_on" in mlm:
         text += f" (tokens a character as in {mlm['measured_on']})"
     if "nsp_accuracy" in mlm:

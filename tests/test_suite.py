@@ -394,11 +394,11 @@ def test_bits_per_character_are_those_of_the_formula(model: str, tmp_path: Path)
 
     held_out.write_bytes(lzma.compress(b"##\n##"))  # a mark is a token: four of four characters
     found = held_out_figures(folder, str(tmp_path / "data"))
-    assert found["bits_per_character"] == pytest.approx(2.0)
+    assert found["mlm_bits_per_character"] == pytest.approx(2.0)
     assert found["measured_on"] == "enwiki-valid.txt.xz"
     assert held_out_figures(folder, None)["measured_on"] == "wiki.txt"
-    (folder / "results.json").write_text(json.dumps(results | {"bits_per_character": 1.5}))
-    assert held_out_figures(folder, None) == results | {"bits_per_character": 1.5}
+    (folder / "results.json").write_text(json.dumps(results | {"mlm_bits_per_character": 1.5}))
+    assert held_out_figures(folder, None) == results | {"mlm_bits_per_character": 1.5}
     (folder / "results.json").unlink()
     assert held_out_figures(folder, None) == {}
     assert "no figures of pretraining" in as_markdown(a_suite())
