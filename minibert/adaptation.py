@@ -52,20 +52,19 @@ def made_before_training(settings: FinetuneSettings) -> tuple[str, ...]:
     return (_FOLDER, _TEXT) if settings.adapt is not None else ()
 
 
-def check_text(settings: FinetuneSettings) -> None:
+def check_text(task: Task[Any, Any]) -> None:
     """Looks at the files of text, before anything is made.
 
     Raises:
         InputError: one is not there, is no text, or is of the labelled data.
     """
-    named = [place for place in settings.adapt or () if place != OWN_TEXT]
+    named = [place for place in task.settings.adapt or () if place != OWN_TEXT]
     if not named:
         return
     files, _ = readable_files(find_files(named, "--adapt"))
-    given = (settings.data, settings.dev_data, settings.test_data)
-    labelled = {Path(path).resolve() for path in given if path}
+    source = task.find_data()
     for file in files:
-        if file.resolve() in labelled:
+        if task.is_labelled(source, file):
             raise InputError(
                 f"--adapt {file} is the labelled data, whose labels and scored texts would be read "
                 f"as text; {OWN_TEXT!r} takes its training texts alone"
@@ -130,6 +129,8 @@ def own_text(task: Task[Any, Any], splits: Splits[Any], source: Source) -> tuple
     if not found:
         found = [text for example in parts.train for text in task.texts(example)]
         what = "training texts"
+        if task.unlabelled_part:
+            what += f" (no {task.unlabelled_part} in {source.path})"
     if not found:
         raise InputError(
             f"--adapt: {task.name} does not say what its texts are; name a file of text"

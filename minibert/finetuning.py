@@ -172,7 +172,7 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
             "then fine-tune --model of that"
         )
     settings, recipe = with_recipe(settings)
-    check_text(settings)
+    check_text(find_task(settings.task)(settings))
     if settings.seeds > 1 and not settings.dry_run:
         find_task(settings.task)(settings).find_data()  # before a folder is made: either may fail
         run_one = functools.partial(_finetune_once, recipe=recipe)
