@@ -60,7 +60,7 @@ def further(world: Path, output: str, **options: Any) -> RunResult:
 
 
 def tune(world: Path, output: str, **options: Any) -> RunResult:
-    where = {"output": str(world / output), "cache_dir": str(world / "cache")}
+    where = {"output": options.pop("at", str(world / output)), "cache_dir": str(world / "cache")}
     given = {"task": "imdb", "data": str(world / "reviews"), "model": str(world / "start")}
     return finetune(**{**LOOP, **where, **given, **options})
 
@@ -332,6 +332,35 @@ def test_killed_in_either_stage_it_goes_on_to_the_bit(
     assert "resuming from step 4" in capsys.readouterr().err
     assert (parted / "adapted/model.safetensors").stat().st_mtime_ns == adapted
     assert outcome(parted) == whole
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"random_weights": True}, {"seeds": 2}, {"seeds": 2, "random_weights": True}]
+)
+def test_resume_knows_its_own_files_by_what_they_hold(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    given: dict[str, Any] = {"adapt": "auto", "adapt_epochs": 0.1, "max_steps": 1, **options}
+    folder = tmp_path / "run"
+    figures = tune(world, str(folder), **given).figures
+    first = (folder / "adapted/model.safetensors").stat().st_mtime_ns
+    (folder / "results.json").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    folder = folder.rename(tmp_path / "elsewhere/run")
+    monkeypatch.chdir(tmp_path)
+    again = tune(world, "", at="elsewhere/run", resume=True, **given)
+    assert again.figures["loss"] == figures["loss"]
+    tune(world, "", at="elsewhere/../elsewhere/run", overwrite=True, **given)
+    assert (folder / "adapted/model.safetensors").stat().st_mtime_ns == first
+
+
+def test_seeds_whose_adaptation_fails_leave_nothing(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find_task("imdb"), "texts", lambda self, example: ())
+    with pytest.raises(InputError, match="--adapt: imdb does not say what its texts are"):
+        tune(world, "textless-seeds", adapt="auto", seeds=2)
+    assert not (world / "textless-seeds").exists()
 
 
 @pytest.mark.parametrize(
