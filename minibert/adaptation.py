@@ -52,20 +52,19 @@ def made_before_training(settings: FinetuneSettings) -> tuple[str, ...]:
     return (_FOLDER, _TEXT) if settings.adapt is not None else ()
 
 
-def check_text(settings: FinetuneSettings) -> None:
+def check_text(task: Task[Any, Any]) -> None:
     """Looks at the files of text, before anything is made.
 
     Raises:
         InputError: one is not there, is no text, or is of the labelled data.
     """
-    named = [place for place in settings.adapt or () if place != OWN_TEXT]
+    named = [place for place in task.settings.adapt or () if place != OWN_TEXT]
     if not named:
         return
     files, _ = readable_files(find_files(named, "--adapt"))
-    given = (settings.data, settings.dev_data, settings.test_data)
-    labelled = {Path(path).resolve() for path in given if path}
+    source = task.find_data()
     for file in files:
-        if file.resolve() in labelled:
+        if task.is_labelled(source, file):
             raise InputError(
                 f"--adapt {file} is the labelled data, whose labels and scored texts would be read "
                 f"as text; {OWN_TEXT!r} takes its training texts alone"
@@ -130,6 +129,8 @@ def own_text(task: Task[Any, Any], splits: Splits[Any], source: Source) -> tuple
     if not found:
         found = [text for example in parts.train for text in task.texts(example)]
         what = "training texts"
+        if task.unlabelled_part:
+            what += f" (no {task.unlabelled_part} in {source.path})"
     if not found:
         raise InputError(
             f"--adapt: {task.name} does not say what its texts are; name a file of text"
@@ -179,21 +180,29 @@ def _pretraining(
     }
     if not (folder / "run.json").is_file():
         return PretrainSettings(**wanted)
-    found = PretrainSettings(**wanted, resume="yes")
-    if settings.overwrite and _is_other(RunFolder(folder), found):
+    found, run = PretrainSettings(**wanted, resume="yes"), RunFolder(folder)
+    same = _has_same_content(run, found)
+    if same:  # where it lies depends on how `--output` is spelt
+        run.respell(corpus=places, **({} if settings.random_weights else {"model": str(start)}))
+    if settings.overwrite and not (same and _has_same_settings(run, found)):
         return PretrainSettings(**wanted, overwrite=True)
     return found
 
 
-def _is_other(run: RunFolder, settings: PretrainSettings) -> bool:
-    """Whether a folder holds an adaptation by other settings, to other text, of other weights."""
+def _has_same_content(run: RunFolder, settings: PretrainSettings) -> bool:
+    """Whether a run learns from the same text, and began with the same weights."""
     files, _ = readable_files(find_files(settings.corpus))
     cache = Path(settings.cache_dir) if settings.cache_dir else None
-    try:
-        run.check_same_settings("pretrain", settings.to_dict())
-        run.check_same_data(data_fingerprint(files, ReaderOptions(), cache))
-    except InputError:
-        return True
     assert settings.model is not None
     digest = None if settings.random_weights else weights_digest(Path(settings.model))
-    return bool(run.read_run()["resolved"].get("start_weights") != digest)
+    begun = run.read_run()
+    text = data_fingerprint(files, ReaderOptions(), cache)
+    return (begun.get("data_fingerprint"), begun["resolved"].get("start_weights")) == (text, digest)
+
+
+def _has_same_settings(run: RunFolder, settings: PretrainSettings) -> bool:
+    try:
+        run.check_same_settings("pretrain", settings.to_dict())
+    except InputError:
+        return False
+    return True

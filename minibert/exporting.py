@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -47,7 +48,7 @@ def export(
         folder: what `--model` takes, or a folder of parts, which are put together.
         output: a folder; a model card there is left alone.
         dtype: "bf16" or "fp32".
-        log: keep run.json, with the last part of each absolute path, results.json and
+        log: keep run.json and results.json, with the last part of each absolute path, and
             metrics.jsonl; without run.json `load` knows the task by its head alone.
         part_mib: cut the weights into parts of at most so many MiB, beside parts.json.
         overwrite: whether files of those names may be replaced.
@@ -71,12 +72,13 @@ def export(
     check_vocabulary(WordPiece.from_pretrained(path), config)
     load_tensors(BertModel(config), tensors, str(path))  # refuses what is no BERT
     beside = _files_beside(path, log)
-    _check_output(path, output, beside, overwrite)
+    stale = _stale(output)
+    _check_output(path, output, {*stale, *beside}, overwrite)
     cast = {name: _cast(name, value, DTYPES[dtype]) for name, value in tensors.items()}
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / _WEIGHTS, lambda p: save_tensors(cast, p))
-    for stale in (_PARTS, *(p.name for p in output.glob(f"{_WEIGHTS}.part-*")), *_LOG):
-        (output / stale).unlink(missing_ok=True)
+    for name in stale:
+        (output / name).unlink(missing_ok=True)
     size = (output / _WEIGHTS).stat().st_size
     write_json(output / "config.json", _published_config(config))
     for name in beside:
@@ -109,13 +111,22 @@ def _files_beside(folder: Path, log: bool) -> list[str]:
     return sorted(name for name in wanted if (folder / name).is_file())
 
 
-def _check_output(folder: Path, output: Path, beside: list[str], overwrite: bool) -> None:
-    """Refuses to write over the model itself, or over another one unasked."""
+def _stale(output: Path) -> list[str]:
+    """What an earlier model may have left, which would belie the new one."""
+    return [_PARTS, *(part.name for part in output.glob(f"{_WEIGHTS}.part-*")), *_LOG]
+
+
+def _check_output(folder: Path, output: Path, beside: set[str], overwrite: bool) -> None:
+    """Refuses to write over the model itself, or over another one unasked.
+
+    Args:
+        beside: names that are written or removed, weights and config aside.
+    """
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file; name a folder")
     if output.resolve() == folder.resolve():
         raise InputError(f"--output {output} is the model's own folder; name another")
-    there = [n for n in (_WEIGHTS, _PARTS, "config.json", *beside) if (output / n).exists()]
+    there = [n for n in (_WEIGHTS, "config.json", *sorted(beside)) if (output / n).exists()]
     if there and not overwrite:
         raise InputError(f"--output {output} holds {there[0]}; name another or --overwrite")
 
@@ -153,8 +164,8 @@ def _published_config(config: BertConfig) -> dict[str, Any]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copies a file; from run.json, all of an absolute path but its last part is left out."""
-    if source.name == "run.json":
+    """Copies a file; of an absolute path in the log's objects only the last part is kept."""
+    if source.name in ("run.json", "results.json"):
         write_json(target, _without_places(read_json(source, "")))
     else:
         write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
@@ -167,10 +178,15 @@ def _without_places(value: Any) -> Any:
         return [_without_places(item) for item in value]
     if not isinstance(value, str):
         return value
+    # Several places in one text, as `dataset` has had them, are cut before each absolute one.
+    return ", ".join(map(_without_place, re.split(r", (?=/|[A-Za-z]:[\\/])", value)))
+
+
+def _without_place(text: str) -> str:
     for kind in (PurePosixPath, PureWindowsPath):
-        if kind(value).is_absolute():
-            return kind(value).name
-    return value
+        if kind(text).is_absolute():
+            return kind(text).name or text
+    return text
 
 
 def _cut(folder: Path, part_bytes: int) -> None:

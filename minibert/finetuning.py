@@ -186,22 +186,21 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
             "then fine-tune --model of that"
         )
     settings, recipe = _as_begun(settings) or with_recipe(settings)
-    check_text(settings)
+    check_text(find_task(settings.task)(settings))
     if settings.seeds > 1 and not settings.dry_run:
         find_task(settings.task)(settings).find_data()  # before a folder is made: either may fail
         run_one = functools.partial(_finetune_once, recipe=recipe)
-        return repeat(settings, run_one, _adapt_for_seeds)
+        return repeat(settings, run_one, choose_model, _adapt_for_seeds)
     return _finetune_once(settings, recipe)
 
 
-def _adapt_for_seeds(settings: FinetuneSettings, run: Path) -> Adapted | None:
+def _adapt_for_seeds(settings: FinetuneSettings, start: Path, run: Path) -> Adapted | None:
     """The model that the runs of all seeds start from, where it is to be adapted first."""
     if settings.adapt is None:
         return None
     task = find_task(settings.task)(settings)
     source = task.find_data()
     splits = read_splits(task, source)
-    start = choose_model(settings)
     parts = parts_of(task, splits, settings.dev_fraction, settings.limit)
     _learn(task, parts.train, start)
     return adapt(task, splits, source, start, run)

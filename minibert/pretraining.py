@@ -513,7 +513,7 @@ def _results(
     bits = figures["mlm_loss"] / math.log(2)
     return {
         "task": "pretrain",
-        "dataset": ", ".join(settings.corpus),
+        "dataset": ", ".join(Path(place).name or place for place in settings.corpus),
         "num_train": len(source.training.documents),
         "num_eval": len(held_out),
         **figures,

@@ -18,7 +18,14 @@ from minibert.errors import InputError
 from minibert.files import write_json
 from minibert.machine import launched
 from minibert.run_folder import RunFolder
-from minibert.runs import RunResult, closing_table, finished_run, log_line
+from minibert.runs import (
+    RunResult,
+    check_not_start,
+    closing_table,
+    finished_run,
+    log_line,
+    weights_digest,
+)
 from minibert.runtime import versions
 from minibert.settings import FinetuneSettings
 
@@ -28,36 +35,50 @@ _SPEED = ("seconds", "steps", "best_step")  # what has no mean worth telling
 def repeat(
     settings: FinetuneSettings,
     run_one: Callable[[FinetuneSettings], RunResult],
-    adapted: Callable[[FinetuneSettings, Path], Adapted | None],
+    choose: Callable[[FinetuneSettings], Path],
+    adapted: Callable[[FinetuneSettings, Path, Path], Adapted | None],
 ) -> RunResult:
     """Runs with seed, seed + 1, ...; the folder's model is that of the best dev figure.
 
     Args:
-        adapted: makes the model that all start from, in the run's folder; None: as the settings
-            have it.
+        choose: finds the folder of the model to start from; asked once, for all seeds.
+        adapted: has that folder's model learn the task's text, in the run's folder, which is its
+            last argument; None: it is left as it is.
 
     Raises:
-        InputError: among several processes, or a folder that may not be used so.
+        InputError: among several processes, or a folder or model that may not be used so.
         Interrupted: by a signal; `--resume` goes on in the seed that it stopped.
     """
     if launched().size > 1:
         raise InputError("--seeds runs one seed after the other in one process; leave torchrun out")
     kept = made_before_training(settings)
     with RunFolder(settings.output or f"runs/{settings.task}", kept=kept) as folder:
-        if folder.check_may_start(settings.resume, settings.overwrite):
+        goes_on = folder.check_may_start(settings.resume, settings.overwrite)
+        if goes_on:
             folder.check_same_settings("finetune", settings.to_dict())
             if folder.results is not None:
                 return finished_run(folder)
-        else:
-            _begin(folder, settings)
-        shared = adapted(settings, folder.path)
+        start = _start(settings, choose, folder.read_run()["resolved"] if goes_on else {})
+        check_not_start(folder, Path(start["start"]))
+        if not goes_on:
+            _begin(folder, settings, start)
+        try:
+            shared = adapted(settings, Path(start["start"]), folder.path)
+        except InputError:
+            if not goes_on:
+                folder.forget()
+            raise
+        of_all = shared or Adapted(Path(start["start"]), start["start_weights"], {})
         seeds = range(settings.seed, settings.seed + settings.seeds)
         runs: dict[int, RunResult] = {}
         for seed in seeds:
             log_line("seed", f"{seed}, {len(runs) + 1} of {settings.seeds}")
-            runs[seed] = run_one(_of_seed(settings, folder.path, seed, shared))
+            one = _of_seed(settings, folder.path, seed, of_all.folder, shared is not None)
+            _respell_start(one, of_all.weights)
+            runs[seed] = run_one(one)
         best = max(seeds, key=lambda seed: _dev_figure(runs[seed].figures))
-        _take_over(folder, settings, runs[best].folder)
+        own = {**start, "adapted": shared and shared.weights}
+        _take_over(folder, settings, runs[best].folder, own)
         results = _summary({seed: run.figures for seed, run in runs.items()}) | {"best_seed": best}
         if shared is not None:
             results["adapted"] = shared.notes
@@ -66,24 +87,56 @@ def repeat(
         return RunResult(folder.path, results, runs[best].model)
 
 
-def _begin(folder: RunFolder, settings: FinetuneSettings) -> None:
+def _start(
+    settings: FinetuneSettings, choose: Callable[[FinetuneSettings], Path], before: dict[str, Any]
+) -> dict[str, str]:
+    """The model that all seeds start from, as run.json has it: `start` and `start_weights`.
+
+    A run that goes on keeps its own, whatever would be chosen now.
+
+    Args:
+        before: `resolved` of a run that goes on.
+
+    Raises:
+        InputError: no model is there, or its weights are not those that the run began with.
+    """
+    name = before.get("start")
+    if name and Path(name).is_dir():
+        settings = dataclasses.replace(settings, model=name)
+    folder = choose(settings)
+    digest = weights_digest(folder)
+    if before.get("start_weights", digest) != digest:
+        raise InputError(f"--resume: the weights in {folder} have changed; --overwrite starts anew")
+    return {"start": str(folder), "start_weights": digest}
+
+
+def _begin(folder: RunFolder, settings: FinetuneSettings, start: dict[str, str]) -> None:
     folder.clear()
     for old in folder.path.glob("seed-*"):
         if (old / "run.json").is_file():
             shutil.rmtree(old)
-    record = {"command": "finetune", "settings": settings.to_dict(), "resolved": {}}
+    record = {"command": "finetune", "settings": settings.to_dict(), "resolved": start}
     folder.write_run(record | {"versions": versions()})
 
 
+def _respell_start(settings: FinetuneSettings, digest: str) -> None:
+    """Has a seed's run name the model as it is named now, which depends on `--output`."""
+    assert settings.output is not None
+    run = RunFolder(settings.output)
+    if not (run.path / "run.json").is_file():
+        return
+    if run.read_run()["resolved"].get("start_weights") == digest:
+        run.respell(model=settings.model)
+
+
 def _of_seed(
-    settings: FinetuneSettings, path: Path, seed: int, adapted: Adapted | None
+    settings: FinetuneSettings, path: Path, seed: int, start: Path, is_adapted: bool
 ) -> FinetuneSettings:
     """The settings of one run; minutes are those of the whole command."""
     minutes = settings.tuning_minutes and settings.tuning_minutes / settings.seeds
-    if adapted is not None:
+    if is_adapted:
         settings = dataclasses.replace(
             settings,
-            model=str(adapted.folder),
             random_weights=False,
             adapt=None,
             adapt_epochs=None,
@@ -92,6 +145,7 @@ def _of_seed(
         )
     return dataclasses.replace(
         settings,
+        model=str(start),
         seed=seed,
         seeds=1,
         output=str(path / f"seed-{seed}"),
@@ -106,12 +160,20 @@ def _dev_figure(figures: dict[str, Any]) -> float:
     return float(next(value for key, value in figures.items() if key.startswith("dev_")))
 
 
-def _take_over(folder: RunFolder, settings: FinetuneSettings, best: Path) -> None:
-    """Copies a run's files, so that the folder can be used as any other."""
+def _take_over(
+    folder: RunFolder, settings: FinetuneSettings, best: Path, own: dict[str, Any]
+) -> None:
+    """Copies a run's files, so that the folder can be used as any other.
+
+    Args:
+        own: what `resolved` says of the folder itself: where all seeds started.
+    """
     for file in best.iterdir():
         if file.is_file() and file.name not in ("run.json", "results.json", ".lock"):
             shutil.copy2(file, folder.path / file.name)
-    folder.write_run(RunFolder(best).read_run() | {"settings": settings.to_dict()})
+    run = RunFolder(best).read_run()
+    resolved = run["resolved"] | own
+    folder.write_run(run | {"settings": settings.to_dict(), "resolved": resolved})
 
 
 def _summary(figures: dict[int, dict[str, Any]]) -> dict[str, Any]:

@@ -216,6 +216,13 @@ class RunFolder:
         if differ:
             raise InputError(f"--resume: {'; '.join(differ)}; --overwrite starts anew")
 
+    def respell(self, **places: Any) -> None:
+        """Has run.json name places as they are named now; what lies there must be the same."""
+        run = self.read_run()
+        settings = run["settings"] | places
+        if settings != run["settings"]:
+            self.write_run(run | {"settings": settings})
+
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Adds one row to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as handle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from samples import one_thread, write_corpus, write_reviews  # noqa: F401
 from test_resume import finish, start, stop_at
 
-from minibert.adaptation import own_text
+from minibert.adaptation import check_text, own_text
 from minibert.cli import main
 from minibert.config import BertConfig
 from minibert.errors import InputError
+from minibert.files import bundled_data
 from minibert.finetuning import finetune
 from minibert.pretraining import default_learning_rate, pretrain
 from minibert.run_folder import read_metrics
@@ -58,7 +60,7 @@ def further(world: Path, output: str, **options: Any) -> RunResult:
 
 
 def tune(world: Path, output: str, **options: Any) -> RunResult:
-    where = {"output": str(world / output), "cache_dir": str(world / "cache")}
+    where = {"output": options.pop("at", str(world / output)), "cache_dir": str(world / "cache")}
     given = {"task": "imdb", "data": str(world / "reviews"), "model": str(world / "start")}
     return finetune(**{**LOOP, **where, **given, **options})
 
@@ -241,6 +243,26 @@ def test_imdb_has_text_without_labels(world: Path, tmp_path: Path) -> None:
     assert "2 texts of the set without labels; 1 that dev or test holds" in said
 
 
+def test_imdb_text_without_labels_may_lie_in_an_archive_of_its_own(
+    world: Path, tmp_path: Path
+) -> None:
+    labelled = tmp_path / "aclImdb_labelled.tar.xz"
+    with tarfile.open(labelled, "w:xz") as archive:
+        archive.add(world / "reviews", "aclImdb")
+    task = find_task("imdb")(FinetuneSettings(task="imdb", data=str(labelled)))
+    source = task.find_data()
+    said = own_text(task, task.read(source), source)[1]
+    assert f"training texts (no unsup in {labelled}); " in said
+    unsup = tmp_path / "train/unsup"
+    unsup.mkdir(parents=True)
+    (unsup / "0_0.txt").write_text(UNSUP[1])
+    with tarfile.open(tmp_path / "aclImdb_unsup.tar.xz", "w:xz") as archive:
+        archive.add(unsup, "aclImdb/train/unsup")
+    texts, said = own_text(task, task.read(source), source)
+    assert texts == [UNSUP[1]]
+    assert said.startswith("1 texts of the set without labels")
+
+
 SAMPLES = ("sst2", "mrpc", "stsb", "conll2003", "squad", "multi30k", "dialogsum")
 
 
@@ -313,6 +335,35 @@ def test_killed_in_either_stage_it_goes_on_to_the_bit(
 
 
 @pytest.mark.parametrize(
+    "options", [{}, {"random_weights": True}, {"seeds": 2}, {"seeds": 2, "random_weights": True}]
+)
+def test_resume_knows_its_own_files_by_what_they_hold(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    given: dict[str, Any] = {"adapt": "auto", "adapt_epochs": 0.1, "max_steps": 1, **options}
+    folder = tmp_path / "run"
+    figures = tune(world, str(folder), **given).figures
+    first = (folder / "adapted/model.safetensors").stat().st_mtime_ns
+    (folder / "results.json").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    folder = folder.rename(tmp_path / "elsewhere/run")
+    monkeypatch.chdir(tmp_path)
+    again = tune(world, "", at="elsewhere/run", resume=True, **given)
+    assert again.figures["loss"] == figures["loss"]
+    tune(world, "", at="elsewhere/../elsewhere/run", overwrite=True, **given)
+    assert (folder / "adapted/model.safetensors").stat().st_mtime_ns == first
+
+
+def test_seeds_whose_adaptation_fails_leave_nothing(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find_task("imdb"), "texts", lambda self, example: ())
+    with pytest.raises(InputError, match="--adapt: imdb does not say what its texts are"):
+        tune(world, "textless-seeds", adapt="auto", seeds=2)
+    assert not (world / "textless-seeds").exists()
+
+
+@pytest.mark.parametrize(
     ("more", "said"),
     [
         (["--adapt", "no-such.txt"], "--adapt no-such.txt does not exist"),
@@ -344,12 +395,42 @@ def test_text_that_cannot_be_read_is_refused(
 
 
 def test_the_labelled_data_is_no_text_to_adapt_to(tmp_path: Path) -> None:
-    data = tmp_path / "data.csv"
-    data.write_text("text,label\nstorm,0\nriver,1\n")
+    data, other = tmp_path / "data.csv", tmp_path / "other.csv"
+    for path in (data, other):
+        path.write_text("text,label\nstorm,0\nriver,1\n")
     with pytest.raises(InputError, match="data.csv is the labelled data"):
         finetune(task="classification", data=str(data), adapt=str(data))
     with pytest.raises(InputError, match="data.csv is the labelled data"):
-        finetune(task="classification", data="x", test_data=str(data), adapt=str(tmp_path / "d*"))
+        finetune(
+            task="classification", data=str(other), test_data=str(data), adapt=str(tmp_path / "d*")
+        )
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_below_the_labelled_data_only_text_without_labels_is_read(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    folder = tmp_path / "data/downloads/aclImdb"
+    shutil.copytree(world / "reviews", folder)
+    (folder / "train/unsup").mkdir()
+    (folder / "train/unsup/0_0.txt").write_text("the storm took the bridge .\n" * 90)
+    shutil.copy2(world / "own.txt", folder.parent)
+    monkeypatch.chdir(tmp_path)
+
+    def checked(*adapt: Path) -> None:
+        data = str(folder.parent) if named else None
+        settings = FinetuneSettings(task="imdb", data=data, adapt=[*map(str, adapt)])
+        check_text(find_task("imdb")(settings))
+
+    for labelled in (folder, folder / "test/pos", folder / "train/neg/0_2.txt", Path("data")):
+        with pytest.raises(InputError, match="txt is the labelled data"):
+            checked(labelled)
+    checked(folder / "train/unsup", folder.parent / "own.txt")
+    with pytest.raises(InputError, match="is the labelled data"):  # as the run has it
+        tune(world, "leak", data=str(folder), adapt=str(folder))
+    sample = bundled_data() / "sst2"
+    with pytest.raises(InputError, match="is the labelled data"):
+        check_text(find_task("sst2")(FinetuneSettings(task="sst2", adapt=[str(sample / "*.tsv")])))
 
 
 def test_minutes_of_the_whole_are_shared() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from samples import make_model_folder, one_thread, write_reviews  # noqa: F401
+from samples import make_model_folder, one_thread, write_corpus, write_reviews  # noqa: F401
 
 import minibert
 from minibert import exporting
@@ -67,6 +67,28 @@ def test_the_log_goes_along_without_places_of_this_machine(model: Path, tmp_path
     assert {p.name for p in (tmp_path / "out").iterdir()} == own | {"vocab.txt"}
 
 
+def test_what_a_real_run_says_of_itself_names_no_place(tmp_path: Path) -> None:
+    make_model_folder(tmp_path / "start")
+    write_corpus(tmp_path / "own.txt")
+    data = write_reviews(tmp_path / "aclImdb")
+    few: dict[str, Any] = {"max_steps": 1, "max_seq_length": 32, "device": "cpu", "seeds": 2}
+    own = {"adapt": [str(tmp_path / "own.txt"), "auto"], "adapt_epochs": 0.1}
+    where = {"data": str(data), "output": str(tmp_path / "run")}
+    minibert.finetune(task="imdb", model=str(tmp_path / "start"), **few, **own, **where)
+    for name, dataset in (("run", "aclImdb"), ("run/adapted", "own.txt, adapted.jsonl")):
+        out = tmp_path / "out" / name
+        export(tmp_path / name, out)
+        for log in exporting._LOG:
+            assert str(tmp_path) not in (out / log).read_text(), log
+        assert json.loads((out / "results.json").read_text())["dataset"] == dataset
+    # As it was written before.
+    results = tmp_path / "run/adapted/results.json"
+    results.write_text(json.dumps({"dataset": "a.txt, /data/b.txt, C:\\texts\\c.txt", "loss": 1.5}))
+    export(tmp_path / "run/adapted", tmp_path / "old")
+    found = json.loads((tmp_path / "old/results.json").read_text())
+    assert found == {"dataset": "a.txt, b.txt, c.txt", "loss": 1.5}
+
+
 def test_fp32_changes_nothing(model: Path, tmp_path: Path) -> None:
     assert export(model, tmp_path / "out", dtype="fp32")["largest_change"] == 0
     before, after = (load_file(f / "model.safetensors") for f in (model, tmp_path / "out"))
@@ -117,6 +139,21 @@ def test_a_model_card_stays_and_nothing_is_replaced_unasked(model: Path, tmp_pat
         export(model, tmp_path / "out")
     export(model, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "README.md").read_text() == "card"
+
+
+@pytest.mark.parametrize(
+    "name", ["run.json", "results.json", "metrics.jsonl", "model.safetensors.part-01-of-02"]
+)
+def test_what_another_run_left_is_not_removed_unasked(
+    model: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("{}")
+    with pytest.raises(InputError, match=f"holds {re.escape(name)}; name another or --overwrite"):
+        export(model, tmp_path / "out", log=False)
+    assert (tmp_path / "out" / name).is_file()
+    export(model, tmp_path / "out", log=False, overwrite=True)
+    assert not (tmp_path / "out" / name).exists()
 
 
 def test_a_fine_tuned_model_predicts_as_before(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -14,10 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from samples import one_thread, write_corpus, write_reviews  # noqa: F401
 
 import minibert
+from minibert import finetuning
 from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.files import bundled_data
@@ -229,6 +231,51 @@ def test_seeds_give_mean_and_deviation_and_the_best_model(
         finetune_in(world, "seeds", seeds=3, **options)
     again = finetune_in(world, "seeds", seeds=2, overwrite=True, **options)
     assert sorted(p.name for p in again.folder.glob("seed-*")) == ["seed-4", "seed-5"]
+
+
+def test_all_seeds_start_from_the_model_that_was_chosen_first(
+    world: Path, pretrained: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, folder = tmp_path / "bundled", tmp_path / "seeds"
+    shutil.copytree(pretrained.folder, own)
+    once = finetuning._finetune_once
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(finetuning, "bundled_model", lambda: own)
+
+    def and_another_finishes(*given: Any, **named: Any) -> RunResult:
+        result = once(*given, **named)
+        if not Path("runs/pretrain").exists():
+            shutil.copytree(own, "runs/pretrain")
+            redrawn = weights(own)
+            redrawn[QUERY] += 1
+            save_file(redrawn, "runs/pretrain/model.safetensors")
+        return result
+
+    def starts() -> list[str]:
+        records = [json.loads((folder / f"seed-{i}/run.json").read_text()) for i in (0, 1)]
+        return [record["resolved"]["start"] for record in records]
+
+    monkeypatch.setattr(finetuning, "_finetune_once", and_another_finishes)
+    finetune_in(world, str(folder), seeds=2)
+    assert Path("runs/pretrain/results.json").is_file()
+    assert starts() == [str(own)] * 2
+    # The same where the run goes on, whatever would be chosen now.
+    (folder / "results.json").unlink()
+    shutil.rmtree(folder / "seed-1")
+    finetune_in(world, str(folder), seeds=2, resume=True)
+    assert starts() == [str(own)] * 2
+    (folder / "results.json").unlink()
+    shutil.rmtree(folder / "seed-1")
+    shutil.copy2("runs/pretrain/model.safetensors", own)
+    with pytest.raises(InputError, match="the weights in .*bundled have changed"):
+        finetune_in(world, str(folder), seeds=2, resume=True)
+
+
+def test_seeds_do_not_overwrite_their_model(pretrained: RunResult, world: Path) -> None:
+    own = str(pretrained.folder)
+    with pytest.raises(InputError, match="is the --model folder"):
+        finetune_in(world, "pretrained", seeds=2, model=own, overwrite=True)
+    assert (pretrained.folder / "model.safetensors").is_file()
 
 
 def test_patience_ends_a_run_that_no_longer_gains(world: Path, pretrained: RunResult) -> None:

@@ -102,6 +102,7 @@ class Task(ABC, Generic[E, P]):
         learning_rate, epochs: where the settings name none.
         places: where the public set is looked for when there is no `--data`.
         sample: the bundled sample, a name below `data/`.
+        unlabelled_part: what the set calls its texts without labels, "" where it has none.
         uses: those of `FAMILY_SETTINGS` that the family reads; to give another is an error.
     """
 
@@ -114,6 +115,7 @@ class Task(ABC, Generic[E, P]):
     epochs: float = 3.0
     places: tuple[str, ...] = ()
     sample: str | None = None
+    unlabelled_part: str = ""
     uses: ClassVar[tuple[str, ...]] = ()
     tokenizer: WordPiece
 
@@ -177,6 +179,14 @@ class Task(ABC, Generic[E, P]):
     def unlabelled(self, source: Source) -> Iterator[str]:
         """The texts without labels that lie beside the data, for `--adapt`; by default none."""
         return iter(())
+
+    def is_labelled(self, source: Source, file: Path) -> bool:
+        """Whether a file is of the labelled data, and so no text for `--adapt`.
+
+        By default it is if the settings name it, or it lies below what they name.
+        """
+        places = [source.path, *(Path(path) for _, path in self._named_paths())]
+        return any(file.resolve().is_relative_to(place.resolve()) for place in places)
 
     def same(self, example: E) -> str:
         """What two copies of an example share: they stay on one side of a split."""

@@ -98,6 +98,8 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         if self.public:
             self.places = tuple(f"data/downloads/{place}" for place in self.public.places)
             self.sample = self.name
+            if self.public.unlabelled is not None and not self._own:
+                self.unlabelled_part = self.public.unlabelled_part
         self.pairs = self.public.pairs if self.public and not self._own else self._own_pairs
 
     @property
@@ -135,6 +137,12 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         if self.public is None or self._own or self.public.unlabelled is None:
             return iter(())
         return self.public.unlabelled(source.path)
+
+    def is_labelled(self, source: Source, file: Path) -> bool:
+        if self.public is None or self._own or self.public.is_unlabelled is None:
+            return super().is_labelled(source, file)
+        is_text = self.public.is_unlabelled(source.path, file)
+        return super().is_labelled(source, file) and not is_text
 
     def same(self, example: LabelledText) -> str:
         return same_text(example)

@@ -27,7 +27,8 @@ class PublicSet(NamedTuple):
 
     labels: its classes in the order of their indices. places: where it is looked for. read: its
     reader. pairs: its examples are two texts. positive: the class whose F1 the field quotes.
-    unlabelled: reads the texts without labels that are part of the set.
+    unlabelled: reads the texts without labels that are part of the set. unlabelled_part: what the
+    set calls them. is_unlabelled: whether a file, below what is read, is one of them.
     """
 
     labels: tuple[str, ...]
@@ -36,11 +37,14 @@ class PublicSet(NamedTuple):
     pairs: bool = False
     positive: str | None = None
     unlabelled: Callable[[Path], Iterator[str]] | None = None
+    unlabelled_part: str = ""
+    is_unlabelled: Callable[[Path, Path], bool] | None = None
 
 
 # --- IMDb -----------------------------------------------------------------------------------------
 
 IMDB_CLASSES = ("neg", "pos")
+_IMDB_UNLABELLED = "train/unsup"
 
 
 def read_imdb(path: Path) -> Splits[LabelledText]:
@@ -79,11 +83,24 @@ def read_imdb(path: Path) -> Splits[LabelledText]:
 def read_imdb_unlabelled(path: Path) -> Iterator[str]:
     """The reviews without a label, `train/unsup/<id>_0.txt`, tidied as the labelled ones are.
 
+    They may lie in an archive of their own beside the labelled ones, `aclImdb*unsup*.tar*`.
+
     Raises:
         InputError: a file is not UTF-8.
     """
-    for name, content in sorted(_imdb_files(path, "train/unsup")):
-        yield clean_text(_imdb_text(path, name, content))
+    for place in (path, *sorted(path.parent.glob("aclImdb*unsup*.tar*"))):
+        found = sorted(_imdb_files(place, _IMDB_UNLABELLED))
+        for name, content in found:
+            yield clean_text(_imdb_text(place, name, content))
+        if found:
+            return
+
+
+def is_imdb_unlabelled(path: Path, file: Path) -> bool:
+    """Whether a file below a folder of the set is a review without a label, or not of the set."""
+    root = _imdb_root(path).resolve()
+    inside = file.resolve()
+    return not inside.is_relative_to(root) or inside.is_relative_to(root / _IMDB_UNLABELLED)
 
 
 def _imdb_text(path: Path, name: str, content: bytes) -> str:
@@ -101,7 +118,7 @@ def _imdb_files(path: Path, folders: str) -> Iterator[tuple[str, bytes]]:
     """
     pattern = re.compile(rf"(?:^|/)({folders}/[^/]+\.txt)$")
     if path.is_dir():
-        root = path / "aclImdb" if (path / "aclImdb").is_dir() else path
+        root = _imdb_root(path)
         for file in root.glob("*/*/*.txt"):
             name = file.relative_to(root).as_posix()
             if pattern.search(name):
@@ -120,6 +137,11 @@ def _imdb_files(path: Path, folders: str) -> Iterator[tuple[str, bytes]]:
                 pass
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise InputError(f"{path} is neither a folder nor a whole tar archive: {error}") from None
+
+
+def _imdb_root(path: Path) -> Path:
+    """The folder with train and test: the one that was named, or aclImdb in it."""
+    return path / "aclImdb" if (path / "aclImdb").is_dir() else path
 
 
 def _open_archive(path: Path) -> IO[bytes]:
@@ -308,7 +330,14 @@ def read_tnews(path: Path) -> Splits[LabelledText]:
 _ENTAILMENT = ("entailment", "not_entailment")
 
 PUBLIC = {
-    "imdb": PublicSet(IMDB_CLASSES, ("aclImdb",), read_imdb, unlabelled=read_imdb_unlabelled),
+    "imdb": PublicSet(
+        IMDB_CLASSES,
+        ("aclImdb",),
+        read_imdb,
+        unlabelled=read_imdb_unlabelled,
+        unlabelled_part="unsup",
+        is_unlabelled=is_imdb_unlabelled,
+    ),
     "sst2": PublicSet(("negative", "positive"), ("SST-2", "sst2"), read_sst2),
     "ag_news": PublicSet(_NEWS, ("ag_news_csv", "ag_news"), read_ag_news),
     "chnsenticorp": PublicSet(_CHINESE_SENTIMENT, ("chnsenticorp",), read_chnsenticorp),
