@@ -358,8 +358,8 @@ def held_out_figures(model: Path, data: str | None) -> dict[str, Any]:
     """The held-out figures of a model's pretraining, none where the folder does not have them.
 
     mlm_bits_per_character makes vocabularies comparable: mlm_loss / ln 2 x tokens a character.
-    Where results.json does not hold it, tokens a character are those of enwiki_text/enwiki-valid.txt.xz
-    in the data, or of the bundled text; `measured_on` names it.
+    Where results.json does not hold it, tokens a character are those of
+    enwiki_text/enwiki-valid.txt.xz in the data, or of the bundled text; `measured_on` names it.
     """
     path = model / "results.json"
     results = read_json(path, "") if path.is_file() else {}
