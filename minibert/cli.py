@@ -6,7 +6,6 @@ Exit status: 0 done; 2 the flags or the input are wrong; 1 another failure; 130 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import errno
 import json
@@ -19,136 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from minibert.download import SOURCES
 from minibert.errors import InputError, Interrupted, MissingExtraError, did_you_mean
-from minibert.files import read_json
+from minibert.flags import parsers, settings_from
 from minibert.machine import launched
-from minibert.settings import (
-    PRETRAINING_RECIPES,
-    FinetuneSettings,
-    PretrainSettings,
-    RunSettings,
-    recipe,
-)
-from minibert.version import __version__
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are InputErrors, with the nearest flag for an unknown one."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        # Flags may stand among texts, which argparse takes for granted only where it is asked to.
-        is_plain = any(action.nargs == argparse.PARSER for action in self._actions)
-        parse = self.parse_known_args if is_plain else self.parse_known_intermixed_args
-        found, unknown = parse(args, namespace)
-        if unknown:
-            known = [o for a in self._actions for o in a.option_strings]
-            tail = did_you_mean(unknown[0].split("=")[0], known) if known else ""
-            kind = "flag" if unknown[0].startswith("-") else "argument"
-            raise InputError(f"unknown {kind} {unknown[0]}{tail}")
-        return found
-
-
-class _ExtendOrWord(argparse.Action):
-    """Gathers values as "extend" does; the bare flag gives its word, `const`."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        before = getattr(namespace, self.dest, None) or []
-        setattr(namespace, self.dest, [*before, *(values or [self.const])])
-
-
-def add_settings(parser: argparse.ArgumentParser, settings: type[RunSettings]) -> None:
-    """One flag for each field of a settings class; flags not given leave no trace."""
-    own = parser.add_argument_group(settings.__name__.removesuffix("Settings").lower())
-    shared = parser.add_argument_group("run")
-    inherited = {f.name for f in dataclasses.fields(RunSettings)}
-    for field in dataclasses.fields(settings):
-        group = shared if field.name in inherited else own
-        kind, *others = str(field.type).split(" | ")
-        text = field.metadata["help"].replace("%", "%%")
-        default = None if field.default is dataclasses.MISSING else field.default
-        if default not in (None, "", False) and "default" not in text:
-            text += f" (default {default})"
-        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
-        if field.metadata["choices"]:
-            options["choices"] = field.metadata["choices"]
-        if kind == "bool" and others:  # a switch that may also be set to a word
-            options |= {"nargs": "?", "const": True, "choices": ("auto",), "metavar": "auto"}
-        elif kind == "bool":
-            options["action"] = argparse.BooleanOptionalAction
-        elif kind == "list[str]":
-            options |= {"nargs": "+", "action": "extend"}
-            if field.metadata["optional"]:
-                options |= {"nargs": "*", "action": _ExtendOrWord}
-        else:
-            options["type"] = {"int": int, "float": float, "str": str}[kind]
-            options["metavar"] = None if field.metadata["choices"] else kind.upper()
-            if "Literal['auto']" in others:
-                options |= {"type": _number_or_word, "metavar": f"{kind.upper()}|auto"}
-        if field.metadata["optional"] and kind != "list[str]":
-            options |= {"nargs": "?", "const": field.metadata["optional"]}
-        elif field.metadata["optional"]:
-            options["const"] = field.metadata["optional"]
-        name = field.name.replace("_", "-")
-        group.add_argument(f"--{name}", **options)
-        if kind == "bool" and others:
-            off: dict[str, Any] = {
-                "dest": field.name,
-                "default": argparse.SUPPRESS,
-                "help": f"not --{name}",
-            }
-            group.add_argument(f"--no-{name}", action="store_false", **off)
-    shared.add_argument(
-        "--config",
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="JSON file of settings by field name; flags come before it",
-    )
-
-
-def _number_or_word(text: str) -> int | str:
-    """A whole number, or what was typed, for the settings to judge."""
-    return int(text) if text.removeprefix("-").isdecimal() else text
-
-
-def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSettings:
-    """Defaults < the --recipe < the --config file < flags.
-
-    Raises:
-        InputError: an unknown recipe or key in the file, or a value that cannot be used.
-    """
-    values = dict(values)
-    named = recipe(values.pop("recipe")) if "recipe" in values else {}
-    given: dict[str, Any] = {}
-    if "config" in values:
-        path = Path(values.pop("config"))
-        content = read_json(path, "--config names a JSON file")
-        if named and "command" in content:
-            raise InputError(f"{path} is a run's, with every setting; leave --recipe out")
-        given = _of_earlier_run(content, path) if "command" in content else content
-        budgets = {"max_steps", "epochs", "max_minutes"}
-        if budgets & values.keys():  # a flag replaces the file's budget, whichever kind it is
-            given = {k: v for k, v in given.items() if k not in budgets}
-        settings.from_dict({**dataclasses.asdict(_blank(settings)), **named, **given}, str(path))
-    return settings.from_dict({**named, **given, **values})
-
-
-def _of_earlier_run(run: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The settings in a run.json, but for those that say where and how that one run went."""
-    settings = run.get("settings")
-    if not isinstance(settings, dict):
-        raise InputError(f"{path}: settings is {type(settings).__name__}, expected an object")
-    once = ("output", "resume", "overwrite", "dry_run", "profile", "debug")
-    return {name: value for name, value in settings.items() if name not in once}
-
-
-def _blank(settings: type[RunSettings]) -> RunSettings:
-    """Settings that pass their own checks, to hold a file's keys against."""
-    required = {"corpus": ["-"]} if settings is PretrainSettings else {"task": "-"}
-    return settings(**required)
+from minibert.settings import FinetuneSettings, PretrainSettings
 
 
 def _pretrain(values: dict[str, Any]) -> None:
@@ -241,9 +114,7 @@ def _masked_lm(values: dict[str, Any]) -> Any:
     from minibert.finetuning import choose_model
     from minibert.masked import load_masked_lm
 
-    blank = _blank(FinetuneSettings)
-    assert isinstance(blank, FinetuneSettings)
-    folder = choose_model(dataclasses.replace(blank, model=values["model"]))
+    folder = choose_model(FinetuneSettings(task="-", model=values["model"]))
     return load_masked_lm(folder, values["device"], values["precision"])
 
 
@@ -370,173 +241,6 @@ def _export(values: dict[str, Any]) -> None:
     print(json.dumps(export(values.pop("folder"), values.pop("output"), **values), indent=2))
 
 
-def _parser() -> tuple[_Parser, dict[str, _Parser]]:
-    parser = _Parser(
-        prog="minibert", description="BERT from raw text to a fine-tuned model.", allow_abbrev=False
-    )
-    parser.add_argument("--version", action="version", version=f"minibert {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    made: dict[str, _Parser] = {}
-
-    def command(name: str, text: str) -> _Parser:
-        made[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        made[name].add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
-        return made[name]
-
-    for name, settings, text in (
-        ("pretrain", PretrainSettings, "raw text to a pretrained model"),
-        ("finetune", FinetuneSettings, "a pretrained model and labelled data to a finished model"),
-    ):
-        made[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        add_settings(made[name], settings)
-    made["pretrain"].add_argument(
-        "--recipe",
-        choices=tuple(PRETRAINING_RECIPES),
-        default=argparse.SUPPRESS,
-        help="settings that go together; --config and flags come before them",
-    )
-    predict = command("predict", "answers of a fine-tuned model, as JSON lines")
-    predict.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
-    predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts, or - for standard input")
-    predict.add_argument("--input", metavar="FILE", help="one text a line; blank ones are left out")
-    evaluate = command("evaluate", "figures of a fine-tuned model on labelled data, as JSON")
-    evaluate.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
-    evaluate.add_argument("--data", metavar="PATH", help="data in the task's public format")
-    evaluate.add_argument(
-        "--target-data", metavar="FILE", help="lines to be written for those of --data"
-    )
-    evaluate.add_argument("--split", choices=("test", "train"), default="test", help="which part")
-    evaluate.add_argument("--predictions", metavar="FILE", help="write predictions.jsonl here")
-    search = command("search", "the sentences of a file nearest to each query, as JSON lines")
-    search.add_argument("folder", metavar="FOLDER", help="a bi-encoder, or any model folder")
-    search.add_argument(
-        "queries", nargs="*", metavar="QUERY", help="texts, or - for standard input"
-    )
-    search.add_argument("--input", metavar="FILE", required=True, help="one sentence a line")
-    search.add_argument("--top", type=int, default=5, help="sentences per query")
-    search.add_argument("--cache-dir", metavar="DIR", help="where the file's index is kept")
-    _add_suite(command("evaluate-suite", "a table of fine-tunings for a model folder"))
-    text = "fine-tuning settings chosen on dev, and written for finetune --config"
-    made["search-settings"] = commands.add_parser(
-        "search-settings", help=text, description=text, allow_abbrev=False
-    )
-    _add_search(made["search-settings"])
-    fill = command("fill-mask", "the likeliest words for every [MASK] of a text")
-    score = command("score", "pseudo-log-likelihoods of sentences, as JSON lines")
-    for made_here in (fill, score):
-        made_here.add_argument(
-            "texts", nargs="*", metavar="TEXT", help="texts, or - for standard input"
-        )
-        made_here.add_argument(
-            "--model", metavar="FOLDER", help="a pretrained model; default: that of finetune"
-        )
-        made_here.add_argument(
-            "--input", metavar="FILE", help="one text a line, blank ones left out"
-        )
-    fill.add_argument("--top", type=int, default=5, help="words per mask")
-    fill.add_argument("--json", action="store_true", help="JSON lines on a terminal, too")
-    score.add_argument(
-        "--within-word", action="store_true", help="mask the later pieces of a token's word, too"
-    )
-    score.add_argument(
-        "--per-token", action="store_true", help="the tokens and their log_probs, too"
-    )
-    for made_here in (predict, evaluate, search, fill, score):
-        made_here.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-        made_here.add_argument(
-            "--precision",
-            choices=("auto", "fp32", "bf16", "int8"),
-            help="of matrix products; default: that of the run; int8: quantised, on a CPU",
-        )
-        rows = "copies of sentences" if made_here is score else "texts"
-        made_here.add_argument("--batch-size", type=int, default=32, help=f"{rows} per forward")
-    download = command("download", "fetch a public data set, resumably")
-    download.add_argument("name", metavar="NAME", help=", ".join(SOURCES))
-    download.add_argument("--directory", default="data/downloads", help="where it is unpacked")
-    export = command("export", "a model folder to give away: weights as bf16, its log")
-    export.add_argument("folder", metavar="FOLDER", help="a model folder, or one of parts to join")
-    export.add_argument("--output", metavar="DIR", required=True, help="the folder to write")
-    export.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of the weights")
-    export.add_argument(
-        "--log",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="keep run.json, results.json and metrics.jsonl",
-    )
-    export.add_argument("--part-mib", type=int, metavar="INT", help="cut the weights into parts")
-    export.add_argument("--overwrite", action="store_true", help="replace a model in DIR")
-    clean = command("clean-corpus", "raw text to clean text, every document once")
-    clean.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders or globs")
-    clean.add_argument("--output", metavar="FILE", required=True, help="a .txt file to write")
-    clean.add_argument(
-        "--exclude", nargs="+", action="extend", metavar="PATH", help="texts that must not be in it"
-    )
-    clean.add_argument(
-        "--same-start",
-        type=int,
-        default=200,
-        metavar="INT",
-        help="documents whose first letters and digits agree are one (default 200; 0: never)",
-    )
-    clean.add_argument("--overwrite", action="store_true", help="replace FILE")
-    clean.add_argument("--document-per-file", action="store_true", help="a file is one document")
-    clean.add_argument("--text-field", default="text", metavar="KEY", help="of .jsonl")
-    clean.add_argument("--encoding-errors", choices=("strict", "replace"), default="strict")
-    return parser, made
-
-
-def _add_suite(suite: _Parser) -> None:
-    suite.add_argument("model", metavar="MODEL", help="a model folder")
-    suite.add_argument(
-        "--data",
-        metavar="DIR",
-        help="folder with imdb, sst2, conll2003 and so on; without it what was downloaded, or the "
-        "bundled samples",
-    )
-    suite.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="default all")
-    suite.add_argument("--seeds", type=int, default=5, help="of each task (default 5)")
-    suite.add_argument("--output", default="runs/suite", metavar="DIR", help="runs and tables")
-    suite.add_argument(
-        "--settings", nargs="+", default=[], metavar="FILE", help="best.json of search-settings"
-    )
-    suite.add_argument("--limit", type=int, help="quick look: training examples of each task")
-    suite.add_argument("--minutes", type=float, help="quick look: of each fine-tuning")
-    suite.add_argument("--max-steps", type=int, help="quick look: of each fine-tuning")
-    suite.add_argument(
-        "--overwrite", action="store_true", help="do runs anew that had other settings"
-    )
-    suite.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    suite.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of matrix products"
-    )
-
-
-def _add_search(search: _Parser) -> None:
-    grid = search.add_argument_group("search")
-    for name, kind in (
-        *(("learning-rate", float), ("epochs", float), ("batch-size", int)),
-        *(("label-smoothing", float), ("dropout", float)),
-    ):
-        grid.add_argument(
-            f"--try-{name}",
-            nargs="+",
-            type=kind,
-            default=argparse.SUPPRESS,
-            metavar=kind.__name__.upper(),
-            help=f"values of --{name} to try",
-        )
-    grid.add_argument(
-        "--trials",
-        type=int,
-        default=argparse.SUPPRESS,
-        help="so many of all combinations, drawn at random; default all; without --try-... "
-        "rates of 1e-4 to 1e-3 with batches of 16 and 32",
-    )
-    add_settings(search, FinetuneSettings)
-
-
 _COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "pretrain": _pretrain,
     "finetune": _finetune,
@@ -611,7 +315,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    parser, commands = _parser()
+    parser, commands = parsers()
     if not argv:
         parser.print_help()
         return 0

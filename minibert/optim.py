@@ -27,10 +27,16 @@ def build_optimizer(
     reference's 1e-6 would shorten their steps. Biases and LayerNorm weights, the parameters of
     one dimension, do not decay.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    return _adamw(model.parameters(), learning_rate, weight_decay)
+
+
+def _adamw(
+    parameters: Iterable[Tensor], learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    trained = [p for p in parameters if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
@@ -50,12 +56,9 @@ def build_muon(
             parts = 3 if name.endswith(".qkv") else 2 if is_gated else 1
             by_parts.setdefault(parts, []).append(module.weight)
     taken = {id(parameter) for parameters in by_parts.values() for parameter in parameters}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-    adamw = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    rest = [p for p in model.parameters() if id(p) not in taken]
     matrices = [{"params": found, "parts": parts} for parts, found in by_parts.items()]
+    adamw = _adamw(rest, learning_rate, weight_decay)
     return Muon(matrices, adamw, learning_rate, weight_decay, momentum)
 
 
@@ -70,13 +73,13 @@ class Muon(torch.optim.Optimizer):
     Args:
         matrices: groups of weights (rows, columns), with "parts": how many matrices of equally
             many rows stand in one weight.
-        others: AdamW's groups.
+        adamw: steps with it, and has no parameter of these.
     """
 
     def __init__(
         self,
         matrices: Iterable[dict[str, Any]],
-        others: list[dict[str, Any]],
+        adamw: torch.optim.AdamW,
         learning_rate: float,
         weight_decay: float,
         momentum: float,
@@ -84,9 +87,7 @@ class Muon(torch.optim.Optimizer):
         defaults = {"lr": learning_rate, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__(matrices, defaults)
         self._matrices = list(self.param_groups)
-        self._adamw = torch.optim.AdamW(
-            others, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True
-        )
+        self._adamw = adamw
         self._adamw.state = self.state
         self.param_groups += self._adamw.param_groups  # the same objects: a rate set here holds
 
@@ -114,7 +115,10 @@ class Muon(torch.optim.Optimizer):
     def _momentum(self, weight: Tensor, momentum: float) -> Tensor:
         """The running mean of gradients, looked at one step ahead (Nesterov)."""
         assert weight.grad is not None
-        mean = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+        state = self.state[weight]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(weight)
+        mean: Tensor = state["momentum"]
         mean.lerp_(weight.grad, 1 - momentum)
         return weight.grad.lerp(mean, momentum)
 

@@ -337,7 +337,6 @@ class _Run:
         trial = Trial(model, forward, pretraining_terms, data.largest, self.runtime)
         data.micro_batch_size = micro_batch_size(settings, self.begun, trial)
         held_out = _held_out(source, settings)
-        score = functools.partial(self._score, model, data)
         loop = self._loop(model, forward, data, source, start, held_out)
         compiled = compile_if_it_pays(settings, self.begun, loop)
         record = run_record("pretrain", settings, fingerprint, self.runtime)
@@ -358,7 +357,7 @@ class _Run:
         state = carry_out(loop, model, folder, None if self.begun else record, resume, save)
         if folder is None or state is None:
             return RunResult(Path(), {})
-        figures = score(held_out)
+        figures = self._score(model, data, held_out)
         results = _results(settings, source, held_out, figures) | {
             "steps": state.step,
             "epochs": data.epochs_done,

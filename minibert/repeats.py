@@ -22,8 +22,10 @@ from minibert.runs import (
     RunResult,
     check_not_start,
     closing_table,
+    dev_figure,
     finished_run,
     log_line,
+    of_seed,
     weights_digest,
 )
 from minibert.runtime import versions
@@ -76,7 +78,7 @@ def repeat(
             one = _of_seed(settings, folder.path, seed, of_all.folder, shared is not None)
             _respell_start(one, of_all.weights)
             runs[seed] = run_one(one)
-        best = max(seeds, key=lambda seed: _dev_figure(runs[seed].figures))
+        best = max(seeds, key=lambda seed: dev_figure(runs[seed].figures)[1])
         own = {**start, "adapted": shared and shared.weights}
         _take_over(folder, settings, runs[best].folder, own)
         results = _summary({seed: run.figures for seed, run in runs.items()}) | {"best_seed": best}
@@ -144,20 +146,12 @@ def _of_seed(
             adapt_learning_rate=None,
         )
     return dataclasses.replace(
-        settings,
+        of_seed(settings, path, seed),
         model=str(start),
-        seed=seed,
-        seeds=1,
-        output=str(path / f"seed-{seed}"),
         resume="auto",
         overwrite=False,
         max_minutes=minutes,
     )
-
-
-def _dev_figure(figures: dict[str, Any]) -> float:
-    """The figure on dev that chose the weights of a run."""
-    return float(next(value for key, value in figures.items() if key.startswith("dev_")))
 
 
 def _take_over(

@@ -80,12 +80,7 @@ def search_settings(
     with claimed(where, "search.json") as output:
         start = weights_digest(folder)
         base = dataclasses.replace(base, model=str(folder))
-        settings_of = {}
-        for values in chosen:
-            own, recipe = with_recipe(dataclasses.replace(base, **values))  # type: ignore[arg-type]
-            settings_of[trial_name(values)] = own
-        if recipe:
-            log_line("recipe", recipe)
+        settings_of = _trials(base, chosen)
         jobs = [
             Job(
                 f"{name}, seed {seed}",
@@ -127,6 +122,19 @@ def search_settings(
         print(as_markdown(search), end="", flush=True)
         print(f"best settings: {output.path / 'best.json'}", flush=True)
     return search
+
+
+def _trials(
+    base: FinetuneSettings, chosen: Sequence[Mapping[str, float]]
+) -> dict[str, FinetuneSettings]:
+    """The settings of each trial by its name; what a recipe adds is printed once."""
+    settings_of, recipe = {}, ""
+    for values in chosen:
+        own = dataclasses.replace(base, **values)  # type: ignore[arg-type]
+        settings_of[trial_name(values)], recipe = with_recipe(own)
+    if recipe:
+        log_line("recipe", recipe)
+    return settings_of
 
 
 def _grid(

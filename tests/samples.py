@@ -11,9 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from minibert.corpus import ReaderOptions
+from minibert.examples import ExampleBuilder, ExampleOptions, split_documents
 from minibert.optim import Budget
+from minibert.pretraining import pretrain
 from minibert.runtime import Runtime
+from minibert.store import open_store
 from minibert.train import Loop, LoopSettings, StepData, Term
+from minibert.vocabulary import corpus_vocabulary
 
 NOUNS = "storm river bridge miller castle garden market winter silver candle harbor valley".split()
 CPU = Runtime(torch.device("cpu"), "fp32")
@@ -39,6 +44,26 @@ def write(path: Path, text: str) -> Path:
 def write_corpus(path: Path, **options: Any) -> Path:
     path.write_text(corpus_text(**options) + "\n", encoding="utf-8")
     return path
+
+
+def builder_of(folder: Path, documents: int, max_seq_length: int) -> ExampleBuilder:
+    """Pairs of the training side of so many made-up documents, by a vocabulary of 60."""
+    files, options = [write_corpus(folder / "corpus.txt", documents=documents)], ReaderOptions()
+    tokenizer = corpus_vocabulary(files, 60, options, True, True, folder / "cache")
+    store = open_store(files, tokenizer, options, folder / "cache", num_processes=1)
+    training, _ = split_documents(store, "nsp")
+    return ExampleBuilder(store, tokenizer, training, ExampleOptions(max_seq_length=max_seq_length))
+
+
+def quick_model(folder: Path) -> str:
+    """A model folder after two steps of pretraining: one layer of 64, 64 tokens."""
+    run = pretrain(
+        corpus=[str(write_corpus(folder / "corpus.txt"))],
+        **{"num_layers": 1, "hidden_size": 64, "vocab_size": 60, "max_seq_length": 64},
+        **{"max_steps": 2, "device": "cpu", "precision": "fp32"},
+        **{"output": str(folder / "model"), "cache_dir": str(folder / "cache")},
+    )
+    return str(run.folder)
 
 
 def write_reviews(folder: Path, count: int = 12, seed: int = 0) -> Path:

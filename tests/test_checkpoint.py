@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from samples import (
     CPU,
-    corpus_text,
+    builder_of,
     one_thread,  # noqa: F401
     same_tensors,
     weights_of,
@@ -26,29 +26,20 @@ from torch import Tensor, nn
 from minibert import checkpoint
 from minibert.checkpoint import load_best, load_last_checkpoint, save_best, save_checkpoint
 from minibert.config import BertConfig
-from minibert.corpus import ReaderOptions
 from minibert.errors import Interrupted
-from minibert.examples import ExampleBuilder, ExampleOptions, ExampleStream, split_documents
+from minibert.examples import ExampleBuilder, ExampleStream
 from minibert.heads import BertForPreTraining
 from minibert.optim import Budget, build_muon, build_optimizer
 from minibert.pretraining_data import PretrainingData, pretraining_terms
 from minibert.run_folder import RunFolder, read_metrics
-from minibert.store import open_store
 from minibert.train import Loop, LoopSettings, fit
-from minibert.vocabulary import corpus_vocabulary
 
 # --- 10 steps = 5 + save + load + 5 ---------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory: pytest.TempPathFactory) -> ExampleBuilder:
-    folder = tmp_path_factory.mktemp("text")
-    (folder / "corpus.txt").write_text(corpus_text(documents=24))
-    files, options = [folder / "corpus.txt"], ReaderOptions()
-    tokenizer = corpus_vocabulary(files, 60, options, True, True, folder / "cache")
-    store = open_store(files, tokenizer, options, folder / "cache", num_processes=1)
-    documents, _ = split_documents(store, "nsp")
-    return ExampleBuilder(store, tokenizer, documents, ExampleOptions(max_seq_length=24))
+    return builder_of(tmp_path_factory.mktemp("text"), 24, 24)
 
 
 def bert_loop(

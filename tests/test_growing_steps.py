@@ -10,28 +10,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from samples import CPU, corpus_text, one_thread, same_tensors, weights_of, without_times  # noqa: F401
+from samples import (  # noqa: F401
+    CPU,
+    builder_of,
+    corpus_text,
+    one_thread,
+    same_tensors,
+    weights_of,
+    without_times,
+)
 
 from minibert import examples
 from minibert.ahead import BuildersAhead
 from minibert.cli import main
 from minibert.config import BertConfig
-from minibert.corpus import ReaderOptions
 from minibert.errors import Interrupted
 from minibert.examples import (
     Example,
     ExampleBuilder,
-    ExampleOptions,
     ExampleStream,
-    split_documents,
 )
 from minibert.heads import BertForPreTraining
 from minibert.optim import Budget, build_optimizer
 from minibert.pretraining_data import PretrainingData, pretraining_terms
 from minibert.run_folder import RunFolder, read_metrics
-from minibert.store import open_store
 from minibert.train import Loop, LoopSettings, StepData, fit
-from minibert.vocabulary import corpus_vocabulary
 from minibert.world import ALONE, World
 
 WHOLE, SHORT = 32, 16
@@ -40,13 +43,7 @@ WHOLE, SHORT = 32, 16
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory: pytest.TempPathFactory) -> ExampleBuilder:
     """Of 57 documents in whole sequences."""
-    folder = tmp_path_factory.mktemp("text")
-    (folder / "corpus.txt").write_text(corpus_text(documents=60))
-    files, options = [folder / "corpus.txt"], ReaderOptions()
-    tokenizer = corpus_vocabulary(files, 60, options, True, True, folder / "cache")
-    store = open_store(files, tokenizer, options, folder / "cache", num_processes=1)
-    documents, _ = split_documents(store, "nsp")
-    return ExampleBuilder(store, tokenizer, documents, ExampleOptions(max_seq_length=WHOLE))
+    return builder_of(tmp_path_factory.mktemp("text"), 60, WHOLE)
 
 
 def shortened(builder: ExampleBuilder) -> ExampleBuilder:

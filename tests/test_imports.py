@@ -33,16 +33,8 @@ LAYERS = [
     },
     {
         *("model_folders", "exporting"),
-        *(
-            "runs",
-            "fitting",
-            "compiling",
-            "pretraining_data",
-            "pretraining",
-            "adaptation",
-            "repeats",
-            "finetuning",
-        ),
+        *("runs", "fitting", "compiling", "pretraining_data", "pretraining"),
+        *("adaptation", "repeats", "finetuning"),
         *("recipes", "series", "tasks.classical"),
         *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.tables", "tasks.texts"),
         *("tasks.labelled", "tasks.labelled_sets", "tasks.classification"),
@@ -52,7 +44,7 @@ LAYERS = [
         *("tasks.writing", "tasks.translation", "tasks.summarization"),
     },
     {"predict", "evaluation", "retrieval", "masked", "suite", "suite_report", "setting_search"},
-    {"cli", "__main__"},
+    {"flags", "cli", "__main__"},
 ]
 # The network, the text and the loop stand side by side; what they may borrow is named here.
 ACROSS = {

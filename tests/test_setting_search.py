@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import one_thread, write_corpus  # noqa: F401
+from samples import one_thread, quick_model  # noqa: F401
 
 from minibert import series
 from minibert.cli import main
 from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
-from minibert.pretraining import pretrain
 from minibert.setting_search import DEFAULT_GRID, SEARCHED, drawn, ordered, search_settings
 from minibert.settings import FinetuneSettings
 from minibert.tasks.classification import ClassificationTask
@@ -25,14 +24,7 @@ QUICK: dict[str, Any] = {"max_steps": 2, "max_seq_length": 64, "device": "cpu", 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("search")
-    write_corpus(folder / "corpus.txt")
-    run = pretrain(
-        corpus=[str(folder / "corpus.txt")],
-        **{"num_layers": 1, "hidden_size": 64, "vocab_size": 60, **QUICK},
-        **{"output": str(folder / "model"), "cache_dir": str(folder / "cache")},
-    )
-    return str(run.folder)
+    return quick_model(tmp_path_factory.mktemp("search"))
 
 
 @pytest.fixture

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import one_thread, write_corpus, write_reviews  # noqa: F401
+from samples import one_thread, quick_model, write_reviews  # noqa: F401
 
 import minibert
 from minibert import series, suite
 from minibert.cli import main
 from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
-from minibert.pretraining import pretrain
 from minibert.series import seconds_left
 from minibert.settings import FinetuneSettings
 from minibert.suite import ENTRIES, Entry, evaluate_suite, find_set, held_out_figures
@@ -30,15 +29,8 @@ QUICK: dict[str, Any] = {"max_steps": 2, "device": "cpu", "precision": "fp32"}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("suite")
-    write_corpus(folder / "corpus.txt")
-    run = pretrain(
-        corpus=[str(folder / "corpus.txt")],
-        **{"num_layers": 1, "hidden_size": 64, "vocab_size": 60, "max_seq_length": 64, **QUICK},
-        **{"output": str(folder / "model"), "cache_dir": str(folder / "cache")},
-    )
     # The samples' texts are longer than 64 pieces of so small a vocabulary.
-    return str(run.folder)
+    return quick_model(tmp_path_factory.mktemp("suite"))
 
 
 @pytest.fixture
