@@ -10,8 +10,8 @@ length, bf16 autocast and an allocator that keeps its memory; with torch.compile
 lengths (multiples of 64), it measured 0.76 times as fast, so it is not compiled. Ours is
 `Loop.take_step` over `TaskData`, the very code that `finetune.py` runs, with its
 defaults. Forward, backward, clipping (ours alone) and AdamW are timed, two batches at a time, for
-with batches of similar length no two cost the same. Each variant runs for a while before it is
-timed, until memory and compiled kernels are those of a long run.
+with batches of similar length no two cost the same. Each variant runs for half a minute
+before it is timed, and on until the memory it holds is steady (at most three minutes).
 """
 
 from __future__ import annotations

@@ -34,6 +34,8 @@ KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": str(256 << 20),
 }
 _PEAK_TOKENS = 4096  # rows of the products that the peak is measured with, at most
+_STEADY, _STEADY_STEPS = 1.01, 10  # memory grown less than this in so many steps is steady
+_SETTLE_AT_MOST = 6  # times the least time
 
 
 @dataclass(frozen=True)
@@ -135,15 +137,17 @@ def take_turns(
     A variant that cannot run is left out of the rounds, and its timing says why.
 
     Args:
-        warmup, settle_seconds: each variant first takes at least so many steps for so long.
+        warmup, settle_seconds: each variant first takes at least so many steps for so long, and on
+            until its memory is steady, but not six times as long.
         turn_seconds: how long a turn lasts at least; of one step or more.
     """
     timings = [Timing(variant.name) for variant in variants]
     workers: list[Worker] = []
 
-    def turn(worker: Worker, timing: Timing, number: int, seconds: float) -> None:
+    def turn(worker: Worker, timing: Timing, number: int, seconds: float) -> float:
+        """The memory that the worker has held, 0 where it cannot run."""
         if timing.error:
-            return
+            return 0.0
         try:
             answer = worker.step(number)
             while answer["seconds"] < seconds:
@@ -154,18 +158,20 @@ def take_turns(
         except VariantError as error:
             timings[timings.index(timing)] = Timing(timing.name, error=str(error))
             worker.close()
-            return
+            return 0.0
         if number >= 0:
             timing.add(answer)
+        return answer["peak_mib"]
 
     try:
         for place, variant in enumerate(tqdm(variants, desc="starting", leave=False)):
             workers.append(Worker(variant))
             start = time.perf_counter()
-            number = 0
-            while number > -warmup or time.perf_counter() - start < settle_seconds:
-                number -= 1
-                turn(workers[-1], timings[place], number, 0.0)
+            peaks: list[float] = []
+            while len(peaks) < warmup or not _is_settled(
+                peaks, time.perf_counter() - start, settle_seconds
+            ):
+                peaks.append(turn(workers[-1], timings[place], -1 - len(peaks), 0.0))
                 if timings[place].error:
                     break
         for number in tqdm(range(rounds), desc="rounds", leave=False):
@@ -175,6 +181,13 @@ def take_turns(
     finally:
         for worker in workers:
             worker.close()
+
+
+def _is_settled(peaks: list[float], seconds: float, least_seconds: float) -> bool:
+    """Whether a variant has run long enough, by the memory it had held after each step (MiB)."""
+    if not least_seconds <= seconds < _SETTLE_AT_MOST * least_seconds:
+        return seconds >= least_seconds
+    return len(peaks) > _STEADY_STEPS and peaks[-1] < _STEADY * peaks[-1 - _STEADY_STEPS]
 
 
 def measure_turns(module: Any, name: str, rounds: int) -> dict[str, Any]:

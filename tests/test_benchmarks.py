@@ -185,6 +185,16 @@ def test_a_turn_lasts_for_as_many_steps_as_it_takes(counter: Any) -> None:
     assert all(units == tokens / 2 for units, tokens in zip(found.units, found.tokens, strict=True))
 
 
+def test_a_variant_settles_until_its_memory_is_steady() -> None:
+    growing = [100.0 * 1.01**step for step in range(20)]
+    steady = [*growing, *growing[-1:] * 11]
+    assert not turns._is_settled(steady, seconds=29, least_seconds=30)
+    assert not turns._is_settled(growing, seconds=31, least_seconds=30)
+    assert not turns._is_settled(steady[:5], seconds=31, least_seconds=30)  # too few to tell
+    assert turns._is_settled(steady, seconds=31, least_seconds=30)
+    assert turns._is_settled(growing, seconds=181, least_seconds=30)
+
+
 def test_a_table_has_medians_of_the_rounds_ratios() -> None:
     slow = turns.Timing("slow", [1.0, 2.0, 4.0], [8.0] * 3, [2.0] * 3, [8.0] * 3)
     fast = turns.Timing("fast", [0.5, 0.5, 0.5], [8.0] * 3, [2.0] * 3, [8.0] * 3)
