@@ -200,16 +200,19 @@ def test_processes_agree_on_the_smallest_micro_batch(found: dict[str, Any]) -> N
     assert found["sizes"] == [1, 1]  # 4, then 2, and then what the last of three has memory for
 
 
-def test_a_whole_model_goes_through_unchanged() -> None:
+@pytest.mark.parametrize("share", [0.5, 1.0, 2.0], ids=["clipped", "just", "below"])
+def test_a_whole_model_goes_through_unchanged(share: float) -> None:
     model = make_model()
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     other = copy.deepcopy(model)
     for parameter, twin in zip(model.parameters(), other.parameters(), strict=True):
         twin.grad = parameter.grad.clone()
+    most = share * sum(parameter.numel() for parameter in model.parameters()) ** 0.5
     assert torch.equal(
-        clip_gradients(model, 1.0), nn.utils.clip_grad_norm_(other.parameters(), 1.0)
+        clip_gradients(model, most), nn.utils.clip_grad_norm_(other.parameters(), most)
     )
+    assert (next(model.parameters()).grad.max() < 1) == (share < 1)
     for parameter, twin in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(parameter.grad, twin.grad)
     state = model.state_dict()
