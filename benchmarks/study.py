@@ -1,0 +1,242 @@
+"""What each choice of pretraining buys on a small budget: one changed at a time, then together.
+
+    python -m benchmarks.study --corpus reviews.txt wiki.txt --output runs/study
+
+Every trial is a run of `pretrain` for the same processor time on one thread, so a choice that makes
+steps dearer gets fewer of them, and other programs on the machine take nothing away. The network is
+one that leaves the plateau of word frequencies within a minute. All finished models sit the same
+exam: single tokens, 15 % of held-out sequences of 128, without pairs. Losses compare within a
+vocabulary, bits per character across vocabularies.
+
+A trial is finished where its results.json is, so the command can be stopped and given again. It
+writes study.md and, for every trial and seed, the run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from tqdm import tqdm
+
+from minibert import pretraining, train
+from minibert.examples import Example, ExampleBuilder, ExampleOptions, held_out_examples
+
+_EXAM = ExampleOptions(max_seq_length=128, mask_prob=0.15, masking="token", nsp="none")
+BASE: dict[str, Any] = {
+    "preset": "tiny",
+    "vocab_size": 8192,
+    "max_seq_length": 128,
+    "batch_size": 32,
+    "learning_rate": 2e-3,
+    "warmup_ratio": 0.05,
+    "dropout": 0.0,
+    "nsp": "none",
+}
+_MUON = {"optimizer": "muon"}
+# What each trial changes of BASE, by the question that it answers.
+TRIALS: dict[str, dict[str, dict[str, Any]]] = {
+    "peak rate": {
+        "base": {},
+        "rate 1e-3": {"learning_rate": 1e-3},
+        "rate 4e-3": {"learning_rate": 4e-3},
+        "rate 8e-3": {"learning_rate": 8e-3},
+    },
+    "optimiser": {
+        "Muon, rate 2e-3": _MUON,
+        "Muon, rate 4e-3": {**_MUON, "learning_rate": 4e-3},
+        "Muon, rate 8e-3": {**_MUON, "learning_rate": 8e-3},
+    },
+    "batch": {
+        "batch 16": {"batch_size": 16},
+        "batch 64": {"batch_size": 64},
+        "ramp to 64 over half": {"batch_size": 64, "batch_ramp": 0.5},
+    },
+    "schedule": {
+        "cosine": {"schedule": "cosine"},
+        "constant, then linear": {"schedule": "constant-then-linear"},
+        "warm-up 0.15": {"warmup_ratio": 0.15},
+    },
+    "length": {
+        "64 tokens": {"max_seq_length": 64, "batch_size": 64},
+        "256 tokens": {"max_seq_length": 256, "batch_size": 16},
+        "64 tokens first, 0.7": {"short_length": 64, "short_share": 0.7},
+    },
+    "masks": {
+        "20 % masked": {"mask_prob": 0.2},
+        "30 % masked": {"mask_prob": 0.3},
+        "whole words": {"masking": "whole-word"},
+        "spans": {"masking": "span"},
+    },
+    "pairs": {"next sentence": {"nsp": "nsp"}, "sentence order": {"nsp": "sop"}},
+    "regularisation": {"dropout 0.1": {"dropout": 0.1}, "weight decay 0.1": {"weight_decay": 0.1}},
+    "network": {
+        "norms first": {"norm": "pre"},
+        "gated units": {"feed_forward": "gated"},
+        "reference's first weights": {"init": "reference"},
+    },
+    "shape": {
+        "1 x 192": {"num_layers": 1, "hidden_size": 192},
+        "2 x 192": {"hidden_size": 192},
+        "4 x 128": {"num_layers": 4},
+        "2 x 256": {"hidden_size": 256},
+        "4 x 256": {"num_layers": 4, "hidden_size": 256},
+    },
+    "vocabulary": {"4,096 words": {"vocab_size": 4096}, "16,384 words": {"vocab_size": 16384}},
+}
+CHANGES = {name: changes for group in TRIALS.values() for name, changes in group.items()}
+
+
+def _exam(source: Any, settings: Any) -> list[Example]:
+    """The held-out examples of every trial, in place of those that are like its training's."""
+    own: ExampleBuilder = source.held_out
+    builder = ExampleBuilder(own.store, own.tokenizer, own.documents, _EXAM)
+    return held_out_examples(builder, settings.eval_examples)
+
+
+def run_trial(settings: dict[str, Any]) -> None:
+    """One run of `pretrain` by processor time instead of the clock's."""
+    score = pretraining.evaluate_pretraining
+
+    def score_exam(model: Any, examples: Any, slots: int, size: int, run: Any) -> Any:
+        return score(model, examples, _EXAM.max_predictions, size, run)
+
+    with (
+        mock.patch.object(train, "time", SimpleNamespace(perf_counter=time.process_time)),
+        mock.patch.object(pretraining, "_held_out", _exam),
+        mock.patch.object(pretraining, "evaluate_pretraining", score_exam),
+    ):
+        pretraining.pretrain(**settings)
+
+
+def _start(settings: Mapping[str, Any]) -> str:
+    """Carries out a trial in a process of one thread; what went wrong, empty where nothing did."""
+    folder = Path(settings["output"])
+    if (folder / "results.json").is_file():
+        return ""
+    command = [sys.executable, "-m", __spec__.name, "--trial", json.dumps(settings)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    why = (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1]
+    return "" if ended.returncode == 0 else f"{folder.parent.name}, {folder.name}: {why}"
+
+
+def report(
+    found: Mapping[str, Sequence[Mapping[str, Any]]], settings: Mapping[str, Any], minutes: float
+) -> str:
+    """study.md: of every trial mean and deviation over seeds, and its distance from the base.
+
+    Args:
+        found: results.json of each trial's seeds.
+        settings: of the base.
+    """
+    some = next(iter(found.values()))[0]
+    base = [one["mlm_bits_per_character"] for one in found.get("base", ())]
+    lines = [
+        f"{minutes:g} minutes of one thread each; exam of {some['masked_tokens']:,} masked tokens "
+        f"of {some['num_eval']:,} held-out sequences (unigram {some['unigram_entropy']:.3f} nats). "
+        "Base: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + ".",
+        "",
+        "| question | trial | seeds | tokens, M | steps | MLM loss | accuracy | bits a character "
+        "| minus base |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for question, trials in TRIALS.items():
+        for name in trials:
+            if name not in found:
+                continue
+            runs = found[name]
+            bits = [one["mlm_bits_per_character"] for one in runs]
+            apart = f"{statistics.mean(bits) - statistics.mean(base):+.3f}" if base else ""
+            lines.append(
+                f"| {question} | {name} | {len(runs)} "
+                f"| {statistics.mean(one['tokens'] for one in runs) / 1e6:.2f} "
+                f"| {statistics.mean(one['steps'] for one in runs):,.0f} "
+                f"| {_over_seeds([one['mlm_loss'] for one in runs])} "
+                f"| {_over_seeds([100 * one['mlm_accuracy'] for one in runs], 1)} "
+                f"| {_over_seeds(bits)} | {apart} |"
+            )
+            question = ""
+    return "\n".join(lines) + "\n"
+
+
+def _over_seeds(values: Sequence[float], digits: int = 3) -> str:
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.study", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--corpus", nargs="+")
+    parser.add_argument("--output", type=Path, default=Path("runs/study"))
+    parser.add_argument("--minutes", type=float, default=5.0, help="processor time of a trial")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument(
+        "--base",
+        type=json.loads,
+        default={},
+        help="settings of all trials, as JSON",
+        metavar="JSON",
+    )
+    parser.add_argument("--only", nargs="+", choices=CHANGES, metavar="TRIAL")
+    parser.add_argument("--jobs", type=int, default=1, help="trials at a time, a core each")
+    parser.add_argument("--cache-dir")
+    parser.add_argument("--trial", help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.trial:
+        run_trial(json.loads(args.trial))
+        return
+    if not args.corpus:
+        parser.error("--corpus is missing")
+    common = {
+        "corpus": args.corpus,
+        "max_minutes": args.minutes,
+        "eval_every": 1 << 30,  # the end's alone
+        "device": "cpu",
+        "cache_dir": args.cache_dir,
+        "resume": "auto",
+    }
+    base = {**BASE, **args.base}
+    trials = [
+        {**base, **CHANGES[name], **common, "seed": seed, "output": str(_place(args, name, seed))}
+        for seed in range(args.seeds)
+        for name in args.only or CHANGES
+    ]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for fault in tqdm(pool.map(_start, trials), total=len(trials), desc="trials"):
+            if fault:
+                tqdm.write(fault, file=sys.stderr)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in CHANGES:
+        for path in sorted(args.output.glob(f"{_slug(name)}/seed-*/results.json")):
+            found.setdefault(name, []).append(json.loads(path.read_text()))
+    if not found:
+        raise SystemExit("no trial has ended")
+    text = report(found, base, args.minutes)
+    (args.output / "study.md").write_text(text)
+    print(text)
+
+
+def _place(args: argparse.Namespace, name: str, seed: int) -> Path:
+    return Path(args.output) / _slug(name) / f"seed-{seed}"
+
+
+def _slug(name: str) -> str:
+    kept = "".join(c if c.isalnum() or c == "." else " " for c in name.replace(",", ""))
+    return "-".join(kept.split()).lower()
+
+
+if __name__ == "__main__":
+    main()
