@@ -81,15 +81,18 @@ def part_like(tensor: Tensor, other: Tensor) -> Tensor:
     return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
 
 
-def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+def clip_gradients(model: nn.Module, max_norm: float, read: bool = True) -> Tensor:
     """Scales all gradients so that their common norm is at most `max_norm`.
+
+    Args:
+        read: look at the norm first and leave gradients that need no scaling alone, which spares a
+            pass over them; False where the device would have to be waited for.
 
     Returns:
         The norm before, over every parameter and process.
     """
     parameters = list(model.parameters())
     norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-    # A factor of 1 would be a pass over all gradients; a GPU would have to be waited for to know.
-    if not (norm.is_cpu and norm + 1e-6 <= max_norm):
+    if not (read and norm + 1e-6 <= max_norm):
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
