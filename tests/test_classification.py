@@ -26,7 +26,13 @@ from minibert.tasks import find_task
 from minibert.tasks.base import Splits
 from minibert.tasks.classification import ClassificationTask, class_weights
 from minibert.tasks.labelled import LabelledText
-from minibert.tasks.labelled_sets import read_ag_news, read_mrpc, read_sst2
+from minibert.tasks.labelled_sets import (
+    read_ag_news,
+    read_chnsenticorp,
+    read_mrpc,
+    read_sst2,
+    read_tnews,
+)
 from minibert.tasks.texts import cut, cut_pair, encode
 from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
 
@@ -188,6 +194,18 @@ def test_news_lose_what_a_conversion_left(tmp_path: Path) -> None:
         (tmp_path / name).write_text(row)
     (example,) = read_ag_news(tmp_path).train
     assert (example.label, example.text) == ("Business", "Bids Oil prices $40 and it's high")
+
+
+def test_chinese_sets_are_read_without_a_header_too(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("很好\tpositive\ntext_a 不好\tnegative\n", encoding="utf-8")
+    found = [(e.text, e.label) for e in read_chnsenticorp(tmp_path).train]
+    assert found == [("很好", "positive"), ("text_a 不好", "negative")]
+    (tmp_path / "train.tsv").write_text("老师\tnews_edu\n", encoding="utf-8")
+    assert [e.label for e in read_tnews(tmp_path).train] == ["news_edu"]
+    row = {"label_desc": "news_edu", "sentence": 7}
+    (tmp_path / "train.json").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match="train.json, line 1: 7 is no text"):
+        read_tnews(tmp_path)
 
 
 def test_own_splits_do_not_go_with_a_public_set(tmp_path: Path) -> None:
