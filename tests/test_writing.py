@@ -180,6 +180,22 @@ def test_a_finished_folder_is_scored_again(
     assert json.loads(capsys.readouterr().out)["num_eval"] == 9
     assert main(command[:4]) == 2
     assert "name the second with --target-data" in capsys.readouterr().err
+    table = write_jsonl(translated.parent / "more.jsonl", pairs(7, seed=6))
+    command = ["evaluate", str(translated), "--data", table, "--text-column", "en"]
+    for flag in ("--target-column", "--label-column"):
+        assert main([*command, flag, "de"]) == 0
+        assert json.loads(capsys.readouterr().out)["num_eval"] == 7
+    assert main([*command, "--target-column", "fr"]) == 2
+    assert "has no column 'fr'; known are en, de" in capsys.readouterr().err
+
+
+def test_another_label_column_replaces_the_target_column_of_the_run(world: Path) -> None:
+    data = write_jsonl(world / "columns.jsonl", pairs(24, seed=7))
+    own = {"text_column": "en", "target_column": "de"}
+    folder = tune(world, "columns", task="translation", data=data, max_steps=1, **own)
+    other = [{"en": row["en"], "german": row["de"]} for row in pairs(5, seed=8)]
+    table = write_jsonl(world / "german.jsonl", other)
+    assert minibert.evaluate(folder, data=table, label_column="german")["num_eval"] == 5
 
 
 def test_the_folder_says_how_it_is_laid_out(translated: Path) -> None:
