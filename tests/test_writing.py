@@ -17,7 +17,9 @@ from samples import CPU, NOUNS, one_thread, without_times, write_corpus  # noqa:
 import minibert
 from minibert.cli import main
 from minibert.config import BertConfig
+from minibert.decoder_config import DecoderConfig
 from minibert.errors import InputError, Interrupted
+from minibert.estimate import Memory, num_parameters
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
 from minibert.flops import generation_flops, training_flops
@@ -258,6 +260,34 @@ def test_a_stopped_run_goes_on_bit_by_bit(world: Path, monkeypatch: pytest.Monke
     for name in ("model.safetensors", "predictions.jsonl", "target_tokenizer.json", "errors.txt"):
         assert (whole / name).read_bytes() == (parted / name).read_bytes(), name
     assert without_times(read_metrics(whole)) == without_times(read_metrics(parted))
+
+
+def test_a_dry_run_counts_the_decoder(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[Any, dict[str, Any]]] = []
+    told = Memory(1e6, 2e6, 3e6, 4e6)
+
+    def step_memory(*args: Any, **options: Any) -> Memory:
+        asked.append((args, options))
+        return told
+
+    monkeypatch.setattr("minibert.runs.step_memory", step_memory)
+    data = write_jsonl(world / "dry.jsonl", pairs(60, seed=11))
+    columns = {"data": data, "text_column": "en", "target_column": "de", "max_steps": 1}
+    given = {"task": "translation", "micro_batch_size": 8, "dry_run": True, **columns}
+    tune(world, "dry", **given)
+    assert f"memory: {told} for a step" in capsys.readouterr().err
+    assert len(asked) == 2  # micro-batches of 8
+    for (config, lengths, slots, _, parameters), options in asked:
+        decoder = DecoderConfig.of(config)
+        assert parameters == num_parameters(config, decoder)
+        width = config.hidden_size
+        assert options["trained"] == parameters - width * (width + 1)  # the pooler
+        assert (len(lengths), len(options["target_lengths"]), slots) == (8, 8, 0)
+        assert 3 <= min(options["target_lengths"]) <= max(options["target_lengths"])
+        assert max(options["target_lengths"]) <= decoder.max_target_positions
+    assert not (world / "dry").exists()
 
 
 def test_named_samples_run_offline_and_say_so(
