@@ -167,28 +167,36 @@ def utilisation(
     return Utilisation(useful_flops or backbone_flops, peak)
 
 
-def training_seconds(
-    max_minutes: float,
-    started: float,
+def scoring_seconds(
     score: Callable[[Sequence[Any]], object],
     rows: Sequence[Any],
+    count: int,
+    timed: int = _TIMED_ROWS,
 ) -> float:
-    """How much of a budget in minutes is left for the loop.
-
-    What was spent before the first step and what scoring all rows at the end will take is not
-    training; of the rest a twentieth is left for writing and for what else comes at the end.
+    """How long scoring will take, from the time that some rows take.
 
     Args:
-        started: `time.perf_counter()` when the command began.
-        score: what is timed, on some of the rows.
+        score: what is timed. count: how many rows like these are to be scored. timed: about so
+            many are.
     """
-    some = rows[:: max(1, len(rows) // _TIMED_ROWS)]
+    some = rows[:: max(1, len(rows) // timed)]
     score(some[:1])  # what the first call alone costs
     begin = time.perf_counter()
     score(some)
-    now = time.perf_counter()
-    after = (now - begin) * len(rows) / len(some)
-    return max(1.0, (max_minutes * 60 - (now - started)) * 0.95 - after)
+    return (time.perf_counter() - begin) * count / len(some)
+
+
+def training_seconds(max_minutes: float, started: float, scoring: float) -> float:
+    """How much of a budget in minutes is left for the loop.
+
+    What was spent before the first step and what scoring takes at the end is not training; of the
+    rest a twentieth is left for writing and for what else comes at the end.
+
+    Args:
+        started: `time.perf_counter()` when the command began.
+        scoring: seconds that scoring will take.
+    """
+    return max(1.0, (max_minutes * 60 - (time.perf_counter() - started)) * 0.95 - scoring)
 
 
 def carry_out(

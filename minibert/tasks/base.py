@@ -102,6 +102,7 @@ class Task(ABC, Generic[E, P]):
         places: where the public set is looked for when there is no `--data`.
         sample: the bundled sample, a name below `data/`.
         unlabelled_part: what the set calls its texts without labels, "" where it has none.
+        is_open_ended: how long predictions take depends on what was learnt; see `rehearse`.
         uses: those of `FAMILY_SETTINGS` that the family reads; to give another is an error.
     """
 
@@ -115,6 +116,7 @@ class Task(ABC, Generic[E, P]):
     places: tuple[str, ...] = ()
     sample: str | None = None
     unlabelled_part: str = ""
+    is_open_ended: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ()
     tokenizer: WordPiece
 
@@ -286,6 +288,15 @@ class Task(ABC, Generic[E, P]):
         """`predict` of examples that were encoded before."""
         found = infer(self, model, flat(features), batch_size, runtime)
         return self.decode(examples, features, per_example(found, features))
+
+    def rehearse(
+        self, model: Any, features: Sequence[Feature], batch_size: int, runtime: Runtime
+    ) -> None:
+        """The work of predicting labelled features, which tells how long it will take.
+
+        Of a family that is open-ended: as it will be for a model that has learnt them.
+        """
+        infer(self, model, features, batch_size, runtime)
 
     @abstractmethod
     def score(self, examples: Sequence[E], predictions: Sequence[P]) -> dict[str, float]:
