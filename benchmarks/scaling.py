@@ -9,17 +9,22 @@ Figures in capitals are measured by us, with the command beside them, or assumed
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from minibert import fitting
 from minibert.config import BertConfig, preset
+from minibert.decoder_config import DecoderConfig
 from minibert.estimate import Memory, num_parameters, run_folder_bytes, step_memory
 from minibert.fitting import Trial
 from minibert.flops import training_flops
 from minibert.heads import BertForPreTraining
 from minibert.pretraining_data import pretraining_terms
 from minibert.runtime import start_runtime
+from minibert.seq2seq import BertForConditionalGeneration
+from minibert.train import Batch, Term
 
 # Measured: python -m benchmarks --only corpus --text enwiki-00.txt.xz
 TOKENS_PER_BYTE = 0.215
@@ -148,6 +153,65 @@ def count_held(precision: str, dropout: float) -> tuple[float, float, float, flo
     return layer, score, outer, word
 
 
+def kept_with_decoder(
+    config: BertConfig, batch: int, length: int, target_length: int, precision: str
+) -> int:
+    """The same of a model that writes, whose decoder the config carries."""
+    torch.manual_seed(0)
+    model = BertForConditionalGeneration(config)
+    runtime = start_runtime("cpu", precision, deterministic=True)
+    words = DecoderConfig.of(config).target_vocab_size
+    inputs = {
+        "input_ids": torch.randint(5, config.vocab_size, (batch, length)),
+        "attention_mask": torch.ones(batch, length, dtype=torch.int64),
+        "labels": torch.randint(5, words, (batch, target_length)),
+    }
+
+    def objective(forward: Callable[..., Any], batch: Batch) -> dict[str, Term]:
+        return {"task": Term(*forward(**batch).score)}
+
+    trial = Trial(model, model, objective, lambda size: inputs, runtime)
+    return fitting.kept_bytes(trial, batch)
+
+
+def count_held_by_decoder(
+    precision: str, dropout: float
+) -> tuple[float, float, float, float, float]:
+    """The factors of `estimate.HeldByDecoder`, counted likewise."""
+    batch, width, heads = 16, 256, 4
+
+    def kept(layers: int, m: int = 64, n: int = 64, vocabulary: int = 100, encoder: int = 1) -> int:
+        config = BertConfig(
+            vocab_size=100,
+            hidden_size=width,
+            num_hidden_layers=encoder,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+        decoder = DecoderConfig(vocabulary, layers, 128)
+        copies = 2 * num_parameters(config, decoder) if precision == "bf16" else 0
+        return kept_with_decoder(decoder.added_to(config), batch, n, m, precision) - copies
+
+    def by_layer(m: int, n: int) -> float:
+        return (kept(2, m, n) - kept(1, m, n)) / batch
+
+    both, few, short = by_layer(64, 64), by_layer(32, 64), by_layer(64, 32)
+    # target D m + source D n + score H (m m + m n), at three pairs of lengths and a fourth.
+    score = (both - few - short + by_layer(32, 32)) / (heads * 32 * 32)
+    target = (both - few - score * heads * (64 * 128 - 32 * 96)) / (width * 32)
+    source = (both - short - score * heads * 64 * 32) / (width * 32)
+    word = (kept(1, vocabulary=10_100) - kept(1)) / (width * 10_000)
+    outer = (kept(1) - kept(1, 32)) / (batch * width * 32) - (both - few) / (width * 32)
+    return target, source, score, outer, word
+
+
+def _print_factors(precision: str, dropout: float, factors: tuple[float, ...]) -> None:
+    held = " | ".join(f"{value:.1f}" for value in factors)
+    print(f"| {precision}, dropout {dropout} | {held} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", action="store_true", help="count what autograd keeps")
@@ -155,8 +219,11 @@ def main() -> None:
         print("| | layer | score | outer | word |\n|---|---|---|---|---|")
         for precision in ("fp32", "bf16"):
             for dropout in (0.1, 0.0):
-                held = " | ".join(f"{value:.1f}" for value in count_held(precision, dropout))
-                print(f"| {precision}, dropout {dropout} | {held} |", flush=True)
+                _print_factors(precision, dropout, count_held(precision, dropout))
+        print("\n| | target | source | score | outer | word |\n|---|---|---|---|---|---|")
+        for precision in ("fp32", "bf16"):
+            for dropout in (0.1, 0.0):
+                _print_factors(precision, dropout, count_held_by_decoder(precision, dropout))
         return
     print("\n\n".join([corpus_table(), memory_table(), time_table()]))
 

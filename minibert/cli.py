@@ -176,17 +176,7 @@ def _lines(content: str) -> list[str]:
 def _evaluate(values: dict[str, Any]) -> None:
     from minibert.evaluation import evaluate
 
-    figures = evaluate(
-        values["folder"],
-        data=values["data"],
-        split=values["split"],
-        device=values["device"],
-        precision=values["precision"],
-        batch_size=values["batch_size"],
-        predictions=values["predictions"],
-        target_data=values["target_data"],
-    )
-    print(json.dumps(figures, indent=2))
+    print(json.dumps(evaluate(values.pop("folder"), **values), indent=2))
 
 
 def _evaluate_suite(values: dict[str, Any]) -> None:

@@ -143,6 +143,27 @@ SOURCES: dict[str, Source | FileSet] = {
         folder="ag_news",
         description="AG News: 127,600 news items of four classes (Zhang et al. 2015); for research",
     ),
+    "chnsenticorp": Source(
+        name="chnsenticorp",
+        url="https://bj.bcebos.com/paddlenlp/datasets/ChnSentiCorp.zip",
+        archive="ChnSentiCorp.zip",
+        # As in PaddleNLP (paddlenlp/datasets/chnsenticorp.py).
+        checksum="md5:7ef61b08ad10fbddf2ba97613f071561",
+        folder="ChnSentiCorp",
+        description="ChnSentiCorp: 12,000 Chinese reviews, positive or negative, 1,200 of them "
+        "without labels (Tan & Zhang 2008); no licence stated",
+    ),
+    "tnews": Source(
+        name="tnews",
+        url="https://storage.googleapis.com/cluebenchmark/tasks/tnews_public.zip",
+        archive="tnews_public.zip",
+        # CLUE publishes none; this is what several projects that fetched the archive have found.
+        checksum="sha256:77c476e70cfe0b014a81b84c6e1db2142a8a2f52f4ae0a8216aa75e673933462",
+        folder="tnews",
+        description="TNEWS: 63,360 titles of Chinese news in 15 classes, and 10,000 without labels "
+        "(Xu et al. 2020); no licence stated",
+        is_flat=True,
+    ),
     "conll2003": Source(
         name="conll2003",
         url="https://data.deepai.org/conll2003.zip",

@@ -16,6 +16,14 @@ What is held is what autograd keeps for the backward pass; its factors were coun
 2^24 are there at a time, 2^27 on a GPU and there in fp32 as well (`kernels.linear_cross_entropy`).
 1.4 is what the process was measured to take of that: the backward pass has tensors of its own, and
 there are gaps between freed ones. Padding is not computed, so n counts real tokens.
+
+To a model that writes texts, with N' decoder layers, V' target ids and m tokens to be written for n
+to be read, comes
+
+    held' = N' (target D sum m + source D sum n + score H sum (m^2 + m n))
+            + outer D sum m + word V' D
+
+and its scores are sum m times V', as those of words are M times V.
 """
 
 from __future__ import annotations
@@ -25,6 +33,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from minibert.config import BertConfig
+from minibert.decoder_config import DecoderConfig
 from minibert.kernels import SCORES_HELD
 
 _MOMENTS = 2  # of AdamW, float32 like weights and gradients
@@ -47,6 +56,24 @@ HELD = {
     ("fp32", False): Held(64, 0, 9, 4),
     ("bf16", True): Held(40, 6, 8, 0),
     ("bf16", False): Held(36, 2, 4, 0),
+}
+
+
+class HeldByDecoder(NamedTuple):
+    """The same of a decoder: the factors of the second formula."""
+
+    target: float
+    source: float
+    score: float
+    outer: float
+    word: float
+
+
+HELD_BY_DECODER = {
+    ("fp32", True): HeldByDecoder(92, 8, 12, 12, 4),
+    ("fp32", False): HeldByDecoder(80, 8, 4, 8, 4),
+    ("bf16", True): HeldByDecoder(52, 6, 6, 10, 0),
+    ("bf16", False): HeldByDecoder(46, 6, 2, 6, 0),
 }
 _SCORE_BYTES = {"fp32": 4, "bf16": 2}
 _WORKING = 1.4
@@ -77,16 +104,25 @@ class Memory:
         return f"{told} = {told_bytes(self.total)}"
 
 
-def num_parameters(config: BertConfig) -> int:
-    """Weights of `BertForPreTraining`; the decoder is the word embedding."""
+def num_parameters(config: BertConfig, decoder: DecoderConfig | None = None) -> int:
+    """Weights of `BertForPreTraining`; the decoder is the word embedding.
+
+    With a decoder those of `BertForConditionalGeneration`, the pooler included.
+    """
     width, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size
     norm = 2 * width
     rows = vocabulary + config.max_position_embeddings + config.type_vocab_size
     up = config.up_size
     layer = 4 * (width**2 + width) + width * (up + inner) + up + width + 2 * norm
-    heads = 2 * (width**2 + width) + norm + vocabulary + 2 * width + 2  # pooler, words, pairs
     last = norm if config.norm == "pre" else 0
-    return rows * width + norm + config.num_hidden_layers * layer + last + heads
+    pooler = width**2 + width
+    encoder = rows * width + norm + config.num_hidden_layers * layer + last + pooler
+    if decoder is None:
+        return encoder + pooler + norm + vocabulary + 2 * width + 2  # heads of words, of pairs
+    vocabulary = decoder.target_vocab_size
+    rows = vocabulary + decoder.max_target_positions
+    layer += 4 * pooler + norm  # cross-attention
+    return encoder + rows * width + norm + decoder.num_decoder_layers * layer + last + vocabulary
 
 
 def held_bytes(
@@ -96,6 +132,7 @@ def held_bytes(
     precision: str,
     parameters: int | None = None,
     fused_attention: bool = False,
+    target_lengths: Sequence[int] = (),
 ) -> float:
     """Bytes that one forward pass keeps for the backward one; arguments as in `step_memory`."""
     dropout = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob)
@@ -110,9 +147,30 @@ def held_bytes(
     found += held.outer * config.hidden_size * tokens
     if num_predictions:
         found += held.word * config.vocab_size * config.hidden_size
+    if target_lengths:
+        found += _held_by_decoder(config, lengths, target_lengths, precision, fused_attention)
     if precision == "bf16":
         found += 2 * (num_parameters(config) if parameters is None else parameters)
     return found
+
+
+def _held_by_decoder(
+    config: BertConfig,
+    lengths: Sequence[int],
+    target_lengths: Sequence[int],
+    precision: str,
+    fused_attention: bool,
+) -> float:
+    decoder, width = DecoderConfig.of(config), config.hidden_size
+    dropout = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob)
+    held = HELD_BY_DECODER[precision, dropout > 0]
+    inner = (2 * config.up_size - _COUNTED_UNITS * width) * (2 if precision == "bf16" else 4)
+    targets = sum(target_lengths)
+    pairs = sum(m * (m + n) for m, n in zip(target_lengths, lengths, strict=True))
+    scores = 0 if fused_attention else held.score * config.num_attention_heads * pairs
+    layer = (held.target * width + inner) * targets + held.source * width * sum(lengths) + scores
+    outer = held.outer * targets + held.word * decoder.target_vocab_size
+    return decoder.num_decoder_layers * layer + width * outer
 
 
 def step_memory(
@@ -123,22 +181,33 @@ def step_memory(
     parameters: int | None = None,
     shards: int = 1,
     fused_attention: bool = False,
+    target_lengths: Sequence[int] = (),
+    trained: int | None = None,
 ) -> Memory:
     """Memory of an optimiser step on one device, by the formula at the head of this file.
 
     Args:
         lengths: real tokens of each sequence of one forward pass.
         num_predictions: M, scored positions of one forward pass; 0 without an MLM head.
-        parameters: P; that of `BertForPreTraining` when None.
+        parameters: P; that of `num_parameters` when None.
         shards: devices that weights, gradients and moments are parted among.
         fused_attention: as on GPUs: the n^2 weights of attention are not kept.
+        target_lengths: m, tokens to be written for each sequence, by the decoder that the config
+            carries; none without one.
+        trained: those of the parameters that have gradients and moments; None: all.
     """
-    count = num_parameters(config) if parameters is None else parameters
-    held = held_bytes(config, lengths, num_predictions, precision, count, fused_attention)
-    scores = min(num_predictions * config.vocab_size, SCORES_HELD * (8 if fused_attention else 1))
+    decoder = DecoderConfig.of(config) if target_lengths else None
+    count = num_parameters(config, decoder) if parameters is None else parameters
+    held = held_bytes(
+        config, lengths, num_predictions, precision, count, fused_attention, target_lengths
+    )
+    # Words of the source and of the target are not scored by the same model.
+    scores = num_predictions * config.vocab_size
+    scores += sum(target_lengths) * decoder.target_vocab_size if decoder else 0
+    scores = min(scores, SCORES_HELD * (8 if fused_attention else 1))
     scores *= _SCORE_BYTES[precision] + (4 if fused_attention else 0)
-    own = 4 * count / shards
-    return Memory(own, own, _MOMENTS * own, _WORKING * held + scores)
+    own, learnt = (4 * n / shards for n in (count, count if trained is None else trained))
+    return Memory(own, learnt, _MOMENTS * learnt, _WORKING * held + scores)
 
 
 def run_folder_bytes(parameters: int, keeps_best: bool = False) -> int:

@@ -6,11 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from minibert.errors import InputError
+from minibert.errors import InputError, did_you_mean
 from minibert.files import write_jsonl
 from minibert.model_folders import open_model_folder
 from minibert.predict import load
 from minibert.runs import log_line
+from minibert.settings import DATA_LAYOUT, FinetuneSettings, flag
+from minibert.tasks.base import Task
 from minibert.tasks.splits import parts_of
 
 
@@ -22,7 +24,7 @@ def evaluate(
     precision: str | None = None,
     batch_size: int = 32,
     predictions: str | Path | None = None,
-    target_data: str | None = None,
+    **layout: str | None,
 ) -> dict[str, Any]:
     """Figures of a fine-tuned model on labelled data.
 
@@ -33,13 +35,15 @@ def evaluate(
         split: "test" or "train".
         precision: of matrix products, "int8" included; None: that of the run.
         predictions: a file for one JSON object per example.
-        target_data: where `data` is a file of lines to be read: the lines to be written.
+        layout: of `data`, the settings in `DATA_LAYOUT` that the task reads, such as text_column;
+            None: as in the run, but for target_data.
 
     Returns:
         task, dataset, num_eval, the figures of the task and what else its results.json holds.
 
     Raises:
-        InputError: no model, no data, or a model of other classes than the data's.
+        InputError: no model, no data, a column that is not there, or a model of other classes
+            than the data's.
     """
     if split not in ("test", "train"):
         raise InputError(f"split is {split!r}; expected 'test' or 'train'")
@@ -56,16 +60,10 @@ def evaluate(
             f"{folder} has no run.json that names its task; fine-tune it with minibert"
         )
     task = predictor.task
+    given = {name: value for name, value in layout.items() if value is not None}
+    _check_layout(task, given, data)
     if data is not None:
-        task.settings = dataclasses.replace(
-            task.settings,
-            data=data,
-            dev_data=None,
-            test_data=None,
-            target_data=target_data,
-            dev_target_data=None,
-            test_target_data=None,
-        )
+        task.settings = _settings_for(task.settings, data, given)
     source = task.find_data()
     log_line("data", source.said)
     splits = task.read(source)
@@ -84,3 +82,22 @@ def evaluate(
         **task.score(examples, found),
         **task.details(examples, found),
     }
+
+
+def _check_layout(task: Task[Any, Any], given: dict[str, str], data: str | None) -> None:
+    """Raises InputError for what is no layout, is not of the task, or has no data to go with."""
+    for name in given:
+        if name not in DATA_LAYOUT:
+            raise InputError(f"evaluate takes no {name!r}{did_you_mean(name, DATA_LAYOUT)}")
+        if data is None:
+            raise InputError(f"{flag(name)} goes with --data")
+    task.check_uses(given)
+
+
+def _settings_for(settings: FinetuneSettings, data: str, given: dict[str, str]) -> FinetuneSettings:
+    """A run's settings with other data, laid out as the run's where nothing else is given."""
+    others = ("dev_data", "test_data", "target_data", "dev_target_data", "test_target_data")
+    changes: dict[str, Any] = dict.fromkeys(others)
+    if "label_column" in given:  # which names the targets where --target-column does not
+        changes["target_column"] = None
+    return dataclasses.replace(settings, data=data, **changes | given)

@@ -44,6 +44,7 @@ from minibert.runs import (
     placed,
     run_record,
     save_model,
+    scoring_seconds,
     start_or_replay_runtime,
     training_seconds,
     utilisation,
@@ -246,6 +247,10 @@ class _Run:
     ) -> None:
         self.folder, self.task, self.source, self.world = folder, task, source, world
         self.settings, self.started = task.settings, started
+        # Seconds of a budget in minutes that the scoring at the end was planned to take, and that
+        # are kept for it by now.
+        self.planned: float | None = None
+        self.kept: float | None = None
 
     def carry_out(self) -> RunResult:
         """The whole run."""
@@ -379,11 +384,11 @@ class _Run:
         else:
             rate = settings.learning_rate or task.learning_rate
 
-        def infer_some(features: Sequence[list[Feature]]) -> None:
-            model.eval()
-            infer(task, model, flat(features), micro, self.runtime)
+        # Of texts to write the length is told by dev's references; test's are not to be looked at.
+        timed = dev_features if task.is_open_ended else test
 
-        budget = self._budget(data, infer_some, test)
+        rehearse = functools.partial(self._score_some, task.rehearse, model, micro)
+        budget = self._budget(data, lambda: scoring_seconds(rehearse, timed, len(test)))
         loop = Loop(
             model,
             data,
@@ -392,7 +397,7 @@ class _Run:
             self._loop_settings(rate, budget, data),
             self.runtime,
             self.folder,
-            evaluate=lambda: task.dev_figures(model, dev, dev_features, micro, self.runtime),
+            evaluate=lambda: self._evaluate(loop, dev, dev_features, micro, len(test)),
             forward=forward,
             utilisation=utilisation(
                 settings,
@@ -414,24 +419,61 @@ class _Run:
             patience=settings.patience,
         )
 
-    def _budget(
-        self,
-        data: TaskData,
-        infer_some: Callable[[Sequence[list[Feature]]], None],
-        test: list[list[Feature]],
-    ) -> Budget:
-        """The budget in steps, in seconds where minutes are given; else the task's own epochs."""
+    def _budget(self, data: TaskData, scoring: Callable[[], float]) -> Budget:
+        """The budget in steps, in seconds where minutes are given; else the task's own epochs.
+
+        Args:
+            scoring: says how many seconds the scoring at the end will take.
+        """
         settings = self.settings
         if self.begun is not None:
-            return Budget(**self.begun["resolved"]["budget"])
+            resolved = self.begun["resolved"]
+            self.planned = self.kept = resolved.get("scoring_seconds")  # an older run has none
+            return Budget(**resolved["budget"])
         if settings.tuning_minutes:
-            left = training_seconds(settings.tuning_minutes, self.started, infer_some, test)
+            self.planned = self.kept = self.world.from_main(scoring())
+            left = training_seconds(settings.tuning_minutes, self.started, self.planned)
             return Budget(seconds=self.world.from_main(left))
         if settings.max_steps:
             return Budget(max_steps=settings.max_steps)
         epochs = settings.epochs or self.task.epochs
         log_line("budget", f"{epochs:g} epochs of {data.steps_per_epoch:,} steps")
         return Budget(max_steps=max(1, round(epochs * data.steps_per_epoch)))
+
+    def _score_some(
+        self, way: Callable[..., object], model: Any, micro: int, features: Sequence[list[Feature]]
+    ) -> None:
+        model.eval()
+        way(model, flat(features), micro, self.runtime)
+
+    def _evaluate(
+        self,
+        loop: Loop,
+        dev: list[Any],
+        features: list[list[Feature]],
+        micro: int,
+        num_test: int,
+    ) -> dict[str, float]:
+        """The figures of dev; of a family that is open-ended, the budget then ends anew."""
+        task, model = self.task, loop.model
+        figures = task.dev_figures(model, dev, features, micro, self.runtime)
+        if task.is_open_ended and self.planned is not None and not loop.state.finished:
+            infer_with = functools.partial(infer, task)
+            predict = functools.partial(self._score_some, infer_with, model, micro)
+            scoring = scoring_seconds(predict, features, num_test, timed=micro)
+            self._move_end(loop, self.world.from_main(scoring))
+        return figures
+
+    def _move_end(self, loop: Loop, scoring: float) -> None:
+        """Leaves time for texts as long as the model writes them by now.
+
+        Early on it may end at once or never, and will learn better. So that counts as much as there
+        is used of the budget; the rest is what was planned.
+        """
+        assert self.planned is not None and self.kept is not None
+        kept = self.planned + min(1.0, loop.done) * (scoring - self.planned)
+        loop.move_end(self.kept - kept)
+        self.kept = kept
 
     def _record(
         self, splits: Splits[Any], start: _Start, loop: Loop, data: TaskData
@@ -449,6 +491,7 @@ class _Run:
             "learning_rate": loop.settings.learning_rate,
             "select": loop.settings.select,
             "budget": dataclasses.asdict(loop.settings.budget),
+            "scoring_seconds": self.planned,
             "peak_flops": loop.utilisation.peak_flops,
             "model": start.model.config.to_dict(),
         }

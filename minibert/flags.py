@@ -15,6 +15,7 @@ from minibert.download import SOURCES
 from minibert.errors import InputError, did_you_mean
 from minibert.files import read_json
 from minibert.settings import (
+    DATA_LAYOUT,
     PRETRAINING_RECIPES,
     FinetuneSettings,
     PretrainSettings,
@@ -173,13 +174,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts, or - for standard input")
     predict.add_argument("--input", metavar="FILE", help="one text a line; blank ones are left out")
     evaluate = command("evaluate", "figures of a fine-tuned model on labelled data, as JSON")
-    evaluate.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
-    evaluate.add_argument("--data", metavar="PATH", help="data in the task's public format")
-    evaluate.add_argument(
-        "--target-data", metavar="FILE", help="lines to be written for those of --data"
-    )
-    evaluate.add_argument("--split", choices=("test", "train"), default="test", help="which part")
-    evaluate.add_argument("--predictions", metavar="FILE", help="write predictions.jsonl here")
+    _add_evaluate(evaluate)
     search = command("search", "the sentences of a file nearest to each query, as JSON lines")
     search.add_argument("folder", metavar="FOLDER", help="a bi-encoder, or any model folder")
     search.add_argument(
@@ -212,6 +207,20 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     _add_export(command("export", "a model folder to give away: weights as bf16, its log"))
     _add_clean(command("clean-corpus", "raw text to clean text, every document once"))
     return parser, made
+
+
+def _add_evaluate(evaluate: Parser) -> None:
+    evaluate.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
+    evaluate.add_argument(
+        "--data", metavar="PATH", help="data in the task's public format, or your own; see below"
+    )
+    evaluate.add_argument("--split", choices=("test", "train"), default="test", help="which part")
+    evaluate.add_argument("--predictions", metavar="FILE", help="write predictions.jsonl here")
+    own = evaluate.add_argument_group("layout of --data", "as in the run, where nothing is given")
+    for field in dataclasses.fields(FinetuneSettings):
+        if field.name in DATA_LAYOUT:
+            text = field.metadata["help"].partition("; default")[0]
+            own.add_argument(f"--{field.name.replace('_', '-')}", metavar="STR", help=text)
 
 
 def _add_masked(fill: Parser, score: Parser) -> None:

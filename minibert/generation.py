@@ -113,6 +113,27 @@ def generate(
     return search.found
 
 
+@torch.no_grad()
+def rehearse(
+    model: BertForConditionalGeneration,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    settings: GenerationSettings,
+    lengths: Tensor,
+) -> None:
+    """The work of `generate` for texts of given lengths, whatever the model would write.
+
+    It tells how long writing will take: a model that has not learnt yet ends at once or never.
+
+    Args:
+        lengths: (B,) tokens after which a source is done.
+    """
+    search = _Rehearsal(model, input_ids, attention_mask, settings)
+    search.lengths = lengths
+    while search.step():
+        pass
+
+
 def generate_all(
     model: BertForConditionalGeneration,
     encoded: Sequence[np.ndarray | Sequence[int]],
@@ -234,10 +255,7 @@ class _Search:
 
     def _close(self) -> bool:
         """Marks and hands out the sources that are done; False when none is left."""
-        beams, alpha = self.settings.num_beams, self.settings.length_penalty
-        # Log-probabilities only fall, so this is the most that a live hypothesis can come to.
-        bound = self.scores.amax(1) / length_divisor(self.max_length, alpha)
-        self.is_done |= (self.num_finished >= beams) | (self.best >= bound)
+        self.is_done |= self._settled()
         if self.tokens.shape[2] == self.max_length:
             self.is_done[:] = True
         count = int(self.is_done.sum())
@@ -249,6 +267,13 @@ class _Search:
             return False
         self._keep((~self.is_done).nonzero()[:, 0])
         return True
+
+    def _settled(self) -> Tensor:
+        """(B,), whether nothing better can come: see `generate`."""
+        beams, alpha = self.settings.num_beams, self.settings.length_penalty
+        # Log-probabilities only fall, so this is the most that a live hypothesis can come to.
+        bound = self.scores.amax(1) / length_divisor(self.max_length, alpha)
+        return (self.num_finished >= beams) | (self.best >= bound)
 
     def _hand_out(self, rows: Tensor) -> None:
         length = self.tokens.shape[2]
@@ -269,6 +294,15 @@ class _Search:
         ):
             setattr(self, name, getattr(self, name).index_select(0, rows))
         self.cache.keep(rows)
+
+
+class _Rehearsal(_Search):
+    """A search in which sources are done after given numbers of tokens."""
+
+    lengths: Tensor
+
+    def _settled(self) -> Tensor:
+        return self.tokens.shape[2] >= self.lengths[self.numbers]
 
 
 def forbid_repeats(log_probs: Tensor, tokens: Tensor, n: int, never: int) -> None:

@@ -62,6 +62,7 @@ from minibert.runs import (
     placed,
     run_record,
     save_model,
+    scoring_seconds,
     start_or_replay_runtime,
     trained_positions,
     training_seconds,
@@ -438,7 +439,8 @@ class _Run:
         if self.begun is not None:
             budget = Budget(**self.begun["resolved"]["budget"])
         elif settings.max_minutes:
-            seconds = training_seconds(settings.max_minutes, self.started, score, held_out)
+            scoring = scoring_seconds(score, held_out, len(held_out))
+            seconds = training_seconds(settings.max_minutes, self.started, scoring)
             budget = Budget(seconds=self.world.from_main(seconds))
         else:
             budget = _budget(settings, data.whole, source.store)

@@ -17,10 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minibert.config import BertConfig
 from minibert.errors import InputError
-from minibert.estimate import run_folder_bytes, step_memory, told_bytes
+from minibert.estimate import Memory, run_folder_bytes, step_memory, told_bytes
 from minibert.files import read_json
 from minibert.flops import measure_peak_flops, training_flops
 from minibert.layerwise import Layerwise
+from minibert.losses import IGNORE_INDEX
 from minibert.machine import launched
 from minibert.model import FeedForward, SelfAttention
 from minibert.optim import Budget
@@ -30,7 +31,7 @@ from minibert.runtime import Runtime, start_runtime, versions
 from minibert.settings import DECAY_RATIO, FinetuneSettings, RunSettings
 from minibert.sharding import gathered, is_sharded, shard
 from minibert.tokenizer import WordPiece
-from minibert.train import Loop, LoopSettings, LoopState, StepData, Utilisation, fit
+from minibert.train import Batch, Loop, LoopSettings, LoopState, StepData, Utilisation, fit
 from minibert.world import ALONE, World
 
 # Of the matrix products that tell the machine's peak, at most: on a CPU, on a GPU.
@@ -166,28 +167,36 @@ def utilisation(
     return Utilisation(useful_flops or backbone_flops, peak)
 
 
-def training_seconds(
-    max_minutes: float,
-    started: float,
+def scoring_seconds(
     score: Callable[[Sequence[Any]], object],
     rows: Sequence[Any],
+    count: int,
+    timed: int = _TIMED_ROWS,
 ) -> float:
-    """How much of a budget in minutes is left for the loop.
-
-    What was spent before the first step and what scoring all rows at the end will take is not
-    training; of the rest a twentieth is left for writing and for what else comes at the end.
+    """How long scoring will take, from the time that some rows take.
 
     Args:
-        started: `time.perf_counter()` when the command began.
-        score: what is timed, on some of the rows.
+        score: what is timed. count: how many rows like these are to be scored. timed: about so
+            many are.
     """
-    some = rows[:: max(1, len(rows) // _TIMED_ROWS)]
+    some = rows[:: max(1, len(rows) // timed)]
     score(some[:1])  # what the first call alone costs
     begin = time.perf_counter()
     score(some)
-    now = time.perf_counter()
-    after = (now - begin) * len(rows) / len(some)
-    return max(1.0, (max_minutes * 60 - (now - started)) * 0.95 - after)
+    return (time.perf_counter() - begin) * count / len(some)
+
+
+def training_seconds(max_minutes: float, started: float, scoring: float) -> float:
+    """How much of a budget in minutes is left for the loop.
+
+    What was spent before the first step and what scoring takes at the end is not training; of the
+    rest a twentieth is left for writing and for what else comes at the end.
+
+    Args:
+        started: `time.perf_counter()` when the command began.
+        scoring: seconds that scoring will take.
+    """
+    return max(1.0, (max_minutes * 60 - (time.perf_counter() - started)) * 0.95 - scoring)
 
 
 def carry_out(
@@ -225,20 +234,10 @@ def carry_out(
 
 def print_estimate(loop: Loop, model: nn.Module) -> None:
     """What a step and the run need, by the formulas of `estimate.py` and `flops.py`."""
-    config: BertConfig = model.config  # type: ignore[assignment]
     (step,), _ = loop.next_steps(1)
-    largest = max(step.micro_batches, key=lambda batch: int(batch["attention_mask"].sum()))
-    slots = largest["mlm_labels"].numel() if "mlm_labels" in largest else 0
     parameters = sum(p.numel() for p in model.parameters())
-    memory = step_memory(
-        config,
-        largest["attention_mask"].sum(1).tolist(),
-        slots,
-        loop.runtime.precision,
-        parameters,
-        shards=loop.world.size if is_sharded(model) else 1,
-        fused_attention=loop.runtime.device.type != "cpu",
-    )
+    needed = [_memory_of(batch, loop, model, parameters) for batch in step.micro_batches]
+    memory = max(needed, key=lambda memory: memory.total)
     log_line("memory", f"{memory} for a step, libraries not counted")
     if loop.utilisation:
         flops = loop.utilisation.useful_flops(step)
@@ -247,6 +246,23 @@ def print_estimate(loop: Loop, model: nn.Module) -> None:
         log_line("arithmetic", f"{flops:.2e} FLOP a step{whole}")
     disk = run_folder_bytes(parameters, loop.settings.select is not None)
     log_line("disk", f"{told_bytes(disk)} for checkpoints and weights")
+
+
+def _memory_of(batch: Batch, loop: Loop, model: nn.Module, parameters: int) -> Memory:
+    """What a step with a micro-batch takes."""
+    config: BertConfig = model.config  # type: ignore[assignment]
+    targets = batch["labels"] != IGNORE_INDEX if hasattr(model, "decoder_config") else None
+    return step_memory(
+        config,
+        batch["attention_mask"].sum(1).tolist(),
+        batch["mlm_labels"].numel() if "mlm_labels" in batch else 0,
+        loop.runtime.precision,
+        parameters,
+        shards=loop.world.size if is_sharded(model) else 1,
+        fused_attention=loop.runtime.device.type != "cpu",
+        target_lengths=() if targets is None else targets.sum(1).tolist(),
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+    )
 
 
 def placed(model: nn.Module, settings: RunSettings, runtime: Runtime) -> nn.Module:

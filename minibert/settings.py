@@ -46,6 +46,11 @@ OWN_TEXT = "auto"  # the word for the task's own text, in --adapt
 SHORT_SHARE = 0.9  # of the budget, with --short-length (Devlin et al. 2019, A.2)
 SCHEDULES = ("linear", "cosine", "constant-then-linear")
 DECAY_RATIO = 0.3  # of the budget, with --schedule constant-then-linear
+# How own data is laid out: fields of FinetuneSettings that evaluate takes, too.
+DATA_LAYOUT = (
+    *("text_column", "text_pair_column", "label_column", "label_separator"),
+    *("target_column", "target_data", "source_language", "target_language"),
+)
 # Settings by name that go together, as those of a --config file do; see docs/pretraining.md.
 PRETRAINING_RECIPES: dict[str, dict[str, Any]] = {
     "small-budget": {

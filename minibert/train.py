@@ -416,6 +416,13 @@ class Loop:
         self.settings = replace(self.settings, budget=budget)
         self.start_clock()
 
+    def move_end(self, seconds: float) -> None:
+        """Lets a budget of seconds end so much later; after the last step it has ended."""
+        budget = self.settings.budget.seconds
+        if budget is not None and not self.state.finished:
+            later = Budget(seconds=max(1.0, budget + seconds))
+            self.settings = replace(self.settings, budget=later)
+
     def announce(self, model: nn.Module) -> None:
         """Prints the size of the network and how long the budget will take, from a timed step."""
         parameters = sum(p.numel() for p in model.parameters())

@@ -26,7 +26,13 @@ from minibert.tasks import find_task
 from minibert.tasks.base import Splits
 from minibert.tasks.classification import ClassificationTask, class_weights
 from minibert.tasks.labelled import LabelledText
-from minibert.tasks.labelled_sets import read_ag_news, read_mrpc, read_sst2
+from minibert.tasks.labelled_sets import (
+    read_ag_news,
+    read_chnsenticorp,
+    read_mrpc,
+    read_sst2,
+    read_tnews,
+)
 from minibert.tasks.texts import cut, cut_pair, encode
 from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
 
@@ -188,6 +194,18 @@ def test_news_lose_what_a_conversion_left(tmp_path: Path) -> None:
         (tmp_path / name).write_text(row)
     (example,) = read_ag_news(tmp_path).train
     assert (example.label, example.text) == ("Business", "Bids Oil prices $40 and it's high")
+
+
+def test_chinese_sets_are_read_without_a_header_too(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("很好\tpositive\ntext_a 不好\tnegative\n", encoding="utf-8")
+    found = [(e.text, e.label) for e in read_chnsenticorp(tmp_path).train]
+    assert found == [("很好", "positive"), ("text_a 不好", "negative")]
+    (tmp_path / "train.tsv").write_text("老师\tnews_edu\n", encoding="utf-8")
+    assert [e.label for e in read_tnews(tmp_path).train] == ["news_edu"]
+    row = {"label_desc": "news_edu", "sentence": 7}
+    (tmp_path / "train.json").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match="train.json, line 1: 7 is no text"):
+        read_tnews(tmp_path)
 
 
 def test_own_splits_do_not_go_with_a_public_set(tmp_path: Path) -> None:
@@ -353,6 +371,47 @@ def test_a_table_of_your_own_gives_a_model_to_use(
     other = write_rows(world / "other.csv", [{"text": "storm", "label": "new"}] + rows_of(1))
     with pytest.raises(InputError, match="the model has the classes"):
         minibert.evaluate(folder, data=other)
+
+
+def test_evaluate_reads_own_columns_and_by_default_those_of_the_run(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"body": row["text"], "kind": row["label"]} for row in rows_of(8)]
+    data = write_rows(world / "columns.csv", rows)
+    columns = {"text_column": "body", "label_column": "kind"}
+    folder = tune(world, "columns", task="classification", data=data, max_steps=1, **columns)
+    assert minibert.evaluate(folder, data=data)["num_eval"] == 24  # the run's columns
+    other = write_rows(tmp_path / "other.jsonl", rows_of(3, "grade"))
+    command = ["evaluate", str(folder), "--data", other, "--text-column", "text"]
+    capsys.readouterr()
+    assert main([*command, "--label-column", "grade"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_eval"] == 9
+    for flags, wanted in (
+        ([], "no column 'kind' (--label-column); its columns are text, grade"),
+        (["--label-column", "g"], "no column 'g' (--label-column); its columns are text, grade"),
+        (["--label-column", "grade", "--text-pair-column", "text"], "reads single texts"),
+        (["--target-column", "grade"], "--target-column has no use in classification"),
+        (["--text-colum", "text"], "did you mean '--text-column'"),
+    ):
+        assert main([*command, *flags]) == 2
+        assert wanted in capsys.readouterr().err
+    assert main([*command[:2], *command[4:]]) == 2
+    assert "--text-column goes with --data" in capsys.readouterr().err
+    with pytest.raises(InputError, match="evaluate takes no 'text_colum'; did you mean"):
+        minibert.evaluate(folder, data=other, text_colum="text")
+
+
+def test_evaluate_reads_own_columns_for_a_model_of_a_public_set(
+    world: Path, tmp_path: Path
+) -> None:
+    folder = tune(world, "sst2", task="sst2", max_steps=1)
+    rows = [{"said": f"{w} {i}", "is": w} for i in range(3) for w in ("positive", "negative")]
+    data = write_rows(tmp_path / "own.tsv", rows)
+    own = {"text_column": "said", "label_column": "is"}
+    assert minibert.evaluate(folder, data=data, **own)["num_eval"] == 6
+    pairs = tune(world, "rte", task="rte", max_steps=1)
+    with pytest.raises(InputError, match="reads pairs of texts; name --text-pair-column"):
+        minibert.evaluate(pairs, data=data, **own)
 
 
 def test_a_text_may_have_several_labels(world: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import logging
@@ -23,6 +24,8 @@ import pytest
 from minibert import download as module
 from minibert.download import SOURCES, FileSet, Source, download
 from minibert.errors import InputError
+from minibert.settings import FinetuneSettings
+from minibert.tasks import find_task
 
 # Does not compress: an archive of it is long enough to be cut anywhere.
 NOISE = b"".join(hashlib.sha256(str(i).encode()).digest() for i in range(2000))
@@ -45,11 +48,14 @@ def tar_of(*members: str | tarfile.TarInfo) -> bytes:
     return buffer.getvalue()
 
 
-def zip_of(*members: str | zipfile.ZipInfo) -> bytes:
+def zip_of(*members: str | zipfile.ZipInfo | dict[str, str]) -> bytes:
+    """A .zip; names stand for files of NOISE, and a dict for texts by name."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
         for member in members:
-            file.writestr(member, NOISE)
+            texts = member if isinstance(member, dict) else {member: NOISE}
+            for name, content in texts.items():
+                file.writestr(name, content)
     return buffer.getvalue()
 
 
@@ -310,8 +316,9 @@ def test_a_file_in_place_of_the_directory_is_refused(server: Server, tmp_path: P
 
 def test_every_source_can_be_fetched_and_checked() -> None:
     assert SOURCES["wikitext"] is SOURCES["wikitext-2"]
-    for name in ("imdb", "wikitext-2", "wikitext-103"):
+    for name in ("imdb", "chnsenticorp", "tnews", "wikitext-2", "wikitext-103"):
         source = SOURCES[name]
+        assert isinstance(source, Source)
         assert source.name == name
         assert source.url == source.url.strip()
         assert source.url.startswith("https://")
@@ -373,6 +380,57 @@ def test_an_archive_of_files_without_a_folder_gets_one(
     server.body = zip_of("a.txt", "b.txt")
     offer(monkeypatch, server, archive="set.zip", is_flat=True)
     assert {p.name for p in download("set", tmp_path).iterdir()} == {"a.txt", "b.txt"}
+
+
+REVIEWS = {
+    "__MACOSX/ChnSentiCorp/._train.tsv": "of the system that packed it",
+    "ChnSentiCorp/train.tsv": "label\ttext_a\n1\t环境 很好\n0\t房间太小。\n",
+    "ChnSentiCorp/dev.tsv": "qid\tlabel\ttext_a\n0\t1\t书很好\n",
+    "ChnSentiCorp/test.tsv": "qid\ttext_a\n0\t总体来说一般\n",
+}
+TITLES = {
+    "train.json": '{"label": "108", "label_desc": "news_edu", "sentence": "老师", "keywords": ""}\n'
+    '{"label": "102", "label_desc": "news_entertainment", "sentence": "自拍", "keywords": ""}\n',
+    "dev.json": '{"label": "116", "label_desc": "news_game", "sentence": "版", "keywords": ""}\n',
+    "test.json": '{"id": 0, "sentence": "无", "keywords": ""}\n',
+    "labels.json": '{"label": "100", "label_desc": "news_story"}\n',
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "train", "dev"),
+    [
+        (
+            "chnsenticorp",
+            REVIEWS,
+            ["环境 很好 positive", "房间太小。 negative"],
+            ["书很好 positive"],
+        ),
+        ("tnews", TITLES, ["老师 news_edu", "自拍 news_entertainment"], ["版 news_game"]),
+    ],
+)
+def test_chinese_sets_are_read_as_their_archives_hold_them(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    members: dict[str, str],
+    train: list[str],
+    dev: list[str],
+) -> None:
+    server.body = zip_of(members)
+    checksum = f"sha256:{hashlib.sha256(server.body).hexdigest()}"
+    here = dataclasses.replace(SOURCES[name], url=server.url, checksum=checksum)
+    monkeypatch.setitem(SOURCES, name, here)
+    monkeypatch.chdir(tmp_path)
+    folder = download(name, Path("data/downloads"))
+    task = find_task(name)(FinetuneSettings(task=name))
+    source = task.find_data()
+    assert (source.path, source.is_sample) == (folder, False)
+    splits = task.read(source)
+    for part, wanted in ((splits.train, train), (splits.dev, dev)):
+        assert [f"{e.text} {e.label}" for e in part or ()] == wanted
+    assert splits.test is None  # its labels are not published
 
 
 # --- checksums ---------------------------------------------------------------------------------

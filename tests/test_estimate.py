@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from minibert.config import PRESETS, BertConfig, preset
+from minibert.decoder_config import DecoderConfig
 from minibert.estimate import (
     HELD,
+    HELD_BY_DECODER,
     held_bytes,
     num_parameters,
     run_folder_bytes,
@@ -23,6 +25,7 @@ from minibert.estimate import (
     told_bytes,
 )
 from minibert.heads import BertForPreTraining
+from minibert.seq2seq import BertForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL: dict[str, int] = {
@@ -45,6 +48,36 @@ def test_parameters_are_those_of_the_network(name: str) -> None:
     with torch.device("meta"):
         model = BertForPreTraining(PRESETS[name])
     assert num_parameters(PRESETS[name]) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("form", [{}, {"norm": "pre", "feed_forward": "gated"}])
+def test_parameters_of_a_writing_model_are_those_of_the_network(form: dict[str, Any]) -> None:
+    config = BertConfig(vocab_size=700, **SMALL, **form)
+    decoder = DecoderConfig(target_vocab_size=300, num_decoder_layers=3, max_target_positions=77)
+    with torch.device("meta"):
+        model = BertForConditionalGeneration(decoder.added_to(config))
+    counted = sum(p.numel() for p in model.parameters())
+    assert num_parameters(config, decoder) == counted
+    memory = step_memory(decoder.added_to(config), [9, 7], 0, "fp32", target_lengths=[5, 4])
+    assert (memory.weights, memory.gradients) == (4 * counted, 4 * counted)
+
+
+@pytest.mark.parametrize(("precision", "dropout"), [(p, 0.1 * d) for p, d in HELD_BY_DECODER])
+def test_activations_of_a_decoder_are_what_autograd_keeps(
+    scaling: Any, precision: str, dropout: float
+) -> None:
+    """Within 5 %, at another width, depth, vocabulary and other lengths than the factors'."""
+    sizes = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, **SMALL}
+    config = BertConfig(vocab_size=700, **sizes)
+    config = DecoderConfig(900, 4, max_target_positions=60).added_to(config)
+    count = num_parameters(config, DecoderConfig.of(config))
+    told = held_bytes(config, [24] * 20, 0, precision, count, target_lengths=[48] * 20)
+    assert scaling.kept_with_decoder(config, 20, 24, 48, precision) == pytest.approx(told, rel=0.05)
+
+
+def test_what_is_not_trained_has_neither_gradients_nor_moments() -> None:
+    memory = step_memory(preset("tiny"), [9], 0, "fp32", 1000, trained=300)
+    assert (memory.weights, memory.gradients, memory.optimizer) == (4000, 1200, 2400)
 
 
 @pytest.mark.parametrize(("precision", "dropout"), [(p, 0.1 * d) for p, d in HELD])
@@ -116,6 +149,13 @@ def test_more_of_anything_takes_more_memory() -> None:
     assert base < total([100, 50], slots=21)
     assert base < total([100, 50], vocab_size=31_000)
     assert base < total([100, 50], num_hidden_layers=5)
+    config = DecoderConfig(30_000, 2).added_to(preset("mini"))
+    written = [
+        step_memory(config, [100, 50], 0, "bf16", target_lengths=m).total
+        for m in ((), [9, 9], [9, 10], [60, 60])
+    ]
+    assert written == sorted(written)
+    assert len(set(written)) == 4
     # As many tokens in one sequence have more pairs to attend to, unless none are kept.
     assert base < total([150])
     one, two = (

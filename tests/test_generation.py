@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from minibert.generation import (
     generate,
     generate_all,
     length_divisor,
+    rehearse,
 )
 from minibert.seq2seq import BertForConditionalGeneration
 
@@ -96,6 +98,30 @@ def test_hypotheses_that_change_places_keep_their_own_past(tiny_config: BertConf
         log_probs = logits.logits[0].log_softmax(-1)
         total = sum(log_probs[place, word].item() for place, word in enumerate(wanted))
         assert text.score == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("bias", [-50.0, 50.0])  # it never ends, or at once
+def test_a_rehearsal_takes_the_lengths_it_is_given(
+    tiny_config: BertConfig, monkeypatch: pytest.MonkeyPatch, bias: float
+) -> None:
+    model = make(tiny_config)
+    model.decoder.bias.data[EOS] += bias
+    ids, mask = sources([9, 4, 6, 5])
+    written: list[int] = []  # sources of each step
+    taken = type(model.decoder).step
+
+    def step(decoder: Any, tokens: Tensor, *rest: Any) -> Tensor:
+        written.append(len(tokens))
+        return taken(decoder, tokens, *rest)
+
+    monkeypatch.setattr(type(model.decoder), "step", step)
+    settings = GenerationSettings(num_beams=3)
+    rehearse(model, ids, mask, settings, torch.tensor([2, 7, 5, 7]))
+    assert written == [4, 4, 3, 3, 3, 2, 2]
+    written.clear()
+    found = generate(model, ids, mask, settings)
+    assert len(written) == (24 if bias < 0 else 1)
+    assert {text.is_whole for text in found} == {bias > 0}
 
 
 @torch.no_grad()

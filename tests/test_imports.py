@@ -51,6 +51,7 @@ ACROSS = {
     ("examples", "losses"),  # IGNORE_INDEX
     ("checkpoint", "convert"),  # save_tensors
     ("estimate", "kernels"),  # SCORES_HELD
+    ("estimate", "decoder_config"),  # numbers alone
     ("runtime", "packing"),  # copied
 }
 

@@ -21,7 +21,7 @@ from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.files import bundled_data
 from minibert.heads import BertForSequenceClassification
-from minibert.runs import training_seconds
+from minibert.runs import scoring_seconds, training_seconds
 from minibert.settings import FinetuneSettings
 from minibert.tasks import FAMILIES, TASKS, find_task
 from minibert.tasks.base import FAMILY_SETTINGS, Source, Task
@@ -546,5 +546,7 @@ def test_minutes_leave_time_for_what_came_before_and_for_scoring(
         now += 0.1 * len(rows)
 
     # 600 s less 30 s before, 0.1 s and 20 s of timing, a twentieth, and 100 s of scoring.
-    seconds = training_seconds(10, 0.0, score_rows, range(1000))
+    scoring = scoring_seconds(score_rows, range(1000), 1000)
+    seconds = training_seconds(10, 0.0, scoring)
     assert seconds == pytest.approx((600 - 30 - 0.1 - 20) * 0.95 - 100)
+    assert scoring_seconds(score_rows, range(40), 300, timed=4) == pytest.approx(30)

@@ -338,6 +338,23 @@ def test_speed_is_that_of_the_steps_alone(tmp_path: Path, monkeypatch: pytest.Mo
     assert sum("loss" not in r for r in busy) > sum("loss" not in r for r in quiet)
 
 
+def test_the_end_of_a_budget_of_seconds_may_move() -> None:
+    def made(budget: Budget) -> Loop:
+        return make_loop(make_line(), Repeated(line_steps([4])), budget=budget)
+
+    loop = made(Budget(seconds=10))
+    loop.move_end(5)
+    assert loop.settings.budget == Budget(seconds=15)
+    loop.move_end(-99)
+    assert loop.settings.budget == Budget(seconds=1)
+    loop.state.finished = True
+    loop.move_end(9)
+    assert loop.settings.budget == Budget(seconds=1)
+    loop = made(Budget(max_steps=7))
+    loop.move_end(5)
+    assert loop.settings.budget == Budget(max_steps=7)
+
+
 def test_utilisation_and_padding_are_those_of_the_window(tmp_path: Path) -> None:
     use = train.Utilisation(lambda step: 10.0 * len(step.lengths), peak_flops=100.0)
     rows = rows_at_rest(tmp_path / "run", [4, 2], max_steps=4, log_every=2, utilisation=use)

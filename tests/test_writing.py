@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import signal
 from collections.abc import Callable
@@ -17,10 +18,13 @@ from samples import CPU, NOUNS, one_thread, without_times, write_corpus  # noqa:
 import minibert
 from minibert.cli import main
 from minibert.config import BertConfig
+from minibert.decoder_config import DecoderConfig
 from minibert.errors import InputError, Interrupted
+from minibert.estimate import Memory, num_parameters
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
 from minibert.flops import generation_flops, training_flops
+from minibert.generation import _Search
 from minibert.parallel import TextPair
 from minibert.pretraining import pretrain
 from minibert.run_folder import read_metrics
@@ -180,6 +184,22 @@ def test_a_finished_folder_is_scored_again(
     assert json.loads(capsys.readouterr().out)["num_eval"] == 9
     assert main(command[:4]) == 2
     assert "name the second with --target-data" in capsys.readouterr().err
+    table = write_jsonl(translated.parent / "more.jsonl", pairs(7, seed=6))
+    command = ["evaluate", str(translated), "--data", table, "--text-column", "en"]
+    for flag in ("--target-column", "--label-column"):
+        assert main([*command, flag, "de"]) == 0
+        assert json.loads(capsys.readouterr().out)["num_eval"] == 7
+    assert main([*command, "--target-column", "fr"]) == 2
+    assert "has no column 'fr'; known are en, de" in capsys.readouterr().err
+
+
+def test_another_label_column_replaces_the_target_column_of_the_run(world: Path) -> None:
+    data = write_jsonl(world / "columns.jsonl", pairs(24, seed=7))
+    own = {"text_column": "en", "target_column": "de"}
+    folder = tune(world, "columns", task="translation", data=data, max_steps=1, **own)
+    other = [{"en": row["en"], "german": row["de"]} for row in pairs(5, seed=8)]
+    table = write_jsonl(world / "german.jsonl", other)
+    assert minibert.evaluate(folder, data=table, label_column="german")["num_eval"] == 5
 
 
 def test_the_folder_says_how_it_is_laid_out(translated: Path) -> None:
@@ -220,6 +240,18 @@ def test_a_translator_goes_on_with_its_own_vocabulary(
     assert results_of(other)["dev_token_accuracy"] < 0.6
 
 
+def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Lets a run be stopped as by SIGTERM."""
+    taken = minibert.train.Loop.take_step
+
+    def take_step(loop: Any) -> None:
+        taken(loop)
+        if loop.state.step == step:
+            loop.stop_signal = signal.SIGTERM
+
+    patch.setattr("minibert.train.Loop.take_step", take_step)
+
+
 def test_a_stopped_run_goes_on_bit_by_bit(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_jsonl(world / "stopped.jsonl", pairs(60, seed=3))
     options: dict[str, Any] = {
@@ -227,21 +259,42 @@ def test_a_stopped_run_goes_on_bit_by_bit(world: Path, monkeypatch: pytest.Monke
         **{"max_steps": 8, "save_every": 3, "log_every": 1, "label_smoothing": 0.1},
     }
     whole = tune(world, "whole", **options)
-    taken = minibert.train.Loop.take_step
-
-    def take_step(loop: Any) -> None:
-        taken(loop)
-        if loop.state.step == 5:
-            loop.stop_signal = signal.SIGTERM
-
     with monkeypatch.context() as patch:
-        patch.setattr("minibert.train.Loop.take_step", take_step)
+        stop_after(5, patch)
         with pytest.raises(Interrupted):
             tune(world, "parted", **options)
     parted = tune(world, "parted", resume="yes", **options)
     for name in ("model.safetensors", "predictions.jsonl", "target_tokenizer.json", "errors.txt"):
         assert (whole / name).read_bytes() == (parted / name).read_bytes(), name
     assert without_times(read_metrics(whole)) == without_times(read_metrics(parted))
+
+
+def test_a_dry_run_counts_the_decoder(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[Any, dict[str, Any]]] = []
+    told = Memory(1e6, 2e6, 3e6, 4e6)
+
+    def step_memory(*args: Any, **options: Any) -> Memory:
+        asked.append((args, options))
+        return told
+
+    monkeypatch.setattr("minibert.runs.step_memory", step_memory)
+    data = write_jsonl(world / "dry.jsonl", pairs(60, seed=11))
+    columns = {"data": data, "text_column": "en", "target_column": "de", "max_steps": 1}
+    given = {"task": "translation", "micro_batch_size": 8, "dry_run": True, **columns}
+    tune(world, "dry", **given)
+    assert f"memory: {told} for a step" in capsys.readouterr().err
+    assert len(asked) == 2  # micro-batches of 8
+    for (config, lengths, slots, _, parameters), options in asked:
+        decoder = DecoderConfig.of(config)
+        assert parameters == num_parameters(config, decoder)
+        width = config.hidden_size
+        assert options["trained"] == parameters - width * (width + 1)  # the pooler
+        assert (len(lengths), len(options["target_lengths"]), slots) == (8, 8, 0)
+        assert 3 <= min(options["target_lengths"]) <= max(options["target_lengths"])
+        assert max(options["target_lengths"]) <= decoder.max_target_positions
+    assert not (world / "dry").exists()
 
 
 def test_named_samples_run_offline_and_say_so(
@@ -263,6 +316,61 @@ def test_named_samples_run_offline_and_say_so(
     found = results_of(folder)
     assert {"rouge1", "rouge2", "rougeL", "lead3_rougeL", "dev_rougeL"} <= found.keys()
     assert len(rows_of(folder)[0]["reference"]) == 3
+
+
+def test_the_time_for_writing_is_reckoned_from_the_references_of_dev(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, model, train = made(TranslationTask, world, num_beams=2)
+    model.decoder.bias.data[task.target.eos_id] = -50.0  # as it stands it would never end
+    features = flat(task.encode(train[:20]))
+    steps = 0
+    taken = _Search.step
+
+    def step(search: _Search) -> bool:
+        nonlocal steps
+        steps += 1
+        return taken(search)
+
+    monkeypatch.setattr(_Search, "step", step)
+    task.rehearse(model, features, 20, CPU)
+    longest = max(len(f.labels["labels"]) for f in features)
+    assert steps == min(math.ceil(1.25 * longest), task.decoder.max_target_positions)
+
+
+# Ten steps a second, 4 seconds without the scoring, of which 1 is planned for it.
+@pytest.mark.parametrize(("later", "least", "most"), [(2.0, 20, 24), (0.0, 36, 40), (1.0, 30, 30)])
+def test_minutes_leave_time_for_what_the_model_writes_by_now(
+    world: Path, monkeypatch: pytest.MonkeyPatch, later: float, least: int, most: int
+) -> None:
+    asked: list[tuple[int, int, bool]] = []
+
+    def scoring_seconds(score: Any, rows: Any, count: int, timed: int = 0) -> float:
+        asked.append((len(rows), count, timed > 0))
+        score(rows[:2])
+        return later if timed else 1.0
+
+    monkeypatch.setattr("minibert.finetuning.scoring_seconds", scoring_seconds)
+    monkeypatch.setattr("minibert.finetuning.training_seconds", lambda *given: 4.0 - given[2])
+    monkeypatch.setattr("minibert.train.Loop._seconds", lambda loop: loop.state.step / 10)
+    options: dict[str, Any] = {
+        **{"task": "translation", "data": write_jsonl(world / "timed.jsonl", pairs(40, seed=12))},
+        **{"test_data": write_jsonl(world / "timed-test.jsonl", pairs(9, seed=13))},
+        **{"text_column": "en", "target_column": "de", "max_minutes": 1.0, "compile": False},
+    }
+    if later == 2.0:  # it goes on with the plan that it began with
+        with monkeypatch.context() as patch:
+            stop_after(7, patch)
+            with pytest.raises(Interrupted):
+                tune(world, f"timed-{later}", **options)
+        options["resume"] = "yes"
+    folder = tune(world, f"timed-{later}", **options)
+    assert least <= results_of(folder)["steps"] <= most
+    assert json.loads((folder / "run.json").read_text())["resolved"]["scoring_seconds"] == 1.0
+    dev = asked[0][0]
+    assert dev < 9  # not test's rows
+    evaluations = sum("eval_loss" in row for row in read_metrics(folder)) - 1  # but the last one
+    assert asked == [(dev, 9, False)] + [(dev, 9, True)] * evaluations
 
 
 def test_two_seeds_give_a_mean(world: Path) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -36,7 +36,7 @@ from minibert.files import bundled_data
 from minibert.flops import training_flops
 from minibert.losses import IGNORE_INDEX
 from minibert.runtime import Runtime
-from minibert.settings import FinetuneSettings, flag
+from minibert.settings import DATA_LAYOUT, FinetuneSettings, flag
 from minibert.tasks.batches import Feature, flat, infer, pad, per_example
 from minibert.tokenizer import WordPiece
 from minibert.train import Batch, StepData, Term
@@ -47,9 +47,8 @@ P = TypeVar("P")  # a prediction
 # What some families read and others do not.
 FAMILY_SETTINGS = frozenset(
     {
-        *("text_column", "text_pair_column", "label_column", "label_separator", "doc_stride"),
-        *("class_weights", "label_smoothing", "mode", "source_language", "target_language"),
-        *("target_column", "target_data", "dev_target_data", "test_target_data"),
+        *(*DATA_LAYOUT, "dev_target_data", "test_target_data", "doc_stride"),
+        *("class_weights", "label_smoothing", "mode"),
         *("target_vocab_size", "max_target_length", "decoder_layers", "num_beams"),
         *("length_penalty", "no_repeat_ngram"),
     }
@@ -103,6 +102,7 @@ class Task(ABC, Generic[E, P]):
         places: where the public set is looked for when there is no `--data`.
         sample: the bundled sample, a name below `data/`.
         unlabelled_part: what the set calls its texts without labels, "" where it has none.
+        is_open_ended: how long predictions take depends on what was learnt; see `rehearse`.
         uses: those of `FAMILY_SETTINGS` that the family reads; to give another is an error.
     """
 
@@ -116,15 +116,20 @@ class Task(ABC, Generic[E, P]):
     places: tuple[str, ...] = ()
     sample: str | None = None
     unlabelled_part: str = ""
+    is_open_ended: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ()
     tokenizer: WordPiece
 
     def __init__(self, settings: FinetuneSettings) -> None:
         self.settings, self.name = settings, settings.task
-        for field in dataclasses.fields(settings):
-            is_idle = field.name in FAMILY_SETTINGS and field.name not in self.uses
-            if is_idle and getattr(settings, field.name) != field.default:
-                raise InputError(f"{flag(field.name)} has no use in {self.name}")
+        fields = dataclasses.fields(settings)
+        self.check_uses(f.name for f in fields if getattr(settings, f.name) != f.default)
+
+    def check_uses(self, names: Iterable[str]) -> None:
+        """Raises InputError where one of these settings is of others' and not of this family."""
+        for name in names:
+            if name in FAMILY_SETTINGS and name not in self.uses:
+                raise InputError(f"{flag(name)} has no use in {self.name}")
 
     @classmethod
     def claims(cls, config: BertConfig) -> dict[str, Any] | None:
@@ -283,6 +288,15 @@ class Task(ABC, Generic[E, P]):
         """`predict` of examples that were encoded before."""
         found = infer(self, model, flat(features), batch_size, runtime)
         return self.decode(examples, features, per_example(found, features))
+
+    def rehearse(
+        self, model: Any, features: Sequence[Feature], batch_size: int, runtime: Runtime
+    ) -> None:
+        """The work of predicting labelled features, which tells how long it will take.
+
+        Of a family that is open-ended: as it will be for a model that has learnt them.
+        """
+        infer(self, model, features, batch_size, runtime)
 
     @abstractmethod
     def score(self, examples: Sequence[E], predictions: Sequence[P]) -> dict[str, float]:

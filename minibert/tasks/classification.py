@@ -131,6 +131,9 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
             return self.public.read(source.path)
         if self.settings.data is None:
             raise InputError("--text-column and the like go with --data, a table of your own")
+        if self._own_pairs != self.pairs:  # of a model that learnt from other data
+            reads = "pairs of texts; name --text-pair-column" if self.pairs else "single texts"
+            raise InputError(f"the model reads {reads}")
         return read_own(self.settings)
 
     def unlabelled(self, source: Source) -> Iterator[str]:

@@ -168,17 +168,23 @@ def _known_part(
 
 def _own_example(settings: FinetuneSettings, path: Path, split: str, row: Row) -> LabelledText:
     names = settings.text_column or "text", settings.label_column or "label"
-    text = _text(column(row, names[0], path, "--text-column"), path, row)
+    text = text_of(column(row, names[0], path, "--text-column"), path, row)
     pair = None
     if settings.text_pair_column:
-        pair = _text(column(row, settings.text_pair_column, path, "--text-pair-column"), path, row)
+        value = column(row, settings.text_pair_column, path, "--text-pair-column")
+        pair = text_of(value, path, row)
     label = _label(column(row, names[1], path, "--label-column"), settings.label_separator)
     given = row.values.get("id")
     name = f"{split}:{row.line}" if given in (None, "") else str(given)
     return LabelledText(name, clean_text(text), label, None if pair is None else clean_text(pair))
 
 
-def _text(value: Any, path: Path, row: Row) -> str:
+def text_of(value: Any, path: Path, row: Row) -> str:
+    """A value of a table as text, nothing as an empty one.
+
+    Raises:
+        InputError: it is something else, as in JSON lines it may be.
+    """
     if value is None:
         return ""
     if not isinstance(value, str):

@@ -18,8 +18,8 @@ from typing import IO, Any, NamedTuple
 
 from minibert.errors import InputError
 from minibert.tasks.base import Splits
-from minibert.tasks.labelled import LabelledText, clean_text, has_markup, noticed
-from minibert.tasks.tables import Row, column, read_table
+from minibert.tasks.labelled import LabelledText, clean_text, has_markup, noticed, text_of
+from minibert.tasks.tables import Row, column, read_table, read_text
 
 
 class PublicSet(NamedTuple):
@@ -161,6 +161,9 @@ def _open_archive(path: Path) -> IO[bytes]:
 # --- tables ---------------------------------------------------------------------------------------
 
 
+_KINDS = {".csv": ".csv", ".json": ".jsonl"}  # by the ending; every other file is a TSV
+
+
 class _Table(NamedTuple):
     """How the files of a set's tables are laid out.
 
@@ -206,7 +209,7 @@ def _examples(
     path: Path, split: str, layout: _Table, tidy: Callable[[str], str]
 ) -> list[LabelledText]:
     """The examples of a file, none where it has no labels."""
-    rows = read_table(path, layout.columns, ".csv" if path.suffix == ".csv" else ".tsv")
+    rows = read_table(path, layout.columns, _KINDS.get(path.suffix, ".tsv"))
     if rows and layout.label not in rows[0].values:
         return []
     return [_example(path, split, layout, row, tidy) for row in rows]
@@ -215,13 +218,14 @@ def _examples(
 def _example(
     path: Path, split: str, layout: _Table, row: Row, tidy: Callable[[str], str]
 ) -> LabelledText:
-    text = " ".join(tidy(column(row, name, path, "text")) for name in layout.text)
+    texts = [text_of(column(row, name, path, "text"), path, row) for name in layout.text]
     pair = None if layout.pair is None else tidy(column(row, layout.pair, path, "second text"))
-    label = row.values[layout.label].strip()
+    label = text_of(column(row, layout.label, path, "label"), path, row).strip()
     if label not in layout.classes:
         raise InputError(
             f"{path}, line {row.line}: label {label!r}, expected {', '.join(layout.classes)}"
         )
+    text = " ".join(map(tidy, texts))
     return LabelledText(f"{split}:{row.line}", text, layout.classes[label], pair)
 
 
@@ -297,19 +301,24 @@ def read_ag_news(path: Path) -> Splits[LabelledText]:
     return _read_tables(path, {"train": train, "test": {"test.csv": official}}, tidy_news)
 
 
-def _read_text_label(path: Path, classes: Sequence[str]) -> Splits[LabelledText]:
-    """Files of text and label without a header; a test file with one has no labels."""
-    table = _Table(("text",), "label", _plain(*classes), columns=("text", "label"))
-    files = {split: {f"{split}.tsv": table} for split in ("train", "dev")}
-    return _read_tables(path, files)
+def _bare(classes: Sequence[str]) -> _Table:
+    """Text and the name of a class, without a header."""
+    return _Table(("text",), "label", _plain(*classes), columns=("text", "label"))
 
 
 _CHINESE_SENTIMENT = ("negative", "positive")
 
 
 def read_chnsenticorp(path: Path) -> Splits[LabelledText]:
-    """ChnSentiCorp: Chinese reviews of hotels, books and computers; its test has no labels."""
-    return _read_text_label(path, _CHINESE_SENTIMENT)
+    """ChnSentiCorp (Tan and Zhang 2008): Chinese reviews of hotels, books and computers.
+
+    As PaddleNLP has it, with a header and the classes 0 and 1, or as text and the name of a class
+    without a header. Its test has no labels.
+    """
+    train, published = path / "train.tsv", _Table(("text_a",), "label", _SENTIMENT)
+    first = read_text(train).partition("\n")[0] if train.is_file() else ""
+    table = published if "text_a" in first.split("\t") else _bare(_CHINESE_SENTIMENT)
+    return _read_tables(path, {split: {f"{split}.tsv": table} for split in ("train", "dev")})
 
 
 # In the order of their published numbers, 100 to 116.
@@ -323,8 +332,18 @@ TNEWS_CLASSES = tuple(
 
 
 def read_tnews(path: Path) -> Splits[LabelledText]:
-    """TNEWS (Xu et al. 2020): titles of Chinese news in 15 classes."""
-    return _read_text_label(path, TNEWS_CLASSES)
+    """TNEWS (Xu et al. 2020): titles of Chinese news in 15 classes.
+
+    As JSON lines, as CLUE has it, or as text and the name of a class without a header. Its test
+    has no labels.
+    """
+    published = _Table(("sentence",), "label_desc", _plain(*TNEWS_CLASSES))
+    layouts = {".json": published, ".tsv": _bare(TNEWS_CLASSES)}
+    splits = ("train", "dev")
+    return _read_tables(
+        path,
+        {split: {f"{split}{end}": table for end, table in layouts.items()} for split in splits},
+    )
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -340,7 +359,9 @@ PUBLIC = {
     ),
     "sst2": PublicSet(("negative", "positive"), ("SST-2", "sst2"), read_sst2),
     "ag_news": PublicSet(_NEWS, ("ag_news_csv", "ag_news"), read_ag_news),
-    "chnsenticorp": PublicSet(_CHINESE_SENTIMENT, ("chnsenticorp",), read_chnsenticorp),
+    "chnsenticorp": PublicSet(
+        _CHINESE_SENTIMENT, ("ChnSentiCorp", "chnsenticorp"), read_chnsenticorp
+    ),
     "tnews": PublicSet(TNEWS_CLASSES, ("tnews",), read_tnews),
     "mrpc": PublicSet(
         ("not_equivalent", "equivalent"), ("MRPC", "mrpc"), read_mrpc, True, "equivalent"
