@@ -120,10 +120,21 @@ def run_trial(settings: dict[str, Any]) -> None:
         pretraining.pretrain(**settings)
 
 
+def _prepare(trials: Sequence[Mapping[str, Any]]) -> None:
+    """Makes every vocabulary and the text's ids beforehand, for they are no part of a budget."""
+    by_size = {trial["vocab_size"]: trial for trial in trials if not _is_done(trial)}
+    for trial in tqdm(by_size.values(), desc="vocabularies"):
+        _start({**trial, "dry_run": True, "resume": "no"})
+
+
+def _is_done(settings: Mapping[str, Any]) -> bool:
+    return (Path(settings["output"]) / "results.json").is_file()
+
+
 def _start(settings: Mapping[str, Any]) -> str:
     """Carries out a trial in a process of one thread; what went wrong, empty where nothing did."""
     folder = Path(settings["output"])
-    if (folder / "results.json").is_file():
+    if _is_done(settings):
         return ""
     command = [sys.executable, "-m", __spec__.name, "--trial", json.dumps(settings)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -214,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in range(args.seeds)
         for name in args.only or CHANGES
     ]
+    _prepare(trials)
     with ThreadPoolExecutor(args.jobs) as pool:
         for fault in tqdm(pool.map(_start, trials), total=len(trials), desc="trials"):
             if fault:
