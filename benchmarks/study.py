@@ -45,6 +45,13 @@ BASE: dict[str, Any] = {
     "nsp": "none",
 }
 _MUON = {"optimizer": "muon"}
+_BEST = {
+    **_MUON,
+    "learning_rate": 4e-3,
+    "mask_prob": 0.3,
+    "short_length": 64,
+    "short_share": 0.7,
+}
 # What each trial changes of BASE, by the question that it answers.
 TRIALS: dict[str, dict[str, dict[str, Any]]] = {
     "peak rate": {
@@ -94,6 +101,14 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
         "4 x 256": {"num_layers": 4, "hidden_size": 256},
     },
     "vocabulary": {"4,096 words": {"vocab_size": 4096}, "16,384 words": {"vocab_size": 16384}},
+    # Chosen after the above, one seed each.
+    "together": {
+        "30 %, 64 first": {key: _BEST[key] for key in ("mask_prob", "short_length", "short_share")},
+        "the same, Muon, rate 4e-3": _BEST,
+        "the same, Muon, batch 16": {**_BEST, "batch_size": 16},
+        "the same, Muon, sentence order": {**_BEST, "nsp": "sop"},
+        "recipe before": {**_MUON, "max_seq_length": 256},
+    },
 }
 CHANGES = {name: changes for group in TRIALS.values() for name, changes in group.items()}
 
