@@ -51,7 +51,9 @@ _BEST = {
     "mask_prob": 0.3,
     "short_length": 64,
     "short_share": 0.7,
+    "schedule": "constant-then-linear",
 }
+_PLAIN_BEST = {k: v for k, v in _BEST.items() if k not in ("optimizer", "learning_rate")}
 # What each trial changes of BASE, by the question that it answers.
 TRIALS: dict[str, dict[str, dict[str, Any]]] = {
     "peak rate": {
@@ -103,7 +105,7 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
     "vocabulary": {"4,096 words": {"vocab_size": 4096}, "16,384 words": {"vocab_size": 16384}},
     # Chosen after the above, one seed each.
     "together": {
-        "30 %, 64 first": {key: _BEST[key] for key in ("mask_prob", "short_length", "short_share")},
+        "30 %, 64 first, constant": _PLAIN_BEST,
         "the same, Muon, rate 4e-3": _BEST,
         "the same, Muon, batch 16": {**_BEST, "batch_size": 16},
         "the same, Muon, sentence order": {**_BEST, "nsp": "sop"},
