@@ -9,7 +9,7 @@ exam: single tokens, 15 % of held-out sequences of 128, without pairs. Losses co
 vocabulary, bits per character across vocabularies.
 
 A trial is finished where its results.json is, so the command can be stopped and given again. It
-writes study.md and, for every trial and seed, the run folder.
+writes study.md, study.svg and, for every trial and seed, the run folder.
 """
 
 from __future__ import annotations
@@ -199,6 +199,35 @@ def report(
     return "\n".join(lines) + "\n"
 
 
+def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """A bar for each trial: bits per character above or below the base's.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    base = statistics.mean(one["mlm_bits_per_character"] for one in found["base"])
+    apart = {
+        name: statistics.mean(one["mlm_bits_per_character"] for one in runs) - base
+        for name, runs in found.items()
+        if name != "base"
+    }
+    names = sorted(apart, key=apart.__getitem__)
+    figure = Figure(figsize=(8, 0.6 + 0.22 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    values = [apart[name] for name in names]
+    axes.barh(names, values, color=["#2a7f4f" if v < 0 else "#8c8c8c" for v in values])
+    for place, value in enumerate(values):
+        axes.text(max(value, 0), place, f" {value:+.3f}", va="center", fontsize=7)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=7)
+    axes.margins(x=0.12)
+    axes.set_xlabel("held-out bits per character, minus the base's (less is better)")
+    figure.savefig(path)
+
+
 def _over_seeds(values: Sequence[float], digits: int = 3) -> str:
     mean = f"{statistics.mean(values):.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
@@ -256,6 +285,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = report(found, base, args.minutes)
     (args.output / "study.md").write_text(text)
     print(text)
+    if "base" in found:
+        try:
+            draw(found, args.output / "study.svg")
+        except ImportError:
+            print("no plot: matplotlib is not installed; pip install 'minibert[benchmarks]'")
 
 
 def _place(args: argparse.Namespace, name: str, seed: int) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,13 @@ def test_every_trial_is_one_that_pretrain_takes() -> None:
 
     for changes in study.CHANGES.values():
         PretrainSettings.from_dict({**study.BASE, **changes, "corpus": ["text.txt"]})
+
+
+def test_the_plot_has_a_bar_for_every_trial_but_the_base(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib comes with minibert[benchmarks]")
+    bits = {"base": 1.5, "spans": 1.75, "cosine": 1.25}
+    found = {name: [{"mlm_bits_per_character": value}] for name, value in bits.items()}
+    study.draw(found, tmp_path / "study.svg")
+    drawn = (tmp_path / "study.svg").read_text()
+    told = [text.strip() for text in re.findall("<!--(.*?)-->", drawn)]
+    assert {"spans", "cosine", "+0.250", "-0.250"} <= set(told) and "base" not in told
