@@ -107,6 +107,7 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
     "together": {
         "30 %, 64 first, constant": _PLAIN_BEST,
         "the same, Muon, rate 4e-3": _BEST,
+        "the same, Muon, rate 2e-3": {**_BEST, "learning_rate": 2e-3},
         "the same, Muon, batch 16": {**_BEST, "batch_size": 16},
         "the same, Muon, sentence order": {**_BEST, "nsp": "sop"},
         "recipe before": {**_MUON, "max_seq_length": 256},
