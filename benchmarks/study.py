@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from minibert import pretraining, train
 from minibert.examples import Example, ExampleBuilder, ExampleOptions, held_out_examples
+from minibert.settings import recipe
 
 _EXAM = ExampleOptions(max_seq_length=128, mask_prob=0.15, masking="token", nsp="none")
 BASE: dict[str, Any] = {
@@ -111,6 +112,7 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
         "the same, Muon, batch 16": {**_BEST, "batch_size": 16},
         "the same, Muon, sentence order": {**_BEST, "nsp": "sop"},
         "recipe before": {**_MUON, "max_seq_length": 256},
+        "recipe": recipe("small-budget"),
     },
 }
 CHANGES = {name: changes for group in TRIALS.values() for name, changes in group.items()}

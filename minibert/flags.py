@@ -111,17 +111,19 @@ def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSet
         InputError: an unknown recipe or key in the file, or a value that cannot be used.
     """
     values = dict(values)
-    named = recipe(values.pop("recipe")) if "recipe" in values else {}
+    name = values.pop("recipe", None)
     given: dict[str, Any] = {}
     if "config" in values:
         path = Path(values.pop("config"))
         content = read_json(path, "--config names a JSON file")
-        if named and "command" in content:
+        if name and "command" in content:
             raise InputError(f"{path} is a run's, with every setting; leave --recipe out")
         given = _of_earlier_run(content, path) if "command" in content else content
         budgets = {"max_steps", "epochs", "max_minutes"}
         if budgets & values.keys():  # a flag replaces the file's budget, whichever kind it is
             given = {k: v for k, v in given.items() if k not in budgets}
+    named = recipe(name, {**given, **values}) if name else {}
+    if given:
         settings.from_dict({**dataclasses.asdict(_blank(settings)), **named, **given}, str(path))
     return settings.from_dict({**named, **given, **values})
 

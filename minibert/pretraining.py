@@ -282,7 +282,7 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
     if isinstance(values.get("corpus"), (str, Path)):
         values["corpus"] = [str(values["corpus"])]
     if "recipe" in values:
-        values = {**recipe(values.pop("recipe")), **values}
+        values = {**recipe(values.pop("recipe"), values), **values}
     settings = settings or PretrainSettings.from_dict(values, "pretrain")
     files = corpus.find_files(settings.corpus)
     files, num_empty = corpus.readable_files(files)  # before anything is made

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -56,19 +57,27 @@ PRETRAINING_RECIPES: dict[str, dict[str, Any]] = {
     "small-budget": {
         "optimizer": "muon",
         "warmup_ratio": 0.05,
+        "schedule": "constant-then-linear",
         "dropout": 0.0,
         "nsp": "none",
+        "mask_prob": 0.3,
         "max_seq_length": 256,
-        "batch_size": 32,
+        "short_length": 64,
+        "short_share": 0.7,
+        "batch_size": 16,
     }
 }
 
 
-def recipe(name: str) -> dict[str, Any]:
+def recipe(name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The settings of a recipe, by field name.
 
     Example:
         pretrain(**{**recipe("small-budget"), "corpus": ["my.txt"], "epochs": 1.0})
+
+    Args:
+        given: what is set beside it. Where `max_seq_length` is, no shorter length comes first that
+            would not be shorter.
 
     Raises:
         InputError: unknown name; the nearest one is offered.
@@ -76,7 +85,11 @@ def recipe(name: str) -> dict[str, Any]:
     if name not in PRETRAINING_RECIPES:
         tail = did_you_mean(name, PRETRAINING_RECIPES)
         raise InputError(f"--recipe {name!r} is unknown{tail}")
-    return dict(PRETRAINING_RECIPES[name])
+    found = dict(PRETRAINING_RECIPES[name])
+    longest = (given or {}).get("max_seq_length")
+    if isinstance(longest, int) and longest <= found.get("short_length", 0):
+        del found["short_length"], found["short_share"]
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

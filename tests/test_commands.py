@@ -621,6 +621,8 @@ def test_a_recipe_stands_between_the_defaults_and_what_is_given(
     assert main(pretrain_line(world, *flags)) == 0
     run = json.loads((tmp_path / "run/run.json").read_text())["settings"]
     assert (run["optimizer"], run["nsp"]) == ("muon", "none")
+    assert run["max_seq_length"] < parts["short_length"] and run["short_length"] is None
+    assert recipe("small-budget", {"max_seq_length": parts["short_length"] + 1}) == parts
     in_notebook = {"recipe": "small-budget", "output": str(tmp_path / "notebook")}
     written = {k: v for k, v in run.items() if k not in ("output", *parts)}
     found = {k: v for k, v in run.items() if k in ("batch_size", "max_seq_length")}
