@@ -446,12 +446,16 @@ class _Run:
             budget = _budget(settings, data.whole, source.store)
         few = held_out[:: max(1, len(held_out) // _EVAL_DURING)]
         unigram_of_few = unigram_entropy(source.held_out, few)
+        is_told = False
 
         def evaluate() -> dict[str, float]:
+            nonlocal is_told
             figures = score(few)
             # Short sequences leave the later positions as they were drawn.
             is_short = data.stream is data.short
-            if loop.done > 0.5 and not is_short and figures["mlm_loss"] > unigram_of_few - _LEARNT:
+            is_stuck = not is_short and figures["mlm_loss"] > unigram_of_few - _LEARNT
+            if loop.done > 0.5 and is_stuck and not is_told:
+                is_told = True
                 log_line("plateau", _plateau_text(figures["mlm_loss"], unigram_of_few))
             return figures
 
