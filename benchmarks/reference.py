@@ -110,13 +110,6 @@ def _of(runs: Runs, task: str, side: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda run: run["seed"])
 
 
-def _spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation of a sample; of one value itself."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}"
-    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
-
-
 def _figures(task: str, runs: list[dict[str, Any]]) -> list[float]:
     work = WORKS[task]
     return [run["figures"][work.figure] * work.scale for run in runs]
@@ -141,7 +134,7 @@ def markdown(runs: Runs) -> str:
             own = _of(runs, task, side)
             if not own:
                 continue
-            cells = [task, work.figure, side, str(len(own)), _spread(_figures(task, own))]
+            cells = [task, work.figure, side, str(len(own)), report.over_seeds(_figures(task, own))]
             for name in _TIMES:
                 cells.append(f"{statistics.median(run[name] for run in own):.1f}")
                 compared = base and side != SIDES[0]

@@ -10,6 +10,8 @@ import importlib
 import json
 import os
 import platform
+import statistics
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -168,3 +170,9 @@ def timings_of(entry: dict[str, Any]) -> list[turns.Timing]:
 
 def _turns_table(entry: dict[str, Any]) -> str:
     return turns.markdown(timings_of(entry), entry.get("peak_flops", 0.0), entry["unit"])
+
+
+def over_seeds(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation of a sample; of one value itself."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean

@@ -30,6 +30,7 @@ from unittest import mock
 
 from tqdm import tqdm
 
+from benchmarks.report import over_seeds
 from minibert import pretraining, train
 from minibert.examples import Example, ExampleBuilder, ExampleOptions, held_out_examples
 from minibert.settings import recipe
@@ -104,7 +105,7 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
         "4 x 256": {"num_layers": 4, "hidden_size": 256},
     },
     "vocabulary": {"4,096 words": {"vocab_size": 4096}, "16,384 words": {"vocab_size": 16384}},
-    # Chosen after the above, one seed each.
+    # Chosen after the above.
     "together": {
         "30 %, 64 first, constant": _PLAIN_BEST,
         "the same, Muon, rate 4e-3": _BEST,
@@ -194,9 +195,9 @@ def report(
                 f"| {question} | {name} | {len(runs)} "
                 f"| {statistics.mean(one['tokens'] for one in runs) / 1e6:.2f} "
                 f"| {statistics.mean(one['steps'] for one in runs):,.0f} "
-                f"| {_over_seeds([one['mlm_loss'] for one in runs])} "
-                f"| {_over_seeds([100 * one['mlm_accuracy'] for one in runs], 1)} "
-                f"| {_over_seeds(bits)} | {apart} |"
+                f"| {over_seeds([one['mlm_loss'] for one in runs], 3)} "
+                f"| {over_seeds([100 * one['mlm_accuracy'] for one in runs], 1)} "
+                f"| {over_seeds(bits, 3)} | {apart} |"
             )
             question = ""
     return "\n".join(lines) + "\n"
@@ -229,11 +230,6 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     axes.margins(x=0.12)
     axes.set_xlabel("held-out bits per character, minus the base's (less is better)")
     figure.savefig(path)
-
-
-def _over_seeds(values: Sequence[float], digits: int = 3) -> str:
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,6 +20,7 @@ from minibert.settings import (
     FinetuneSettings,
     PretrainSettings,
     RunSettings,
+    flag,
     recipe,
 )
 from minibert.version import __version__
@@ -222,7 +223,7 @@ def _add_evaluate(evaluate: Parser) -> None:
     for field in dataclasses.fields(FinetuneSettings):
         if field.name in DATA_LAYOUT:
             text = field.metadata["help"].partition("; default")[0]
-            own.add_argument(f"--{field.name.replace('_', '-')}", metavar="STR", help=text)
+            own.add_argument(flag(field.name), metavar="STR", help=text)
 
 
 def _add_masked(fill: Parser, score: Parser) -> None:
