@@ -195,12 +195,12 @@ def _search_settings(values: dict[str, Any]) -> None:
     tried = {
         name.removeprefix("try_"): values.pop(name) for name in list(values) if name[:4] == "try_"
     }
-    trials = values.pop("trials", None)
+    trials, jobs = values.pop("trials", None), values.pop("jobs", 1)
     settings = settings_from(values, FinetuneSettings)
     from minibert.setting_search import search_settings
 
     assert isinstance(settings, FinetuneSettings)
-    search_settings(settings, tried, trials)
+    search_settings(settings, tried, trials, jobs)
 
 
 def _download(values: dict[str, Any]) -> None:

@@ -45,6 +45,9 @@ class Parser(argparse.ArgumentParser):
         return found
 
 
+_JOBS = "fine-tunings at a time, each in a process with its share of the cores (default 1)"
+
+
 class _ExtendOrWord(argparse.Action):
     """Gathers values as "extend" does; the bare flag gives its word, `const`."""
 
@@ -300,6 +303,7 @@ def _add_suite(suite: Parser) -> None:
     suite.add_argument(
         "--overwrite", action="store_true", help="do runs anew that had other settings"
     )
+    suite.add_argument("--jobs", type=int, default=1, help=_JOBS)
     suite.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     suite.add_argument(
         "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of matrix products"
@@ -327,4 +331,5 @@ def _add_search(search: Parser) -> None:
         help="so many of all combinations, drawn at random; default all; without --try-... "
         "rates of 1e-4 to 1e-3 with batches of 16 and 32",
     )
+    grid.add_argument("--jobs", type=int, default=argparse.SUPPRESS, help=_JOBS)
     add_settings(search, FinetuneSettings)

@@ -1,24 +1,30 @@
-"""Many fine-tunings one after the other: finished ones are kept, changed ones are not overlooked.
+"""Many fine-tunings: finished ones are kept, changed ones are not overlooked.
 
 In: named jobs, each an ordinary run with a folder of its own. Out: those folders, and the figures
-of each as soon as they are there. Stopped at any place, the same command goes on from it.
+of each as soon as they are there. They run one after the other in this process, or several at a
+time, each in a process of its own. Stopped at any place, the same command goes on from it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import os
 import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.errors import InputError, Interrupted
+from minibert.files import write_json
 from minibert.finetuning import finetune
-from minibert.machine import launched
+from minibert.machine import launched, num_cores, threads_were_asked_for
 from minibert.progress import clock
 from minibert.run_folder import RunFolder
 from minibert.runs import log_line
@@ -42,6 +48,9 @@ class Job(NamedTuple):
 # What becomes of finished jobs' figures; of one carried out whole by this call they hold
 # wall_seconds, from its start to its end.
 Taken = Callable[[Sequence[tuple[Job, dict[str, Any]]]], object]
+# Figures of jobs as they end, with the seconds from start to end of those carried out whole.
+Ends = Generator[tuple[Job, dict[str, Any], float | None]]
+_POLL_SECONDS = 0.1
 
 
 def check_alone() -> None:
@@ -54,7 +63,7 @@ def check_alone() -> None:
         raise InputError("this runs one fine-tuning after the other in one process; no torchrun")
 
 
-def carry_out_all(jobs: Sequence[Job], overwrite: bool, taken: Taken) -> None:
+def carry_out_all(jobs: Sequence[Job], overwrite: bool, taken: Taken, at_once: int = 1) -> None:
     """Carries out what is not finished, in the order given.
 
     `taken` is called once with all jobs that were finished before, be they none, so that a table
@@ -63,6 +72,8 @@ def carry_out_all(jobs: Sequence[Job], overwrite: bool, taken: Taken) -> None:
 
     Args:
         overwrite: do those anew that were begun with other settings, data or weights.
+        at_once: above 1, so many run side by side, each in a process with its share of the cores
+            (or the threads that OMP_NUM_THREADS names); what it says goes into OUTPUT.log.
 
     Raises:
         InputError: such a job without `overwrite`, before anything is run or taken.
@@ -82,21 +93,20 @@ def carry_out_all(jobs: Sequence[Job], overwrite: bool, taken: Taken) -> None:
             known.setdefault(job.kind, []).append(float(finished[job.name]["seconds"]))
     taken([(job, finished[job.name]) for job in jobs if job.name in finished])
     waiting = [job for job in jobs if job.name not in finished]
-    for number, job in enumerate(jobs, 1):
-        if job.name in finished:
-            continue
+    numbers = {job.name: number for number, job in enumerate(jobs, 1)}
+
+    def say(job: Job) -> None:
         left = seconds_left([j.kind for j in waiting], known)
-        tail = "" if left is None else f"; about {clock(left)} left for all"
-        log_line("run", f"{number} of {len(jobs)}: {job.name}{tail}")
-        is_begun = (Path(job.settings.output) / "run.json").is_file()
-        started = time.monotonic()
-        figures = _carry_out(job, job.name in changed)
-        seconds = time.monotonic() - started
-        known.setdefault(job.kind, []).append(seconds)
-        waiting.remove(job)
-        # Of a run that went on from an earlier command nobody knows it.
-        wall = {} if is_begun and job.name not in changed else {"wall_seconds": seconds}
-        taken([(job, figures | wall)])
+        tail = "" if left is None else f"; about {clock(left / at_once)} left for all"
+        log = f"; log {job.settings.output}.log" if at_once > 1 else ""
+        log_line("run", f"{numbers[job.name]} of {len(jobs)}: {job.name}{log}{tail}")
+
+    carried = _in_turn if at_once == 1 else functools.partial(_side_by_side, at_once)
+    with contextlib.closing(carried(tuple(waiting), changed, say)) as ends:
+        for job, figures, seconds in ends:
+            waiting.remove(job)
+            known.setdefault(job.kind, []).append(seconds or float(figures["seconds"]))
+            taken([(job, figures | ({"wall_seconds": seconds} if seconds else {}))])
 
 
 def changed_jobs(jobs: Sequence[Job], overwrite: bool) -> set[str]:
@@ -149,18 +159,110 @@ def _results(job: Job) -> dict[str, Any] | None:
     return RunFolder(job.settings.output).results
 
 
-def _carry_out(job: Job, anew: bool) -> dict[str, Any]:
+def _ready(job: Job, anew: bool) -> tuple[FinetuneSettings, bool]:
+    """The settings to run a job with, and whether it goes on from an earlier command."""
     begun = (Path(job.settings.output) / "run.json").is_file()
     resume = "auto" if begun and not anew else "no"
-    settings = dataclasses.replace(job.settings, resume=resume, overwrite=anew)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # the result of many runs is their table
-            figures = finetune(settings).figures
-    except Interrupted as stop:
-        text = str(stop).replace("--resume goes on", "the same command goes on")
-        raise Interrupted(text, stop.status) from None
-    shutil.rmtree(Path(settings.output) / "checkpoints", ignore_errors=True)
-    return figures
+    return dataclasses.replace(job.settings, resume=resume, overwrite=anew), resume == "auto"
+
+
+def _end(job: Job, started: float, goes_on: bool) -> tuple[Job, dict[str, Any], float | None]:
+    figures = _results(job)
+    assert figures is not None
+    shutil.rmtree(Path(job.settings.output) / "checkpoints", ignore_errors=True)
+    # Of a run that went on from an earlier command nobody knows the time.
+    return job, figures, None if goes_on else time.monotonic() - started
+
+
+def _in_turn(jobs: Sequence[Job], changed: set[str], say: Callable[[Job], None]) -> Ends:
+    """One after the other, in this process."""
+    for job in jobs:
+        say(job)
+        started = time.monotonic()
+        settings, goes_on = _ready(job, job.name in changed)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # the result of many runs is their table
+                finetune(settings)
+        except Interrupted as stop:
+            text = str(stop).replace("--resume goes on", "the same command goes on")
+            raise Interrupted(text, stop.status) from None
+        yield _end(job, started, goes_on)
+
+
+class _Process(NamedTuple):
+    """A job in a process of its own."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    log: Path
+    started: float
+    goes_on: bool
+
+
+def _side_by_side(
+    at_once: int, jobs: Sequence[Job], changed: set[str], say: Callable[[Job], None]
+) -> Ends:
+    """Several at a time; where one fails or a signal comes, the others save their states first."""
+    waiting, running = list(jobs), list[_Process]()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    say(waiting[0])
+                    running.append(_started(waiting[0], changed, Path(folder), at_once))
+                    waiting.pop(0)
+                one = next((r for r in running if r.process.poll() is not None), None)
+                if one is None:
+                    time.sleep(_POLL_SECONDS)
+                    continue
+                running.remove(one)
+                _check_ended(one)
+                yield _end(one.job, one.started, one.goes_on)
+        finally:
+            for one in running:
+                one.process.terminate()
+            if running:
+                log_line("stopping", f"{len(running)} runs save their states")
+            for one in running:
+                one.process.wait()
+
+
+def _started(job: Job, changed: set[str], folder: Path, at_once: int) -> _Process:
+    settings, goes_on = _ready(job, job.name in changed)
+    log = Path(f"{settings.output}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    config = folder / f"{log.stem}-{time.monotonic_ns()}.json"
+    write_json(config, settings.to_dict())
+    command = [sys.executable, "-m", "minibert", "finetune", "--config", str(config)]
+    # Where the package is not installed, the other process has to find it, too.
+    paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    if not threads_were_asked_for():
+        environment["OMP_NUM_THREADS"] = str(max(1, num_cores() // at_once))
+    with log.open("ab") as file:
+        # Of a session of its own: Ctrl-C reaches this process, which then asks the run to stop.
+        process = subprocess.Popen(
+            [*command, "--task", settings.task],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    return _Process(job, process, log, time.monotonic(), goes_on)
+
+
+def _check_ended(one: _Process) -> None:
+    """Passes on what ended a process, by its status and the last line of its log."""
+    status = one.process.returncode
+    if status == 0:
+        return
+    lines = one.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    said = lines[-1].removeprefix("minibert: ") if lines else f"status {status}"
+    text = f"{one.job.name}: {said} (its log is {one.log})"
+    if status > 128:
+        raise Interrupted(text.replace("--resume goes on", "the same command goes on"), status)
+    raise InputError(text) if status == 2 else RuntimeError(text)
 
 
 def claimed(output: str, record: str) -> RunFolder:

@@ -46,6 +46,7 @@ def search_settings(
     settings: FinetuneSettings,
     tried: Mapping[str, Sequence[float]] | None = None,
     trials: int | None = None,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Tries settings on dev and writes the best; finished trials are not repeated.
 
@@ -53,6 +54,7 @@ def search_settings(
         settings: of every trial; with `seeds` above 1 a trial is the mean over them.
         tried: values by the name of a setting in `SEARCHED`; by default `DEFAULT_GRID`.
         trials: so many of the grid, drawn by the seed; by default all of it.
+        jobs: so many fine-tunings at a time, each with its share of the cores.
 
     Returns:
         The content of search.json; its trials have the best first.
@@ -66,6 +68,8 @@ def search_settings(
     grid = _grid(settings, tried or {})
     if trials is not None and trials < 1:
         raise InputError(f"--trials is {trials}, must be at least 1")
+    if jobs < 1:
+        raise InputError(f"--jobs is {jobs}, must be at least 1")
     chosen = drawn(grid, trials, settings.seed)
     if settings.dry_run:
         raise InputError("--dry-run is for one run; leave it out of a search")
@@ -81,7 +85,7 @@ def search_settings(
         start = weights_digest(folder)
         base = dataclasses.replace(base, model=str(folder))
         settings_of = _trials(base, chosen)
-        jobs = [
+        runs = [
             Job(
                 f"{name}, seed {seed}",
                 name,
@@ -118,7 +122,7 @@ def search_settings(
                 trial["best_step"], trial["steps"] = figures["best_step"], figures["steps"]
             _write(output.path, search, settings_of)
 
-        carry_out_all(jobs, settings.overwrite, taken)
+        carry_out_all(runs, settings.overwrite, taken, jobs)
         print(as_markdown(search), end="", flush=True)
         print(f"best settings: {output.path / 'best.json'}", flush=True)
     return search

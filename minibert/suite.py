@@ -73,7 +73,8 @@ class Plan:
     """What a suite is to do.
 
     tasks: names of `ENTRIES`; empty for all. limit, minutes, max_steps: for a quick look, of each
-    fine-tuning; the table says so. settings: files as `search-settings` writes them.
+    fine-tuning; the table says so. settings: files as `search-settings` writes them. jobs: so many
+    fine-tunings at a time, each with its share of the cores.
     """
 
     model: str
@@ -88,12 +89,13 @@ class Plan:
     device: str = "auto"
     precision: str = "auto"
     overwrite: bool = False
+    jobs: int = 1
 
     def __post_init__(self) -> None:
         for name in self.tasks:
             if name not in ENTRIES:
                 raise InputError(f"--tasks {name!r} is unknown{did_you_mean(name, ENTRIES)}")
-        for name in ("seeds", "limit", "minutes", "max_steps"):
+        for name in ("seeds", "limit", "minutes", "max_steps", "jobs"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{flag(name)} is {value}, must be above 0")
@@ -152,6 +154,7 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
             "data": plan.data,
             "seeds": plan.seeds,
             "quick": plan.quick,
+            "jobs": plan.jobs,
             "mlm": held_out_figures(folder, plan.data),
             "skipped": {},
             "tasks": {},
@@ -178,7 +181,7 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
         jobs = [job._replace(start=digest) for job in jobs]
         # Seed by seed, so that a suite that was stopped has every task with fewer seeds.
         jobs.sort(key=lambda job: job.settings.seed)
-        carry_out_all(jobs, plan.overwrite, taken)
+        carry_out_all(jobs, plan.overwrite, taken, plan.jobs)
     return suite
 
 

@@ -75,6 +75,10 @@ def _caption(suite: dict[str, Any]) -> list[str]:
         f"in hundredths. The epoch was chosen on dev, and test scored "
         f"once; where dev is what is scored, it chose the epoch, too."
     )
+    if suite["jobs"] > 1:
+        lines.append(
+            f"Times are of {suite['jobs']} runs at a time, each on its share of the cores."
+        )
     lines += [f"Left out: {name}, {why}." for name, why in suite["skipped"].items()]
     return lines
 

@@ -343,7 +343,7 @@ def a_suite(**values: Any) -> dict[str, Any]:
     }
     whole = {
         **{"model": "<m>", "weights": "abc", "layers": 4, "hidden_size": 256, "vocab_size": 8192},
-        **{"seeds": 3, "quick": "", "mlm": {}, "skipped": {}, "tasks": {"imdb": task}},
+        **{"seeds": 3, "quick": "", "jobs": 1, "mlm": {}, "skipped": {}, "tasks": {"imdb": task}},
     }
     return whole | values
 
