@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -78,6 +77,7 @@ from minibert.train import Loop
 from minibert.vocabulary import corpus_vocabulary
 from minibert.world import World, join_world
 
+EXAM_MASK_PROB = 0.15  # of held-out tokens, singly, whatever a run trains on: figures compare
 _BUILDERS = 4  # processes that build examples for a GPU, at most
 _FURTHER = 0.5  # of a new model's peak rate, for one that goes on from trained weights
 _LEARNT = 0.02  # nats below the line of word frequencies from which a model has learnt from context
@@ -171,13 +171,14 @@ def _prepare_text(
     example_options = ExampleOptions(
         settings.max_seq_length, settings.mask_prob, settings.masking, settings.nsp
     )
+    exam_options = dataclasses.replace(example_options, mask_prob=EXAM_MASK_PROB, masking="token")
     training, held_out = split_documents(store, settings.nsp)
     log_line("split", f"{len(training):,} documents to train on, {len(held_out):,} held out")
     return _Source(
         store,
         tokenizer,
         ExampleBuilder(store, tokenizer, training, example_options),
-        ExampleBuilder(store, tokenizer, held_out, example_options),
+        ExampleBuilder(store, tokenizer, held_out, exam_options),
     )
 
 
@@ -358,7 +359,7 @@ class _Run:
         state = carry_out(loop, model, folder, None if self.begun else record, resume, save)
         if folder is None or state is None:
             return RunResult(Path(), {})
-        figures = self._score(model, data, held_out)
+        figures = self._score(model, source, data.micro_batch_size, held_out)
         results = _results(settings, source, held_out, figures) | {
             "steps": state.step,
             "epochs": data.epochs_done,
@@ -418,11 +419,11 @@ class _Run:
         return data
 
     def _score(
-        self, model: BertForPreTraining, data: PretrainingData, examples: Sequence[Example]
+        self, model: BertForPreTraining, source: _Source, size: int, examples: Sequence[Example]
     ) -> dict[str, float]:
         model.eval()
-        slots, micro = data.max_predictions, data.micro_batch_size
-        return evaluate_pretraining(model, examples, slots, micro, self.runtime)
+        slots = source.held_out.options.max_predictions
+        return evaluate_pretraining(model, examples, slots, size, self.runtime)
 
     def _loop(
         self,
@@ -435,7 +436,10 @@ class _Run:
     ) -> Loop:
         """The training loop, with its budget and what it is scored on."""
         settings = self.settings
-        score = functools.partial(self._score, model, data)
+
+        def score(examples: Sequence[Example]) -> dict[str, float]:
+            return self._score(model, source, data.micro_batch_size, examples)
+
         if self.begun is not None:
             budget = Budget(**self.begun["resolved"]["budget"])
         elif settings.max_minutes:

@@ -336,7 +336,9 @@ class PretrainSettings(RunSettings):
         "pair objective: next sentence, sentence order, or none",
         choices=("nsp", "sop", "none"),
     )
-    mask_prob: float = setting(0.15, "share of tokens to predict")
+    mask_prob: float = setting(
+        0.15, "share of tokens to predict in training; held-out figures are always of 15 %, singly"
+    )
     masking: str = setting(
         "token", "what is chosen together", choices=("token", "whole-word", "span")
     )

@@ -88,6 +88,15 @@ def test_dropout_is_the_runs_and_not_the_saved_models(world: Path) -> None:
     assert run["resolved"]["model"]["hidden_dropout_prob"] == 0.0
 
 
+def test_held_out_figures_are_of_the_same_masks_whatever_a_run_trains_on(world: Path) -> None:
+    still = {"preset": "tiny", "vocab_size": 60, "learning_rate": 1e-12, "dropout": 0.0}
+    plain = pretrain_in(world, "exam-plain", **still).figures
+    spans = pretrain_in(world, "exam-spans", mask_prob=0.4, masking="span", **still).figures
+    assert spans["masked_tokens"] == plain["masked_tokens"] > 0
+    assert spans["unigram_entropy"] == plain["unigram_entropy"]
+    assert spans["mlm_loss"] == pytest.approx(plain["mlm_loss"], abs=1e-5)
+
+
 def test_layers_and_width_replace_those_of_the_preset(world: Path) -> None:
     found = pretrain_in(
         world, "shaped", preset="tiny", vocab_size=60, num_layers=3, hidden_size=192
