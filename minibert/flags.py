@@ -314,14 +314,15 @@ def _add_search(search: Parser) -> None:
     grid = search.add_argument_group("search")
     for name, kind in (
         *(("learning-rate", float), ("epochs", float), ("batch-size", int)),
-        *(("label-smoothing", float), ("dropout", float)),
+        *(("label-smoothing", float), ("dropout", float), ("max-seq-length", int)),
+        ("truncation", str),
     ):
         grid.add_argument(
             f"--try-{name}",
             nargs="+",
             type=kind,
             default=argparse.SUPPRESS,
-            metavar=kind.__name__.upper(),
+            metavar="WORD" if kind is str else kind.__name__.upper(),
             help=f"values of --{name} to try",
         )
     grid.add_argument(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from minibert.config import BertConfig
-from minibert.settings import Default, FinetuneSettings
+from minibert.settings import Default, DefaultText, FinetuneSettings
 
 
 class Recipe(NamedTuple):
@@ -20,7 +20,7 @@ class Recipe(NamedTuple):
 
     task: the name of a task, or of a family for all of its tasks. random_weights: it is for a model
     that was not pretrained. mode: of similarity, else None. source: the page that has the figures.
-    learning_rate, epochs, batch_size, max_seq_length: None where it has nothing to say.
+    The other fields are settings by their names, None where it has nothing to say.
     """
 
     task: str
@@ -33,9 +33,22 @@ class Recipe(NamedTuple):
     epochs: float | None = None
     batch_size: int | None = None
     max_seq_length: int | None = None
+    truncation: str | None = None
+    dropout: float | None = None
+    label_smoothing: float | None = None
 
 
-_FILLED = ("learning_rate", "epochs", "batch_size", "max_seq_length")
+_FILLED = (
+    *("learning_rate", "epochs", "batch_size", "max_seq_length"),
+    *("truncation", "dropout", "label_smoothing"),
+)
+# Settings of a search, or of one machine and one set, which a settings file does not carry.
+_LEFT_OUT = (
+    *("output", "resume", "overwrite", "seed", "seeds", "device", "precision", "cache_dir"),
+    *("micro_batch_size", "compile", "deterministic", "log_every", "save_every", "shard"),
+    *("dry_run", "profile", "debug", "model", "data", "dev_data", "test_data", "limit"),
+    *("target_data", "dev_target_data", "test_target_data", "dev_only"),
+)
 
 # The first that fits is taken, so those of a named task stand before those of its family.
 RECIPES = (
@@ -110,8 +123,13 @@ def as_begun(
     return dataclasses.replace(settings, **values), f"{_told(values)}; as {run} was begun"
 
 
-def _told(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in values.items())
+def _told(values: Mapping[str, float | str]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in values.items())
+
+
+def shown(value: float | str) -> str:
+    """A setting's value for people: 0.0005, head+tail."""
+    return value if isinstance(value, str) else f"{value:.12g}"
 
 
 def is_given(settings: FinetuneSettings, name: str) -> bool:
@@ -119,6 +137,19 @@ def is_given(settings: FinetuneSettings, name: str) -> bool:
     if name == "epochs":
         return any((settings.epochs, settings.max_steps, settings.max_minutes))
     value, default = getattr(settings, name), getattr(FinetuneSettings, name)
-    if default is None or isinstance(default, Default):
-        return value is not None and not isinstance(value, Default)
+    if default is None or isinstance(default, (Default, DefaultText)):
+        return value is not None and not isinstance(value, (Default, DefaultText))
     return bool(value != default)  # such as a share of 0: whether it was given cannot be seen
+
+
+def file_settings(settings: FinetuneSettings) -> dict[str, Any]:
+    """A trial as `finetune --config` takes it: the task, and all that is not the default."""
+    blank = FinetuneSettings(task=settings.task)
+    kept = {
+        name: value
+        for name, value in settings.to_dict().items()
+        if name not in _LEFT_OUT and value != getattr(blank, name)
+    }
+    # These stand there in any case: a recipe or another default is not to take their place.
+    pinned = ("random_weights", "batch_size", "max_seq_length", "truncation")
+    return {"task": settings.task, **{n: settings.to_dict()[n] for n in pinned}, **kept}

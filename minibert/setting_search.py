@@ -21,30 +21,26 @@ from minibert.errors import InputError, did_you_mean
 from minibert.files import write_atomically, write_json
 from minibert.finetuning import choose_model, read_splits, with_recipe
 from minibert.progress import clock
-from minibert.recipes import is_given
+from minibert.recipes import file_settings, is_given, shown
 from minibert.runs import dev_figure, log_line, of_seed, weights_digest
 from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import FinetuneSettings, flag
 from minibert.tasks import find_task
 
 # What may be tried, by the names of the settings, and what is tried where nothing is named.
-SEARCHED = ("learning_rate", "epochs", "batch_size", "label_smoothing", "dropout")
-DEFAULT_GRID: dict[str, tuple[float, ...]] = {
+SEARCHED = (
+    *("learning_rate", "epochs", "batch_size", "label_smoothing", "dropout"),
+    *("max_seq_length", "truncation"),
+)
+DEFAULT_GRID: dict[str, tuple[float | str, ...]] = {
     "learning_rate": (1e-4, 2e-4, 5e-4, 1e-3),
     "batch_size": (16, 32),
 }
-# Settings of the search, or of one machine and one set, which a settings file does not carry.
-_LEFT_OUT = (
-    *("output", "resume", "overwrite", "seed", "seeds", "device", "precision", "cache_dir"),
-    *("micro_batch_size", "compile", "deterministic", "log_every", "save_every", "shard"),
-    *("dry_run", "profile", "debug", "model", "data", "dev_data", "test_data", "limit"),
-    *("target_data", "dev_target_data", "test_target_data", "dev_only"),
-)
 
 
 def search_settings(
     settings: FinetuneSettings,
-    tried: Mapping[str, Sequence[float]] | None = None,
+    tried: Mapping[str, Sequence[float | str]] | None = None,
     trials: int | None = None,
     jobs: int = 1,
 ) -> dict[str, Any]:
@@ -73,6 +69,11 @@ def search_settings(
     chosen = drawn(grid, trials, settings.seed)
     if settings.dry_run:
         raise InputError("--dry-run is for one run; leave it out of a search")
+    if settings.adapt is not None:
+        raise InputError(
+            "--adapt would be done for every trial; adapt once, with pretrain --model, and name "
+            "that folder as --model"
+        )
     base = dataclasses.replace(settings, dev_only=True, resume="auto", overwrite=False)
     task = find_task(base.task)(base)
     source = task.find_data()
@@ -129,7 +130,7 @@ def search_settings(
 
 
 def _trials(
-    base: FinetuneSettings, chosen: Sequence[Mapping[str, float]]
+    base: FinetuneSettings, chosen: Sequence[Mapping[str, float | str]]
 ) -> dict[str, FinetuneSettings]:
     """The settings of each trial by its name; what a recipe adds is printed once."""
     settings_of, recipe = {}, ""
@@ -142,8 +143,8 @@ def _trials(
 
 
 def _grid(
-    settings: FinetuneSettings, tried: Mapping[str, Sequence[float]]
-) -> list[dict[str, float]]:
+    settings: FinetuneSettings, tried: Mapping[str, Sequence[float | str]]
+) -> list[dict[str, float | str]]:
     """Every combination, in the order given.
 
     Raises:
@@ -162,7 +163,7 @@ def _grid(
         if not tried:
             raise InputError("nothing to search; name values, as in --try-epochs 3 5")
     columns = [dict.fromkeys(values) for values in tried.values()]  # each value once
-    grid: list[dict[str, float]] = [
+    grid: list[dict[str, float | str]] = [
         dict(zip(tried, values, strict=True)) for values in itertools.product(*columns)
     ]
     for point in grid:
@@ -174,7 +175,9 @@ def _try_flag(name: str) -> str:
     return "--try-" + name.replace("_", "-")
 
 
-def drawn(grid: list[dict[str, float]], count: int | None, seed: int) -> list[dict[str, float]]:
+def drawn(
+    grid: list[dict[str, float | str]], count: int | None, seed: int
+) -> list[dict[str, float | str]]:
     """So many points of a grid, in its order; more points are those of fewer and some others."""
     if count is None or count >= len(grid):
         return grid
@@ -182,9 +185,9 @@ def drawn(grid: list[dict[str, float]], count: int | None, seed: int) -> list[di
     return [grid[i] for i in sorted(order[:count])]
 
 
-def trial_name(values: Mapping[str, float]) -> str:
+def trial_name(values: Mapping[str, float | str]) -> str:
     """The folder of a trial, as in learning-rate-0.0005_batch-size-16."""
-    return "_".join(f"{name.replace('_', '-')}-{value:.12g}" for name, value in values.items())
+    return "_".join(f"{name.replace('_', '-')}-{shown(value)}" for name, value in values.items())
 
 
 def ordered(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -192,22 +195,9 @@ def ordered(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(trials, key=lambda t: -t.get("mean", float("-inf")))
 
 
-def _held(settings: FinetuneSettings, tried: Mapping[str, float]) -> dict[str, Any]:
+def _held(settings: FinetuneSettings, tried: Mapping[str, float | str]) -> dict[str, Any]:
     """What all trials have in common beside the task."""
     return {k: v for k, v in file_settings(settings).items() if k not in ("task", *tried)}
-
-
-def file_settings(settings: FinetuneSettings) -> dict[str, Any]:
-    """A trial as `finetune --config` takes it: the task, and all that is not the default."""
-    blank = FinetuneSettings(task=settings.task)
-    kept = {
-        name: value
-        for name, value in settings.to_dict().items()
-        if name not in _LEFT_OUT and value != getattr(blank, name)
-    }
-    # These stand there in any case: a recipe or another default is not to take their place.
-    pinned = ("random_weights", "batch_size", "max_seq_length")
-    return {"task": settings.task, **{n: settings.to_dict()[n] for n in pinned}, **kept}
 
 
 def as_markdown(search: Mapping[str, Any]) -> str:
@@ -230,7 +220,7 @@ def as_markdown(search: Mapping[str, Any]) -> str:
     head = [*(n.replace("_", " ") for n in names), search["figure"], "best step", "training"]
     lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for trial in ordered(search["trials"]):
-        cells = [f"{trial['settings'][name]:g}" for name in names]
+        cells = [shown(trial["settings"][name]) for name in names]
         if "mean" in trial:
             values = list(trial["dev"].values())
             sd = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""

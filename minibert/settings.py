@@ -36,6 +36,10 @@ class Default(int):
     """A number that stands where the user has given none; a recipe may replace it."""
 
 
+class DefaultText(str):
+    """A word that stands where the user has given none; a recipe may replace it."""
+
+
 _POSITIVE = (
     *("max_steps", "epochs", "max_minutes", "batch_size", "micro_batch_size"),
     *("log_every", "eval_every", "save_every", "learning_rate", "max_grad_norm"),
@@ -488,7 +492,7 @@ class FinetuneSettings(RunSettings):
     batch_size: int = setting(Default(16), "sequences per optimiser step over all devices")
     max_seq_length: int = setting(Default(256), "tokens per sequence, special tokens included")
     truncation: str = setting(
-        "head",
+        DefaultText("head"),
         "what is kept of a long text; windows: all of it, in overlapping parts that vote",
         choices=("head", "tail", "head+tail", "windows"),
     )

@@ -21,6 +21,7 @@ from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.files import bundled_data, read_json, read_text, write_atomically, write_json
 from minibert.finetuning import read_splits, start_folder, with_recipe
+from minibert.recipes import file_settings
 from minibert.runs import dev_figure, log_line, of_seed, weights_digest
 from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import FinetuneSettings, flag
@@ -63,6 +64,7 @@ _METHODS = {
 }
 # Settings that a file may not bring: the suite says them.
 _OWN = ("model", "data", "output", "seed", "seeds", "resume", "overwrite", "limit", "dev_only")
+_TOLD_FIRST = ("learning_rate", "epochs", "max_steps", "max_minutes")  # with words of their own
 _HELD_OUT = Path("enwiki_text/enwiki-valid.txt.xz")
 _MLM = ("mlm_loss", "mlm_accuracy", "nsp_accuracy", "unigram_entropy", "masked_tokens")
 _MEASURED_CHARACTERS = 1 << 20
@@ -226,6 +228,11 @@ def _settings_file(path: Path) -> dict[str, Any]:
     taken = [name for name in _OWN if name in content]
     if taken:
         raise InputError(f"{path}: {taken[0]} is for the suite to say; leave it out")
+    if content.get("adapt") is not None:
+        raise InputError(
+            f"{path}: adapt would be done for every seed, and for random weights, too; adapt "
+            f"once, with pretrain --model, and give that folder to the suite"
+        )
     return content
 
 
@@ -279,7 +286,7 @@ def _side_settings(
     for content in files:  # one without random_weights is for both sides
         if content["task"] == name and content.get("random_weights", is_random) == is_random:
             values = dict(content)
-    origin = "a settings file" if values else "defaults"
+    origins = ["a settings file"] if values else []
     budget = {"max_minutes": plan.minutes, "max_steps": plan.max_steps}
     if any(budget.values()):
         values = {k: v for k, v in values.items() if k not in ("epochs", *budget)}
@@ -297,12 +304,14 @@ def _side_settings(
     minutes = settings.max_minutes and f"{settings.max_minutes:g} minutes"
     told.append(steps or minutes or epochs)
     told += [f"batches of {settings.batch_size}", f"{settings.max_seq_length} tokens"]
-    for key in ("label_smoothing", "dropout"):
-        if getattr(settings, key):
-            told.append(f"{key.replace('_', ' ')} {getattr(settings, key):g}")
-    if settings.truncation != "head":
-        told.append(settings.truncation)
-    return settings, f"{', '.join(told)} ({f'recipe: {recipe}' if recipe else origin})"
+    known = ("task", "random_weights", "batch_size", "max_seq_length", *_TOLD_FIRST)
+    told += [
+        f"{key.replace('_', ' ')} {value}"
+        for key, value in file_settings(settings).items()
+        if key not in known
+    ]
+    origins += [f"recipe: {recipe}"] if recipe else []
+    return settings, f"{', '.join(told)} ({'; '.join(origins) or 'defaults'})"
 
 
 def _baselines(

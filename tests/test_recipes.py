@@ -18,6 +18,7 @@ from minibert.errors import InputError
 from minibert.finetuning import finetune
 from minibert.pretraining import pretrain
 from minibert.recipes import RECIPES, Recipe, filled
+from minibert.setting_search import SEARCHED
 from minibert.settings import Default, FinetuneSettings
 from minibert.tasks import find_task
 
@@ -66,12 +67,24 @@ def test_what_the_user_gives_stays_even_where_it_is_the_default(
     whole = Recipe("imdb", 4, 256, False, "", None, 3e-4, 5.0, 32, 64)
     monkeypatch.setattr(recipes, "RECIPES", (whole,))
     found = fill()
-    assert (found.learning_rate, found.epochs, found.batch_size, found.max_seq_length) == whole[6:]
+    assert (found.learning_rate, found.epochs, found.batch_size, found.max_seq_length) == whole[
+        6:10
+    ]
     given = fill(learning_rate=1e-5, epochs=1, batch_size=16, max_seq_length=256)
     assert (given.learning_rate, given.epochs) == (1e-5, 1)
     assert (given.batch_size, given.max_seq_length) == (16, 256)
     for budget in ({"max_steps": 7}, {"max_minutes": 1}):
         assert fill(**budget).epochs is None
+
+
+def test_what_a_search_may_find_a_recipe_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"truncation": "head+tail", "dropout": 0.2, "label_smoothing": 0.1}
+    whole = Recipe("imdb", 4, 256, False, "", **changes)  # type: ignore[arg-type]
+    monkeypatch.setattr(recipes, "RECIPES", (whole,))
+    found = fill()
+    assert {name: getattr(found, name) for name in changes} == changes
+    assert fill(truncation="head").truncation == "head"  # the user's, though it is the default
+    assert set(SEARCHED) <= set(Recipe._fields)
 
 
 def test_a_family_serves_all_of_its_tasks_after_those_named(

@@ -96,7 +96,7 @@ def test_the_best_is_first_and_its_file_is_one_for_finetune(
     best = json.loads((out / "best.json").read_text())
     assert best == {
         **{"task": "sst2", "random_weights": False, "batch_size": 16, "max_seq_length": 64},
-        **{"max_steps": 2, **found["trials"][0]["settings"]},
+        **{"truncation": "head", "max_steps": 2, **found["trials"][0]["settings"]},
     }
     config = ["--config", str(out / "best.json"), "--device", "cpu", "--precision", "fp32"]
     where = ["--model", model, "--output", str(tmp_path / "run")]
@@ -164,6 +164,9 @@ def test_equal_trials_stay_in_order_and_those_without_a_figure_are_last() -> Non
         ({}, {"epochs": (2.0,)}, "another budget has no use beside --try-epochs"),
         ({"learning_rate": 1e-3, "batch_size": 8}, {}, "nothing to search"),
         ({"dry_run": True}, RATES, "--dry-run"),
+        ({"adapt": ["auto"]}, RATES, "adapt once, with pretrain --model"),
+        ({}, {"truncation": ("middle",)}, "--truncation 'middle'"),
+        ({"truncation": "tail"}, {"truncation": ("head",)}, "--truncation has no use beside"),
     ],
 )
 def test_what_cannot_be_searched_is_said(
@@ -187,18 +190,28 @@ def test_what_is_given_is_left_out_of_the_default_grid(
 
 @pytest.mark.parametrize("name", SEARCHED)
 def test_each_setting_can_be_tried_from_the_command_line(
-    name: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    begun: list[float] = []
+    begun: list[float | str] = []
     monkeypatch.setattr(
         "minibert.setting_search.carry_out_all",
         lambda jobs, *given: begun.extend(getattr(job.settings, name) for job in jobs),
     )
-    values = ["8", "4"] if name == "batch_size" else ["0.25", "0.5"]
-    where = ["--model", model, "--output", str(tmp_path / "out"), "--max-seq-length", "64"]
+    texts = {
+        **{"batch_size": ["8", "4"], "max_seq_length": ["48", "64"]},
+        "truncation": ["head", "head+tail"],
+    }
+    values = texts.get(name, ["0.25", "0.5"])
+    where = ["--model", model, "--output", str(tmp_path / "out")]
+    where += [] if name == "max_seq_length" else ["--max-seq-length", "64"]
     tries = ["--try-" + name.replace("_", "-"), *values]
     assert main(["search-settings", "--task", "sst2", *where, *tries]) == 0
-    assert begun == [float(value) for value in values]
+    assert begun == (values if name == "truncation" else [float(value) for value in values])
+    assert f"| {values[0]} |" in capsys.readouterr().out
 
 
 def test_several_processes_are_refused_before_anything_is_read(

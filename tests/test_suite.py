@@ -317,6 +317,24 @@ def test_a_settings_file_may_not_say_what_the_suite_says(model: str, tmp_path: P
         evaluate_suite(model, output=str(tmp_path / "out"), settings=(str(file),))
 
 
+def test_adapting_is_not_done_for_every_seed(model: str, tmp_path: Path) -> None:
+    (tmp_path / "adapt.json").write_text(json.dumps({"task": "rte", "adapt": ["auto"]}))
+    with pytest.raises(InputError, match="adapt once, with pretrain --model"):
+        evaluate_suite(model, settings=(str(tmp_path / "adapt.json"),), output=str(tmp_path / "o"))
+
+
+def test_the_table_tells_all_that_a_settings_file_changed(
+    model: str, short: str, tmp_path: Path
+) -> None:
+    own = {"task": "rte", "max_seq_length": 64, "weight_decay": 0.2, "truncation": "tail"}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    given = options(tmp_path / "out", short) | {"tasks": ("rte",)}
+    made = evaluate_suite(model, **given | {"settings": (str(tmp_path / "own.json"),)})
+    told = made["tasks"]["rte"]["model"]["settings"]
+    assert "weight decay 0.2" in told and "truncation tail" in told
+    assert told.endswith("(a settings file)")
+
+
 # --- figures and pages ----------------------------------------------------------------------------
 
 
