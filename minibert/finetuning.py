@@ -32,6 +32,7 @@ from minibert.repeats import repeat
 from minibert.run_folder import RunFolder
 from minibert.runs import (
     RunResult,
+    as_begun_from,
     begun_run,
     carry_out,
     check_not_start,
@@ -46,6 +47,7 @@ from minibert.runs import (
     save_model,
     scoring_seconds,
     start_or_replay_runtime,
+    trained_positions,
     training_seconds,
     utilisation,
     weights_digest,
@@ -327,13 +329,14 @@ class _Run:
             InputError: the model cannot be used, or is not the one that the run began with.
         """
         settings, begun = self.settings, self.begun
-        folder = choose_model(settings)
+        folder = choose_model(as_begun_from(settings, begun and begun["resolved"]))
         check_not_start(self.folder, folder)
         digest = weights_digest(folder)
         if begun is not None and begun["resolved"].get("start_weights") != digest:
             raise InputError(
                 f"--resume: the weights in {folder} have changed; --overwrite starts anew"
             )
+        _say_untrained_positions(settings, folder)
         tokenizer = _learn(self.task, train, folder)
         adapted = self._adapt(splits, folder)
         random_weights = settings.random_weights and adapted is None
@@ -528,6 +531,17 @@ def _learn(task: Task[Any, Any], train: list[Any], folder: Path) -> WordPiece:
         near = did_you_mean(settings.select, task.selectable)
         raise InputError(f"--select {settings.select!r} is no figure of {task.name}{near}")
     return tokenizer
+
+
+def _say_untrained_positions(settings: FinetuneSettings, folder: Path) -> None:
+    """Tells when sequences are longer than those that the model was pretrained on."""
+    trained = trained_positions(folder, BertConfig.from_pretrained(folder))
+    if trained < settings.max_seq_length and not settings.random_weights:
+        log_line(
+            "positions",
+            f"{folder} was trained on {trained} tokens a sequence, and its positions beyond them "
+            f"are as they were drawn; --max-seq-length {settings.max_seq_length} trains them here",
+        )
 
 
 def _say_unknown(features: Sequence[Feature], tokenizer: WordPiece) -> None:

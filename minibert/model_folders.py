@@ -55,6 +55,17 @@ def open_model_folder(name: str, cache_dir: str | None = None) -> Path:
     return _fetched(repository, revision or None, cache_dir)
 
 
+def pinned(name: str, folder: Path) -> str:
+    """The name that means this model for good: a hub's with its revision, others as they are.
+
+    Args:
+        folder: what `open_model_folder` found for it.
+    """
+    if model_path(name).resolve() == folder.resolve():
+        return name
+    return f"{name.partition('@')[0]}@{folder.name}"
+
+
 def _fetched(repository: str, revision: str | None, cache_dir: str | None) -> Path:
     """A repository's files in the cache; asks the hub only for what is not there."""
     from huggingface_hub import constants, snapshot_download

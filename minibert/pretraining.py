@@ -49,6 +49,7 @@ from minibert.pretraining_data import (
 from minibert.run_folder import RunFolder
 from minibert.runs import (
     RunResult,
+    as_begun_from,
     begun_run,
     carry_out,
     check_not_start,
@@ -349,6 +350,7 @@ class _Run:
             "micro_batch_size": data.micro_batch_size,
             "compile": compiled,
             "learning_rate": loop.settings.learning_rate,
+            "start": str(start.folder) if start.folder else None,
             "start_weights": start.digest,
             "trained_positions": max(start.positions, settings.max_seq_length),
             "budget": dataclasses.asdict(loop.settings.budget),
@@ -382,7 +384,8 @@ class _Run:
             InputError: the folder, its size, or that it has changed since the run began.
         """
         settings, begun = self.settings, self.begun
-        folder = open_model_folder(settings.model, settings.cache_dir) if settings.model else None
+        named = as_begun_from(settings, begun and begun["resolved"]).model
+        folder = open_model_folder(named, settings.cache_dir) if named else None
         check_not_start(self.folder, folder)
         digest = weights_digest(folder) if folder and not settings.random_weights else None
         if begun is not None and begun["resolved"].get("start_weights", digest) != digest:

@@ -20,6 +20,7 @@ from minibert.machine import launched
 from minibert.run_folder import RunFolder
 from minibert.runs import (
     RunResult,
+    as_begun_from,
     check_not_start,
     closing_table,
     dev_figure,
@@ -102,10 +103,7 @@ def _start(
     Raises:
         InputError: no model is there, or its weights are not those that the run began with.
     """
-    name = before.get("start")
-    if name and Path(name).is_dir():
-        settings = dataclasses.replace(settings, model=name)
-    folder = choose(settings)
+    folder = choose(as_begun_from(settings, before))
     digest = weights_digest(folder)
     if before.get("start_weights", digest) != digest:
         raise InputError(f"--resume: the weights in {folder} have changed; --overwrite starts anew")

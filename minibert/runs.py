@@ -104,6 +104,21 @@ def start_or_replay_runtime(
     return runtime
 
 
+def as_begun_from(settings: Any, begun: Mapping[str, Any] | None) -> Any:
+    """The settings with the model folder that a run that goes on began with, while it is there.
+
+    By now a hub's name may mean another revision, and no name at all another model.
+
+    Args:
+        settings: of a run of either stage.
+        begun: `resolved` of its run.json, None of one that begins.
+    """
+    folder = begun.get("start") if begun else None
+    if not folder or not Path(folder).is_dir():
+        return settings
+    return dataclasses.replace(settings, model=folder)
+
+
 def model_config(settings: RunSettings, config: BertConfig) -> BertConfig:
     """A model's config with what the settings change in it.
 

@@ -21,6 +21,7 @@ from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.files import bundled_data, read_json, read_text, write_atomically, write_json
 from minibert.finetuning import read_splits, start_folder, with_recipe
+from minibert.model_folders import pinned
 from minibert.recipes import file_settings
 from minibert.runs import dev_figure, log_line, of_seed, weights_digest
 from minibert.series import Job, carry_out_all, check_alone, claimed
@@ -66,7 +67,10 @@ _METHODS = {
 _OWN = ("model", "data", "output", "seed", "seeds", "resume", "overwrite", "limit", "dev_only")
 _TOLD_FIRST = ("learning_rate", "epochs", "max_steps", "max_minutes")  # with words of their own
 _HELD_OUT = Path("enwiki_text/enwiki-valid.txt.xz")
-_MLM = ("mlm_loss", "mlm_accuracy", "nsp_accuracy", "unigram_entropy", "masked_tokens")
+_MLM = (
+    *("mlm_loss", "mlm_accuracy", "nsp_accuracy", "unigram_entropy", "masked_tokens"),
+    *("tokens", "seconds"),
+)
 _MEASURED_CHARACTERS = 1 << 20
 
 
@@ -141,6 +145,7 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
             raise InputError(f"evaluate_suite: unknown key {name!r}{did_you_mean(name, known)}")
     plan = Plan(model=str(model), **options)
     folder = start_folder(FinetuneSettings(task="suite", model=plan.model))
+    plan = dataclasses.replace(plan, model=pinned(plan.model, folder))
     digest, config = weights_digest(folder), BertConfig.from_pretrained(folder)
     given = [_settings_file(Path(path)) for path in plan.settings]
     sources = {name: _source(plan, name) for name in dict.fromkeys(plan.tasks or ENTRIES)}

@@ -73,7 +73,8 @@ def _caption(suite: dict[str, Any]) -> list[str]:
         f"{suite['model']} (weights {suite['weights']}): {suite['layers']} layers of "
         f"{suite['hidden_size']}, vocabulary {suite['vocab_size']:,}. Fine-tuned with {seeds}, "
         f"in hundredths. The epoch was chosen on dev, and test scored "
-        f"once; where dev is what is scored, it chose the epoch, too."
+        f"once; where dev is what is scored, it chose the epoch, and the settings if they were "
+        f"searched, too."
     )
     if suite["jobs"] > 1:
         lines.append(
@@ -96,7 +97,11 @@ def _masked(suite: dict[str, Any]) -> list[str]:
         text += f" (tokens a character as in {mlm['measured_on']})"
     if "nsp_accuracy" in mlm:
         text += f"; next sentence {mlm['nsp_accuracy']:.1%}"
-    return [f"{text}; of the held-out text of its own pretraining."]
+    lines = [f"{text}; of the held-out text of its own pretraining."]
+    if "tokens" in mlm and "seconds" in mlm:
+        cost = f"{mlm['tokens'] / 1e6:,.1f} M tokens in {clock(mlm['seconds'])}"
+        lines.append(f"It was pretrained on {cost}.")
+    return lines
 
 
 def _settings(suite: dict[str, Any]) -> list[list[str]]:

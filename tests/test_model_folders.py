@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from samples import make_model_folder, one_thread, write_reviews  # noqa: F401
 
 import minibert
@@ -21,7 +22,7 @@ from minibert import files, model_folders
 from minibert.cli import main
 from minibert.errors import InputError
 from minibert.finetuning import choose_model
-from minibert.model_folders import BUNDLED, bundled_names, open_model_folder
+from minibert.model_folders import BUNDLED, bundled_names, open_model_folder, pinned
 from minibert.settings import FinetuneSettings
 
 COMMIT, OLDER = "a" * 40, "b" * 40
@@ -139,6 +140,7 @@ class Hub(ThreadingHTTPServer):
             | {"pytorch_model.bin": b"never", "code.py": b"never", "onnx/config.json": b"{}"},
             "old/bin": {"config.json": b"{}", "pytorch_model.bin": b"never"},
         }
+        self.main = COMMIT  # what the branch stands at
         self.asked: list[str] = []
         self.gated = self.broken = self.cut = False
 
@@ -175,7 +177,7 @@ class _Answer(BaseHTTPRequestHandler):
             self._say(404, b"")
 
     def _api(self, name: str, what: str, revision: str) -> None:
-        commit = {"main": COMMIT, "v1": OLDER}.get(revision, revision)
+        commit = {"main": self.server.main, "v1": OLDER}.get(revision, revision)
         if name not in self.server.models:
             self._say(401, b"", {"X-Error-Code": "RepoNotFound"})
         elif not re.fullmatch("[0-9a-f]{40}", commit):
@@ -314,6 +316,37 @@ def test_a_transfer_that_breaks_off_is_an_input_error(
         open_model_folder("some/model", str(cache))
     hub.cut = False
     assert (open_model_folder("some/model", str(cache)) / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_run_from_a_branch_goes_on_from_the_revision_it_began_with(
+    stage: str, hub: Hub, cache: Path, tmp_path: Path
+) -> None:
+    text = "storm river . silver garden .\nwinter valley . miller castle .\n\n" * 30
+    Path("text.txt").write_text(text)
+    data = {"pretrain": ["--corpus", "text.txt", "--batch-size", "8"]}
+    data["finetune"] = ["--task", "imdb", "--data", str(write_reviews(tmp_path / "aclImdb"))]
+    flags = [*data[stage], "--model", "some/model", "--cache-dir", str(cache), "--output", "run"]
+    flags += ["--max-steps", "2", "--max-seq-length", "16", "--device", "cpu"]
+    assert main([stage, *flags]) == 0
+    Path("run/results.json").unlink()
+    # The branch moves on to other weights.
+    weights = load(hub.models["some/model"]["model.safetensors"])
+    hub.models["some/model"]["model.safetensors"] = save({k: v + 1 for k, v in weights.items()})
+    hub.main = "c" * 40
+    assert main([stage, *flags, "--resume"]) == 0
+    assert json.loads(Path("run/run.json").read_text())["resolved"]["start"].endswith(COMMIT)
+    assert main([stage, *flags, "--overwrite"]) == 0
+    assert json.loads(Path("run/run.json").read_text())["resolved"]["start"].endswith("c" * 40)
+
+
+def test_a_pinned_name_is_a_hubs_alone(hub: Hub, cache: Path, bundled: Path) -> None:
+    make_model_folder(bundled / BUNDLED)
+    make_model_folder(Path("own/model"))
+    for name in (BUNDLED, "own/model"):
+        assert pinned(name, open_model_folder(name)) == name
+    for name in ("some/model", "some/model@main", f"some/model@{COMMIT}"):
+        assert pinned(name, open_model_folder(name, str(cache))) == f"some/model@{COMMIT}"
 
 
 def test_an_embedder_opens_a_hub_id(

@@ -97,6 +97,15 @@ def test_held_out_figures_are_of_the_same_masks_whatever_a_run_trains_on(world: 
     assert spans["mlm_loss"] == pytest.approx(plain["mlm_loss"], abs=1e-5)
 
 
+def test_longer_sequences_than_pretraining_had_are_told(
+    world: Path, pretrained: RunResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for length, told in ((32, False), (48, True)):
+        capsys.readouterr()
+        finetune_in(world, f"long-{length}", model=str(pretrained.folder), max_seq_length=length)
+        assert ("was trained on 32 tokens a sequence" in capsys.readouterr().err) == told
+
+
 def test_layers_and_width_replace_those_of_the_preset(world: Path) -> None:
     found = pretrain_in(
         world, "shaped", preset="tiny", vocab_size=60, num_layers=3, hidden_size=192

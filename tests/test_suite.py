@@ -412,6 +412,9 @@ def test_bits_per_character_are_those_of_the_formula(model: str, tmp_path: Path)
     (folder / "results.json").unlink()
     assert held_out_figures(folder, None) == {}
     assert "no figures of pretraining" in as_markdown(a_suite())
+    mlm = {"mlm_loss": 2.0, "mlm_accuracy": 0.5, "mlm_bits_per_character": 1.5}
+    cost = {"tokens": 48_134_934, "seconds": 7337.0}
+    assert "48.1 M tokens in 2 h 02 min" in as_html(a_suite(mlm=mlm | cost))
 
 
 def test_time_left_is_that_of_the_same_kind_else_of_all() -> None:
