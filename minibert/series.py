@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -51,6 +52,11 @@ Taken = Callable[[Sequence[tuple[Job, dict[str, Any]]]], object]
 # Figures of jobs as they end, with the seconds from start to end of those carried out whole.
 Ends = Generator[tuple[Job, dict[str, Any], float | None]]
 _POLL_SECONDS = 0.1
+# A command that stops, with its state saved, where the one that started it is gone.
+_CHILD = (
+    "import sys; from minibert.workers import stop_with_parent; stop_with_parent(); "
+    "from minibert.cli import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 def check_alone() -> None:
@@ -90,6 +96,7 @@ def carry_out_all(jobs: Sequence[Job], overwrite: bool, taken: Taken, at_once: i
     known: dict[str, list[float]] = {}
     for job in jobs:
         if job.name in finished:
+            _drop_checkpoints(job)  # of a run that outlived the command that began it
             known.setdefault(job.kind, []).append(float(finished[job.name]["seconds"]))
     taken([(job, finished[job.name]) for job in jobs if job.name in finished])
     waiting = [job for job in jobs if job.name not in finished]
@@ -169,9 +176,13 @@ def _ready(job: Job, anew: bool) -> tuple[FinetuneSettings, bool]:
 def _end(job: Job, started: float, goes_on: bool) -> tuple[Job, dict[str, Any], float | None]:
     figures = _results(job)
     assert figures is not None
-    shutil.rmtree(Path(job.settings.output) / "checkpoints", ignore_errors=True)
+    _drop_checkpoints(job)
     # Of a run that went on from an earlier command nobody knows the time.
     return job, figures, None if goes_on else time.monotonic() - started
+
+
+def _drop_checkpoints(job: Job) -> None:
+    shutil.rmtree(Path(job.settings.output) / "checkpoints", ignore_errors=True)
 
 
 def _in_turn(jobs: Sequence[Job], changed: set[str], say: Callable[[Job], None]) -> Ends:
@@ -190,11 +201,12 @@ def _in_turn(jobs: Sequence[Job], changed: set[str], say: Callable[[Job], None])
 
 
 class _Process(NamedTuple):
-    """A job in a process of its own."""
+    """A job in a process of its own; its log had `log_start` bytes before."""
 
     job: Job
     process: subprocess.Popen[bytes]
     log: Path
+    log_start: int
     started: float
     goes_on: bool
 
@@ -233,13 +245,14 @@ def _started(job: Job, changed: set[str], folder: Path, at_once: int) -> _Proces
     log.parent.mkdir(parents=True, exist_ok=True)
     config = folder / f"{log.stem}-{time.monotonic_ns()}.json"
     write_json(config, settings.to_dict())
-    command = [sys.executable, "-m", "minibert", "finetune", "--config", str(config)]
+    command = [sys.executable, "-c", _CHILD, "finetune", "--config", str(config)]
     # Where the package is not installed, the other process has to find it, too.
     paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if not threads_were_asked_for():
         environment["OMP_NUM_THREADS"] = str(max(1, num_cores() // at_once))
     with log.open("ab") as file:
+        size = file.tell()
         # Of a session of its own: Ctrl-C reaches this process, which then asks the run to stop.
         process = subprocess.Popen(
             [*command, "--task", settings.task],
@@ -249,7 +262,7 @@ def _started(job: Job, changed: set[str], folder: Path, at_once: int) -> _Proces
             env=environment,
             start_new_session=True,
         )
-    return _Process(job, process, log, time.monotonic(), goes_on)
+    return _Process(job, process, log, size, time.monotonic(), goes_on)
 
 
 def _check_ended(one: _Process) -> None:
@@ -257,8 +270,14 @@ def _check_ended(one: _Process) -> None:
     status = one.process.returncode
     if status == 0:
         return
-    lines = one.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    said = lines[-1].removeprefix("minibert: ") if lines else f"status {status}"
+    if status < 0:  # it had no last words
+        said = f"killed by {signal.Signals(-status).name}"
+        if -status == signal.SIGKILL:
+            said += ", as the system does where memory runs out; fewer --jobs need less"
+    else:
+        text = one.log.read_bytes()[one.log_start :].decode(errors="replace")
+        lines = text.strip().splitlines()
+        said = lines[-1].removeprefix("minibert: ") if lines else f"status {status}"
     text = f"{one.job.name}: {said} (its log is {one.log})"
     if status > 128:
         raise Interrupted(text.replace("--resume goes on", "the same command goes on"), status)

@@ -1,4 +1,4 @@
-"""What worker processes keep to: Ctrl-C is their parent's to handle, and they end with it."""
+"""What processes that others started keep to: they end with those that they work for."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ def held_back(number: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def stop_with_parent() -> None:
+    """Has this process stop, as by SIGTERM, once its parent is gone: a run then saves its state."""
+    threading.Thread(target=_terminated_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _terminated_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def begin_as_worker() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +95,7 @@ def test_a_stop_lets_the_others_save_their_states(model: str, tmp_path: Path) ->
 
     def taken(ended: Sequence[tuple[Job, dict[str, Any]]]) -> None:
         if ended:
-            end = time.monotonic() + 120
-            while not list((tmp_path / "long/checkpoints").glob("step-*")):
-                assert time.monotonic() < end
-                time.sleep(0.1)
+            wait_for(lambda: bool(list((tmp_path / "long/checkpoints").glob("step-*"))))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -104,6 +103,34 @@ def test_a_stop_lets_the_others_save_their_states(model: str, tmp_path: Path) ->
     assert "state saved; --resume goes on" in (tmp_path / "long.log").read_text()
     assert not (tmp_path / "long/results.json").exists()
     assert (tmp_path / "short/results.json").exists()
+
+
+def test_a_killed_process_is_told_apart_from_its_last_line(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(series, "_CHILD", "import os; print('step 1'); os.kill(os.getpid(), 9)")
+    with pytest.raises(RuntimeError, match=r"seed 0: killed by SIGKILL, .* fewer --jobs"):
+        carry_out_all([job(model, tmp_path / "out")], False, lambda ended: None, at_once=2)
+
+
+def test_runs_save_their_states_where_the_command_is_gone(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ["--task", "sst2", "--model", model, "--max-steps", "100000", "--max-seq-length", "64"]
+    flags += ["--device", "cpu", "--save-every", "1", "--output", str(out), "--jobs", "2"]
+    command = [sys.executable, "-m", "minibert", "search-settings", *flags]
+    parent = subprocess.Popen([*command, "--try-learning-rate", "1e-4"], stderr=subprocess.DEVNULL)
+    run = out / "learning-rate-0.0001/seed-0"
+    wait_for(lambda: bool(list((run / "checkpoints").glob("step-*"))))
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: "state saved; --resume goes on" in run.with_name("seed-0.log").read_text())
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_a_search_by_two_at_a_time(model: str, tmp_path: Path) -> None:
