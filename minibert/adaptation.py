@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minibert.cache import data_fingerprint
-from minibert.corpus import ReaderOptions, find_files, readable_files
+from minibert.cleaning import folded
+from minibert.corpus import ReaderOptions, find_files, read_pieces, readable_files
 from minibert.errors import InputError
 from minibert.files import whole_characters, write_atomically
 from minibert.pretraining import pretrain
@@ -24,7 +25,7 @@ from minibert.run_folder import RunFolder
 from minibert.runs import log_line, weights_digest
 from minibert.settings import OWN_TEXT, FinetuneSettings, PretrainSettings
 from minibert.tasks.base import Source, Splits, Task
-from minibert.tasks.splits import parts_of
+from minibert.tasks.splits import Parts, parts_of
 
 _FOLDER, _TEXT = "adapted", "adapted.jsonl"
 _EPOCHS = 3.0  # passes over the text where no budget is given
@@ -93,6 +94,7 @@ def adapt(
         places = [str(run / _TEXT) if place == OWN_TEXT else place for place in places]
     try:
         files, _ = readable_files(find_files(places, "--adapt"))
+        _say_copies(task, splits, [file for file in files if file != run / _TEXT])
         wanted = _pretraining(settings, places, start, run / _FOLDER)
         with contextlib.redirect_stdout(sys.stderr):  # results are those of the task
             figures = pretrain(wanted).figures
@@ -123,8 +125,7 @@ def own_text(task: Task[Any, Any], splits: Splits[Any], source: Source) -> tuple
     Returns:
         The texts, and a line that says what they are.
     """
-    parts = parts_of(task, splits, task.settings.dev_fraction, None)
-    scored = {_same(text) for example in (*parts.dev, *parts.test) for text in task.texts(example)}
+    parts, scored = _scored(task, splits)
     found, what = list(task.unlabelled(source)), "texts of the set without labels"
     if not found:
         found = [text for example in parts.train for text in task.texts(example)]
@@ -135,15 +136,33 @@ def own_text(task: Task[Any, Any], splits: Splits[Any], source: Source) -> tuple
         raise InputError(
             f"--adapt: {task.name} does not say what its texts are; name a file of text"
         )
-    kept = {_same(text): text for text in reversed(found)}  # of copies the first
+    kept = {folded(text): text for text in reversed(found)}  # of copies the first
     texts = [text for key, text in reversed(kept.items()) if key and key not in scored]
     held = len(kept.keys() & scored)
     return texts, f"{len(texts):,} {what}; {held:,} that dev or test holds left out"
 
 
-def _same(text: str) -> str:
-    """What two copies of a text share."""
-    return " ".join(text.lower().split())
+def _scored(task: Task[Any, Any], splits: Splits[Any]) -> tuple[Parts, set[str]]:
+    """A task's parts, and the folded texts of dev and test."""
+    parts = parts_of(task, splits, task.settings.dev_fraction, None)
+    examples = (*parts.dev, *parts.test)
+    return parts, {folded(text) for example in examples for text in task.texts(example)} - {""}
+
+
+def _say_copies(task: Task[Any, Any], splits: Splits[Any], files: Sequence[Path]) -> None:
+    """Tells how many texts of dev and test the user's own files hold; they are left as they are."""
+    _, scored = _scored(task, splits)
+    found: set[str] = set()
+    for file in files:
+        for piece in read_pieces(file, ReaderOptions()):
+            texts = (*piece.lines, " ".join(piece.lines))
+            found |= scored & {folded(text) for text in texts}
+    if found:
+        log_line(
+            "adapt",
+            f"{len(found):,} text(s) of dev and test are in the files named, without their labels; "
+            f"clean-corpus --exclude, or {OWN_TEXT!r} alone, leaves such out",
+        )
 
 
 def _write_own_text(path: Path, task: Task[Any, Any], splits: Splits[Any], source: Source) -> None:

@@ -229,6 +229,28 @@ def test_scored_texts_are_never_adapted_to(world: Path, tmp_path: Path, data: st
         assert "38 training texts; 2 that dev or test holds left out" in said
 
 
+def test_scored_texts_in_named_files_are_counted(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"the {word} number {i} .,{i % 2}" for i, word in enumerate(["storm", "miller"] * 20)]
+    for name, lines in {"train": rows, "test": ["only in test,0", "nowhere else,1"]}.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    text = "the storm took the bridge .\n" * 90
+    (tmp_path / "clean.txt").write_text(text)
+    (tmp_path / "copies.txt").write_text(text + "\nOnly  in test!\nthe river\n")
+    data = {name: str(tmp_path / f"{name}.csv") for name in ("train", "test")}
+    for name, told in {"clean": False, "copies": True}.items():
+        capsys.readouterr()
+        tune(
+            world,
+            f"copies-{name}",
+            **{"task": "classification", "data": data["train"], "test_data": data["test"]},
+            adapt=[str(tmp_path / f"{name}.txt")],
+        )
+        err = capsys.readouterr().err
+        assert ("adapt: 1 text(s) of dev and test are in the files named" in err) == told
+
+
 def test_imdb_has_text_without_labels(world: Path, tmp_path: Path) -> None:
     folder = tmp_path / "aclImdb"
     shutil.copytree(world / "reviews", folder)
