@@ -1,7 +1,7 @@
 """All benchmarks in one command: a page, a file with every time, and a plot.
 
     python -m benchmarks
-    python -m benchmarks --only pretraining/mini-128 finetuning --rounds 3 --output /tmp/try
+    python -m benchmarks --only pretraining/mini-128 finetuning --rounds 3 --output runs/try
 
 Every result is written as soon as it is there, beside those of earlier runs. A work that cannot run
 here, for want of a library or of memory, is named with the reason, and the others go on.

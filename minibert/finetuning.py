@@ -191,7 +191,8 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
     settings, recipe = _as_begun(settings) or with_recipe(settings)
     check_text(find_task(settings.task)(settings))
     if settings.seeds > 1 and not settings.dry_run:
-        find_task(settings.task)(settings).find_data()  # before a folder is made: either may fail
+        # Before a folder is made: either may fail. The first line of a run says what data it is.
+        log_line("data", find_task(settings.task)(settings).find_data().said)
         run_one = functools.partial(_finetune_once, recipe=recipe)
         return repeat(settings, run_one, choose_model, _adapt_for_seeds)
     return _finetune_once(settings, recipe)

@@ -187,7 +187,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "queries", nargs="*", metavar="QUERY", help="texts, or - for standard input"
     )
     search.add_argument("--input", metavar="FILE", required=True, help="one sentence a line")
-    search.add_argument("--top", type=int, default=5, help="sentences per query")
+    search.add_argument("--top", type=int, default=5, help="sentences per query (default 5)")
     search.add_argument("--cache-dir", metavar="DIR", help="where the file's index is kept")
     _add_suite(command("evaluate-suite", "a table of fine-tunings for a model folder"))
     text = "fine-tuning settings chosen on dev, and written for finetune --config"
@@ -206,10 +206,16 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
             help="of matrix products; default: that of the run; int8: quantised, on a CPU",
         )
         rows = "copies of sentences" if made_here is score else "texts"
-        made_here.add_argument("--batch-size", type=int, default=32, help=f"{rows} per forward")
+        made_here.add_argument(
+            "--batch-size", type=int, default=32, help=f"{rows} per forward (default 32)"
+        )
     download = command("download", "fetch a public data set, resumably")
     download.add_argument("name", metavar="NAME", help=", ".join(SOURCES))
-    download.add_argument("--directory", default="data/downloads", help="where it is unpacked")
+    download.add_argument(
+        "--directory",
+        default="data/downloads",
+        help="where it is unpacked (default data/downloads)",
+    )
     _add_export(command("export", "a model folder to give away: weights as bf16, its log"))
     _add_clean(command("clean-corpus", "raw text to clean text, every document once"))
     return parser, made
@@ -220,7 +226,9 @@ def _add_evaluate(evaluate: Parser) -> None:
     evaluate.add_argument(
         "--data", metavar="PATH", help="data in the task's public format, or your own; see below"
     )
-    evaluate.add_argument("--split", choices=("test", "train"), default="test", help="which part")
+    evaluate.add_argument(
+        "--split", choices=("test", "train"), default="test", help="which part (default test)"
+    )
     evaluate.add_argument("--predictions", metavar="FILE", help="write predictions.jsonl here")
     own = evaluate.add_argument_group("layout of --data", "as in the run, where nothing is given")
     for field in dataclasses.fields(FinetuneSettings):
@@ -240,7 +248,7 @@ def _add_masked(fill: Parser, score: Parser) -> None:
         made_here.add_argument(
             "--input", metavar="FILE", help="one text a line, blank ones left out"
         )
-    fill.add_argument("--top", type=int, default=5, help="words per mask")
+    fill.add_argument("--top", type=int, default=5, help="words per mask (default 5)")
     fill.add_argument("--json", action="store_true", help="JSON lines on a terminal, too")
     score.add_argument(
         "--within-word", action="store_true", help="mask the later pieces of a token's word, too"
@@ -293,12 +301,14 @@ def _add_suite(suite: Parser) -> None:
     )
     suite.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="default all")
     suite.add_argument("--seeds", type=int, default=5, help="of each task (default 5)")
-    suite.add_argument("--output", default="runs/suite", metavar="DIR", help="runs and tables")
+    suite.add_argument(
+        "--output", default="runs/suite", metavar="DIR", help="runs and tables (default runs/suite)"
+    )
     suite.add_argument(
         "--settings", nargs="+", default=[], metavar="FILE", help="best.json of search-settings"
     )
     suite.add_argument("--limit", type=int, help="quick look: training examples of each task")
-    suite.add_argument("--minutes", type=float, help="quick look: of each fine-tuning")
+    suite.add_argument("--max-minutes", type=float, help="quick look: of each fine-tuning")
     suite.add_argument("--max-steps", type=int, help="quick look: of each fine-tuning")
     suite.add_argument(
         "--overwrite", action="store_true", help="do runs anew that had other settings"

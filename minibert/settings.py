@@ -104,7 +104,9 @@ class RunSettings:
         InputError: naming every field with an unusable value, and what it accepts.
     """
 
-    output: str = setting("", "run folder; default runs/pretrain or runs/<task>")
+    output: str = setting(
+        "", "run folder; default runs/pretrain, runs/<task> or runs/search-<task>"
+    )
     resume: str = setting(
         "no",
         "go on from the last good checkpoint; 'auto' begins or continues",
@@ -113,7 +115,11 @@ class RunSettings:
     )
     overwrite: bool = setting(False, "start anew in a run folder that exists")
     max_steps: int | None = setting(None, "budget in optimiser steps")
-    epochs: float | None = setting(None, "budget in passes over the training data")
+    epochs: float | None = setting(
+        None,
+        "budget in passes over the training data; default of fine-tuning 3, similarity 4, tasks "
+        "that write 10; of pretraining 6, but 0.5 to 50 M tokens or one pass",
+    )
     max_minutes: float | None = setting(None, "budget in minutes of the whole command")
     batch_size: int = setting(16, "sequences per optimiser step over all devices")
     micro_batch_size: int | Literal["auto"] | None = setting(
@@ -152,7 +158,11 @@ class RunSettings:
         True, "take algorithms that repeat to the bit (on a CPU: always); a GPU is slower with them"
     )
     log_every: int = setting(50, "steps per row of metrics.jsonl")
-    eval_every: int | None = setting(None, "steps between held-out evaluations")
+    eval_every: int | None = setting(
+        None,
+        "steps between held-out evaluations; default of fine-tuning an epoch, of pretraining a "
+        "tenth of the budget",
+    )
     save_every: int | None = setting(None, "steps between checkpoints; default: five minutes")
     cache_dir: str | None = setting(
         None, "encoded text and fetched models; default $XDG_CACHE_HOME/minibert, the hub's own"
@@ -500,7 +510,9 @@ class FinetuneSettings(RunSettings):
         None, "qa: tokens from a window of a long context to the next; default 128"
     )
     learning_rate: float | None = setting(
-        None, "peak rate; default that of a recipe for the task and the size, else 2e-4"
+        None,
+        "peak rate; default that of a recipe for the task and the size, else 2e-4; of tasks that "
+        "write 1e-3 up to 256 hidden units, then 0.256 / hidden",
     )
     select: str | None = setting(
         None, "dev figure that chooses the weights; default: that of the task's field"

@@ -78,9 +78,9 @@ _MEASURED_CHARACTERS = 1 << 20
 class Plan:
     """What a suite is to do.
 
-    tasks: names of `ENTRIES`; empty for all. limit, minutes, max_steps: for a quick look, of each
-    fine-tuning; the table says so. settings: files as `search-settings` writes them. jobs: so many
-    fine-tunings at a time, each with its share of the cores.
+    tasks: names of `ENTRIES`; empty for all. limit, max_minutes, max_steps: for a quick look, of
+    each fine-tuning; the table says so. settings: files as `search-settings` writes them. jobs: so
+    many fine-tunings at a time, each with its share of the cores.
     """
 
     model: str
@@ -89,7 +89,7 @@ class Plan:
     seeds: int = 5
     output: str = "runs/suite"
     limit: int | None = None
-    minutes: float | None = None
+    max_minutes: float | None = None
     max_steps: int | None = None
     settings: tuple[str, ...] = ()
     device: str = "auto"
@@ -101,12 +101,12 @@ class Plan:
         for name in self.tasks:
             if name not in ENTRIES:
                 raise InputError(f"--tasks {name!r} is unknown{did_you_mean(name, ENTRIES)}")
-        for name in ("seeds", "limit", "minutes", "max_steps", "jobs"):
+        for name in ("seeds", "limit", "max_minutes", "max_steps", "jobs"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{flag(name)} is {value}, must be above 0")
-        if self.minutes and self.max_steps:
-            raise InputError("--minutes and --max-steps are both budgets; give one")
+        if self.max_minutes and self.max_steps:
+            raise InputError("--max-minutes and --max-steps are both budgets; give one")
         # What no fine-tuning would take, before a folder is made.
         FinetuneSettings(task="suite", limit=self.limit, precision=self.precision)
         if self.data is not None and not Path(self.data).is_dir():
@@ -117,7 +117,7 @@ class Plan:
         """What makes it a quick look, empty where nothing does."""
         told = {
             "training examples a task at most": self.limit,
-            "minutes a fine-tuning": self.minutes,
+            "minutes a fine-tuning": self.max_minutes,
             "steps a fine-tuning": self.max_steps,
         }
         return ", ".join(f"{value:g} {what}" for what, value in told.items() if value)
@@ -292,7 +292,7 @@ def _side_settings(
         if content["task"] == name and content.get("random_weights", is_random) == is_random:
             values = dict(content)
     origins = ["a settings file"] if values else []
-    budget = {"max_minutes": plan.minutes, "max_steps": plan.max_steps}
+    budget = {"max_minutes": plan.max_minutes, "max_steps": plan.max_steps}
     if any(budget.values()):
         values = {k: v for k, v in values.items() if k not in ("epochs", *budget)}
     values |= {"task": name, "model": plan.model, "random_weights": is_random}

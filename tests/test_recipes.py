@@ -146,8 +146,10 @@ def test_a_run_says_records_and_keeps_what_a_recipe_filled_in(
     again = finetune(output=str(tmp_path / "run"), resume=True, **values)
     assert again.figures == run.figures
     # With seeds the folder's model must be read as it was trained, too.
+    capsys.readouterr()
     seeds = finetune(output=str(tmp_path / "seeds"), seeds=2, **values)
-    assert "recipe: learning rate 0.003" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("data: ") and "recipe: learning rate 0.003" in said
     assert minibert.load(seeds.folder).task.settings.max_seq_length == 24
 
 
