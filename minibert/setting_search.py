@@ -216,9 +216,17 @@ def as_markdown(search: Mapping[str, Any]) -> str:
         + ".",
         "",
     ]
+    head, rows = trial_table(search)
+    lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def trial_table(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of a search's table, the best trial first."""
     names = list(search["trials"][0]["settings"])
     head = [*(n.replace("_", " ") for n in names), search["figure"], "best step", "training"]
-    lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    rows = []
     for trial in ordered(search["trials"]):
         cells = [shown(trial["settings"][name]) for name in names]
         if "mean" in trial:
@@ -228,8 +236,8 @@ def as_markdown(search: Mapping[str, Any]) -> str:
             cells += [f"{trial['mean']:.4f}{sd}", step, clock(trial["seconds"])]
         else:
             cells += ["–"] * 3
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return head, rows
 
 
 def _write(

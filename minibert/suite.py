@@ -162,6 +162,7 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
             "seeds": plan.seeds,
             "quick": plan.quick,
             "jobs": plan.jobs,
+            "searches": [found for path in plan.settings if (found := _search_beside(path))],
             "mlm": held_out_figures(folder, plan.data),
             "skipped": {},
             "tasks": {},
@@ -239,6 +240,12 @@ def _settings_file(path: Path) -> dict[str, Any]:
             f"once, with pretrain --model, and give that folder to the suite"
         )
     return content
+
+
+def _search_beside(path: str) -> dict[str, Any] | None:
+    """The search that wrote a settings file, if its table still lies beside it."""
+    table = Path(path).with_name("search.json")
+    return read_json(table, "") if Path(path).name == "best.json" and table.is_file() else None
 
 
 # --- jobs -----------------------------------------------------------------------------------------

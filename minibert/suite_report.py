@@ -10,6 +10,7 @@ import statistics
 from typing import Any
 
 from minibert.progress import clock
+from minibert.setting_search import trial_table
 
 _SAMPLE = "SAMPLE: a few bundled examples, for trying out; these are no results"
 _HEAD = (
@@ -112,6 +113,12 @@ def _settings(suite: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def _searched(search: dict[str, Any]) -> str:
+    """The heading over the trials of a search."""
+    start = "random weights" if search["held"].get("random_weights") else "pretrained weights"
+    return f"Searched on dev: {search['task']} from {start}, {search['seeds']} seed(s) a trial"
+
+
 def _rows(suite: dict[str, Any]) -> list[list[str]]:
     return [_cells(name, task) for name, task in suite["tasks"].items()]
 
@@ -127,6 +134,9 @@ def as_markdown(suite: dict[str, Any]) -> str:
         "## Settings",
         _markdown_table(("task", "start", "settings"), _settings(suite)),
     ]
+    for search in suite["searches"]:
+        head, rows = trial_table(search)
+        parts += [f"### {_searched(search)}", _markdown_table(tuple(head), rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -175,6 +185,11 @@ def as_html(suite: dict[str, Any]) -> str:
             *(f"<p>{html.escape(line)}</p>" for line in _masked(suite)),
             "<h2>Settings</h2>",
             _html_table(("task", "start", "settings"), _settings(suite)),
+            *(
+                f"<h3>{html.escape(_searched(search))}</h3>"
+                + _html_table(tuple(trial_table(search)[0]), trial_table(search)[1])
+                for search in suite["searches"]
+            ),
             "</body></html>\n",
         ]
     )

@@ -317,6 +317,19 @@ def test_a_settings_file_may_not_say_what_the_suite_says(model: str, tmp_path: P
         evaluate_suite(model, output=str(tmp_path / "out"), settings=(str(file),))
 
 
+def test_the_trials_of_a_search_are_in_the_report(model: str, tmp_path: Path) -> None:
+    flags = ["--task", "rte", "--model", model, "--max-steps", "2", "--max-seq-length", "64"]
+    flags += ["--device", "cpu", "--precision", "fp32", "--output", str(tmp_path / "search")]
+    assert main(["search-settings", *flags, "--try-learning-rate", "1e-3", "1e-4"]) == 0
+    best = str(tmp_path / "search/best.json")
+    given = {"output": str(tmp_path / "out"), "tasks": ("rte",), "seeds": 1, **QUICK}
+    evaluate_suite(model, settings=(best,), **given)
+    for name in ("suite.md", "suite.html"):
+        page = (tmp_path / "out" / name).read_text()
+        assert "Searched on dev: rte from pretrained weights, 1 seed(s) a trial" in page
+        assert "0.0001" in page and "2 of 2" in page
+
+
 def test_adapting_is_not_done_for_every_seed(model: str, tmp_path: Path) -> None:
     (tmp_path / "adapt.json").write_text(json.dumps({"task": "rte", "adapt": ["auto"]}))
     with pytest.raises(InputError, match="adapt once, with pretrain --model"):
@@ -361,7 +374,15 @@ def a_suite(**values: Any) -> dict[str, Any]:
     }
     whole = {
         **{"model": "<m>", "weights": "abc", "layers": 4, "hidden_size": 256, "vocab_size": 8192},
-        **{"seeds": 3, "quick": "", "jobs": 1, "mlm": {}, "skipped": {}, "tasks": {"imdb": task}},
+        **{
+            "seeds": 3,
+            "quick": "",
+            "jobs": 1,
+            "searches": [],
+            "mlm": {},
+            "skipped": {},
+            "tasks": {"imdb": task},
+        },
     }
     return whole | values
 
