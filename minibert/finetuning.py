@@ -25,7 +25,7 @@ from minibert.files import bundled_data, write_atomically, write_json, write_jso
 from minibert.fitting import Trial, micro_batch_size
 from minibert.machine import launched
 from minibert.model import init_weights
-from minibert.model_folders import bundled_model, open_model_folder
+from minibert.model_folders import BUNDLED, bundled_model, open_model_folder
 from minibert.optim import Budget, build_optimizer
 from minibert.recipes import as_begun, filled
 from minibert.repeats import repeat
@@ -90,7 +90,7 @@ def _start(settings: FinetuneSettings) -> tuple[Path, str]:
     if settings.model:
         return open_model_folder(settings.model, settings.cache_dir), "as named"
     if (Path(_PRETRAINED) / "results.json").is_file():
-        return Path(_PRETRAINED), "the finished run here; --model names another"
+        return Path(_PRETRAINED), f"the finished run here; --model {BUNDLED} is the bundled one"
     if bundled := bundled_model():
         return bundled, f"bundled, since {_PRETRAINED} holds no finished run; --model names another"
     raise InputError(
