@@ -8,8 +8,9 @@ one that leaves the plateau of word frequencies within a minute. All finished mo
 exam: single tokens, 15 % of held-out sequences of 128, without pairs. Losses compare within a
 vocabulary, bits per character across vocabularies.
 
-A trial is finished where its results.json is, so the command can be stopped and given again. It
-writes study.md, study.svg and, for every trial and seed, the run folder.
+A trial is finished where its results.json is, so the command can be stopped and given again; a
+folder with trials of other settings is refused. It writes study.md, study.svg and, for every trial
+and seed, the run folder.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ from tqdm import tqdm
 
 from benchmarks.report import over_seeds
 from minibert import pretraining, train
+from minibert.errors import InputError
 from minibert.examples import Example, ExampleBuilder, ExampleOptions, held_out_examples
-from minibert.settings import recipe
+from minibert.run_folder import RunFolder
+from minibert.settings import PretrainSettings, recipe
 
 _EXAM = ExampleOptions(max_seq_length=128, mask_prob=0.15, masking="token", nsp="none")
 BASE: dict[str, Any] = {
@@ -150,6 +153,24 @@ def _prepare(trials: Sequence[Mapping[str, Any]]) -> None:
 
 def _is_done(settings: Mapping[str, Any]) -> bool:
     return (Path(settings["output"]) / "results.json").is_file()
+
+
+def _check_same(output: Path, base: Mapping[str, Any], common: Mapping[str, Any]) -> None:
+    """Refuses a folder with finished trials of other settings: one page would show them together.
+
+    Raises:
+        SystemExit: the first such trial and what differs.
+    """
+    for name, changes in CHANGES.items():
+        for path in sorted(output.glob(f"{_slug(name)}/seed-*/results.json")):
+            folder, seed = path.parent, int(path.parent.name.removeprefix("seed-"))
+            try:
+                asked = PretrainSettings.from_dict({**base, **changes, **common, "seed": seed})
+                differ = RunFolder(folder).other_settings(asked.to_dict())
+            except InputError as error:
+                raise SystemExit(f"{folder}: {error}") from None
+            if differ:
+                raise SystemExit(f"{folder}: {'; '.join(differ)}; name another --output")
 
 
 def _start(settings: Mapping[str, Any]) -> str:
@@ -270,6 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in range(args.seeds)
         for name in args.only or CHANGES
     ]
+    _check_same(args.output, base, common)
     _prepare(trials)
     with ThreadPoolExecutor(args.jobs) as pool:
         for fault in tqdm(pool.map(_start, trials), total=len(trials), desc="trials"):

@@ -388,11 +388,16 @@ class _Run:
         else:
             rate = settings.learning_rate or task.learning_rate
 
-        # Of texts to write the length is told by dev's references; test's are not to be looked at.
-        timed = dev_features if task.is_open_ended else test
+        def scoring() -> float:
+            # Of texts to write dev's references tell the length; test's are not to be looked at.
+            timed = dev_features if task.is_open_ended else test
+            on_test = functools.partial(self._score_some, task.rehearse, model, micro)
+            on_dev = functools.partial(self._score_some, task.rehearse_dev, model, micro)
+            return scoring_seconds(on_test, timed, len(test)) + scoring_seconds(
+                on_dev, dev_features, len(dev)
+            )
 
-        rehearse = functools.partial(self._score_some, task.rehearse, model, micro)
-        budget = self._budget(data, lambda: scoring_seconds(rehearse, timed, len(test)))
+        budget = self._budget(data, scoring)
         loop = Loop(
             model,
             data,
@@ -427,7 +432,7 @@ class _Run:
         """The budget in steps, in seconds where minutes are given; else the task's own epochs.
 
         Args:
-            scoring: says how many seconds the scoring at the end will take.
+            scoring: says how many seconds the scoring of dev and test at the end will take.
         """
         settings = self.settings
         if self.begun is not None:
@@ -460,11 +465,13 @@ class _Run:
     ) -> dict[str, float]:
         """The figures of dev; of a family that is open-ended, the budget then ends anew."""
         task, model = self.task, loop.model
+        begin = time.perf_counter()
         figures = task.dev_figures(model, dev, features, micro, self.runtime)
         if task.is_open_ended and self.planned is not None and not loop.state.finished:
             infer_with = functools.partial(infer, task)
             predict = functools.partial(self._score_some, infer_with, model, micro)
-            scoring = scoring_seconds(predict, features, num_test, timed=micro)
+            on_dev = time.perf_counter() - begin
+            scoring = on_dev + scoring_seconds(predict, features, num_test, timed=micro)
             self._move_end(loop, self.world.from_main(scoring))
         return figures
 

@@ -443,15 +443,16 @@ class _Run:
         def score(examples: Sequence[Example]) -> dict[str, float]:
             return self._score(model, source, data.micro_batch_size, examples)
 
+        few = held_out[:: max(1, len(held_out) // _EVAL_DURING)]
         if self.begun is not None:
             budget = Budget(**self.begun["resolved"]["budget"])
         elif settings.max_minutes:
-            scoring = scoring_seconds(score, held_out, len(held_out))
+            # After the last step the few are scored, and then all.
+            scoring = scoring_seconds(score, held_out, len(few) + len(held_out))
             seconds = training_seconds(settings.max_minutes, self.started, scoring)
             budget = Budget(seconds=self.world.from_main(seconds))
         else:
             budget = _budget(settings, data.whole, source.store)
-        few = held_out[:: max(1, len(held_out) // _EVAL_DURING)]
         unigram_of_few = unigram_entropy(source.held_out, few)
         is_told = False
 

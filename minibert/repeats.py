@@ -169,14 +169,20 @@ def _take_over(
 
 
 def _summary(figures: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation (of a sample) of every figure, and each seed's own."""
+    """Mean and standard deviation (of a sample) of every figure, and each seed's own.
+
+    A whole number that all seeds share stays as it is.
+    """
     runs = list(figures.values())
     summary: dict[str, Any] = {}
     for key, value in runs[0].items():
-        if isinstance(value, float) and key not in _SPEED:
+        if key in _SPEED:
+            continue
+        differs = isinstance(value, int) and any(run[key] != value for run in runs)
+        if isinstance(value, float) or differs:
             values = [float(run[key]) for run in runs]
             summary |= {key: statistics.fmean(values), f"{key}_sd": statistics.stdev(values)}
-        elif isinstance(value, (str, int)) and key not in _SPEED:
+        elif isinstance(value, (str, int)):
             summary[key] = value
     summary["seconds"] = sum(float(run["seconds"]) for run in runs)
     return summary | {"seeds": [{"seed": seed, **run} for seed, run in figures.items()]}

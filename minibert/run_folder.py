@@ -24,8 +24,10 @@ _OURS = (
     "tokenizer.json",
     "vocab.txt",
     "tokenizer_config.json",
+    "README.txt",  # of a model that writes texts, else somebody's own
     "target_tokenizer.json",
     "qa.json",
+    "similarity.json",
     "metrics.jsonl",
     "predictions.jsonl",
     "errors.txt",
@@ -153,6 +155,8 @@ class RunFolder:
             if name in self.kept:
                 continue
             path = self.path / name
+            if name == "README.txt" and not (self.path / "target_tokenizer.json").exists():
+                continue
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -195,8 +199,6 @@ class RunFolder:
     def check_same_settings(self, command: str, now: dict[str, Any]) -> None:
         """Compares the settings of a run that is to go on with those it was begun with.
 
-        One that an older version did not know had what is its default now.
-
         Raises:
             InputError: the command or a setting differs; the difference is named.
         """
@@ -206,15 +208,22 @@ class RunFolder:
                 f"--resume: the command was {before.get('command')}, now {command}; "
                 f"--overwrite starts anew"
             )
-        kind = PretrainSettings if command == "pretrain" else FinetuneSettings
-        then = {f.name: f.default for f in dataclasses.fields(kind)} | before.get("settings", {})
-        differ = [
+        if differ := self.other_settings(now):
+            raise InputError(f"--resume: {'; '.join(differ)}; --overwrite starts anew")
+
+    def other_settings(self, now: dict[str, Any]) -> list[str]:
+        """What differs between the settings of the run here and others of the same command.
+
+        Of an older version's run, a setting that it did not know had what is its default now.
+        """
+        before = self.read_run()
+        kind = PretrainSettings if before.get("command") == "pretrain" else FinetuneSettings
+        then = {f.name: f.default for f in dataclasses.fields(kind)} | before["settings"]
+        return [
             f"{name} was {then.get(name)!r}, now {now.get(name)!r}"
             for name in sorted(then.keys() | now.keys())
             if name not in _MAY_DIFFER and then.get(name) != now.get(name)
         ]
-        if differ:
-            raise InputError(f"--resume: {'; '.join(differ)}; --overwrite starts anew")
 
     def respell(self, **places: Any) -> None:
         """Has run.json name places as they are named now; what lies there must be the same."""

@@ -147,8 +147,8 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
     folder = start_folder(FinetuneSettings(task="suite", model=plan.model))
     plan = dataclasses.replace(plan, model=pinned(plan.model, folder))
     digest, config = weights_digest(folder), BertConfig.from_pretrained(folder)
-    given = [_settings_file(Path(path)) for path in plan.settings]
     sources = {name: _source(plan, name) for name in dict.fromkeys(plan.tasks or ENTRIES)}
+    given = _settings_files(plan.settings, list(sources))
     if not any(isinstance(source, Source) for source in sources.values()):
         raise InputError(f"--data {plan.data} holds none of {', '.join(sources)}")
     with claimed(plan.output, "suite.json") as output:
@@ -228,9 +228,33 @@ def find_set(folder: Path, name: str, places: Sequence[str]) -> Path | None:
     return next((a for a in archives if "unsup" not in a.name), None)
 
 
+def _settings_files(paths: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The content of settings files, those for one side last, which are to count.
+
+    One of a task that is not asked for is told.
+
+    Raises:
+        InputError: a file that cannot be used, or two for the same runs.
+    """
+    found = [_settings_file(Path(path)) for path in paths]
+    taken: dict[tuple[Any, ...], str] = {}
+    for path, content in zip(paths, found, strict=True):
+        if content["task"] not in names:
+            log_line("settings", f"{path} is of {content['task']}, which --tasks leaves out")
+        other = taken.setdefault((content["task"], content.get("random_weights")), path)
+        if other != path:
+            raise InputError(
+                f"--settings {other} and {path} are for the same runs of {content['task']}; give "
+                f"one, or another random_weights in each"
+            )
+    return sorted(found, key=lambda content: "random_weights" in content)
+
+
 def _settings_file(path: Path) -> dict[str, Any]:
     content = read_json(path, "--settings names a file of search-settings")
     FinetuneSettings.from_dict(content, str(path))  # unknown keys, values of another type
+    if content["task"] not in ENTRIES:
+        raise InputError(f"{path}: task is {content['task']!r}; the suite has {', '.join(ENTRIES)}")
     taken = [name for name in _OWN if name in content]
     if taken:
         raise InputError(f"{path}: {taken[0]} is for the suite to say; leave it out")

@@ -532,7 +532,12 @@ class Loop:
                     self._emit(self.log_row(), bar)
                 if self._is_due(settings.eval_every, before, after) or state.finished:
                     self._emit(self.run_evaluation(), bar)
+                    self._agree()  # a budget of seconds may have ended meanwhile
+                    after = self.done
+                    state.finished |= after >= 1.0
                     state.finished |= 0 < (settings.patience or 0) <= state.waited
+                    if state.finished and state.window:
+                        self._emit(self.log_row(), bar)
                 bar.update(min(1.0, after) - bar.n)
                 saved = self._save_is_due() or state.finished
                 if saved:

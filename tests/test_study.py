@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ def test_trials_sit_the_same_exam_and_are_not_repeated(
     times = [path.stat().st_mtime_ns for path in paths]
     study.main(command)
     assert [path.stat().st_mtime_ns for path in paths] == times
+    # Trials of two studies would stand on one page, even where those before are not asked for.
+    said = r"sentence-order.*max_minutes was 0\.05, now 0\.06; name another --output"
+    shutil.rmtree(paths[0].parent)
+    with pytest.raises(SystemExit, match=said):
+        study.main([*command, "--minutes", "0.06", "--only", "base"])
+    assert not paths[0].parent.exists()
+    assert page == (tmp_path / "out" / "study.md").read_text()
 
 
 def test_a_trial_that_fails_is_named_and_the_others_count(

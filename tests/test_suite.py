@@ -330,6 +330,31 @@ def test_the_trials_of_a_search_are_in_the_report(model: str, tmp_path: Path) ->
         assert "0.0001" in page and "2 of 2" in page
 
 
+def test_no_settings_file_is_dropped_silently(
+    model: str, short: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def file(name: str, **content: Any) -> str:
+        (tmp_path / name).write_text(json.dumps({"max_seq_length": 64, **content}))
+        return str(tmp_path / name)
+
+    def refused(said: str, *files: str) -> None:
+        with pytest.raises(InputError, match=said):
+            evaluate_suite(model, output=str(tmp_path / "out"), tasks=("rte",), settings=files)
+        assert not (tmp_path / "out").exists()
+
+    refused("task is 'classification'; the suite has imdb", file("a", task="classification"))
+    both = file("b", task="rte", learning_rate=2e-3)
+    refused("/b and .*/rte.json are for the same runs of rte; give one", both, f"{short}/rte.json")
+    one = file("c", task="rte", learning_rate=1e-3, random_weights=False)
+    refused("/c and .*/d are for the same", one, file("d", task="rte", random_weights=False))
+    given = options(tmp_path / "out", short) | {"tasks": ("rte",)}
+    made = evaluate_suite(model, **given | {"settings": (one, both, f"{short}/sst2.json")})
+    told = {side: made["tasks"]["rte"][side]["settings"] for side in ("model", "random")}
+    assert "rate 0.001," in told["model"] and "rate 0.002," in told["random"]
+    said = capsys.readouterr().err
+    assert f"settings: {short}/sst2.json is of sst2, which --tasks leaves out" in said
+
+
 def test_adapting_is_not_done_for_every_seed(model: str, tmp_path: Path) -> None:
     (tmp_path / "adapt.json").write_text(json.dumps({"task": "rte", "adapt": ["auto"]}))
     with pytest.raises(InputError, match="adapt once, with pretrain --model"):

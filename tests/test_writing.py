@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
 import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -335,10 +338,16 @@ def test_the_time_for_writing_is_reckoned_from_the_references_of_dev(
     monkeypatch.setattr(_Search, "step", step)
     task.rehearse(model, features, 20, CPU)
     longest = max(len(f.labels["labels"]) for f in features)
-    assert steps == min(math.ceil(1.25 * longest), task.decoder.max_target_positions)
+    once = min(math.ceil(1.25 * longest), task.decoder.max_target_positions)
+    assert steps == once
+    task.rehearse_dev(model, features, 20, CPU)
+    assert steps == once  # dev's tokens are scored, nothing is written
+    task.settings = dataclasses.replace(task.settings, select="bleu")
+    task.rehearse_dev(model, features, 20, CPU)
+    assert steps == 2 * once
 
 
-# Ten steps a second, 4 seconds without the scoring, of which 1 is planned for it.
+# Ten steps a second, 5 seconds without the scoring, of which 2 are planned for it: dev and test.
 @pytest.mark.parametrize(("later", "least", "most"), [(2.0, 20, 24), (0.0, 36, 40), (1.0, 30, 30)])
 def test_minutes_leave_time_for_what_the_model_writes_by_now(
     world: Path, monkeypatch: pytest.MonkeyPatch, later: float, least: int, most: int
@@ -351,7 +360,9 @@ def test_minutes_leave_time_for_what_the_model_writes_by_now(
         return later if timed else 1.0
 
     monkeypatch.setattr("minibert.finetuning.scoring_seconds", scoring_seconds)
-    monkeypatch.setattr("minibert.finetuning.training_seconds", lambda *given: 4.0 - given[2])
+    monkeypatch.setattr("minibert.finetuning.training_seconds", lambda *given: 5.0 - given[2])
+    second = SimpleNamespace(perf_counter=itertools.count().__next__)  # dev's own scoring
+    monkeypatch.setattr("minibert.finetuning.time", second)
     monkeypatch.setattr("minibert.train.Loop._seconds", lambda loop: loop.state.step / 10)
     options: dict[str, Any] = {
         **{"task": "translation", "data": write_jsonl(world / "timed.jsonl", pairs(40, seed=12))},
@@ -366,11 +377,12 @@ def test_minutes_leave_time_for_what_the_model_writes_by_now(
         options["resume"] = "yes"
     folder = tune(world, f"timed-{later}", **options)
     assert least <= results_of(folder)["steps"] <= most
-    assert json.loads((folder / "run.json").read_text())["resolved"]["scoring_seconds"] == 1.0
+    assert json.loads((folder / "run.json").read_text())["resolved"]["scoring_seconds"] == 2.0
     dev = asked[0][0]
     assert dev < 9  # not test's rows
-    evaluations = sum("eval_loss" in row for row in read_metrics(folder)) - 1  # but the last one
-    assert asked == [(dev, 9, False)] + [(dev, 9, True)] * evaluations
+    evaluations = sum("eval_loss" in row for row in read_metrics(folder))
+    evaluations -= later != 2.0  # there the last one moves the end to before itself
+    assert asked == [(dev, 9, False), (dev, dev, False)] + [(dev, 9, True)] * evaluations
 
 
 def test_two_seeds_give_a_mean(world: Path) -> None:

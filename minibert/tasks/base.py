@@ -298,6 +298,15 @@ class Task(ABC, Generic[E, P]):
         """
         infer(self, model, features, batch_size, runtime)
 
+    def rehearse_dev(
+        self, model: Any, features: Sequence[Feature], batch_size: int, runtime: Runtime
+    ) -> None:
+        """The work on dev after the last step, that of `dev_figures` and `settle`.
+
+        By default that of predicting it once.
+        """
+        self.rehearse(model, features, batch_size, runtime)
+
     @abstractmethod
     def score(self, examples: Sequence[E], predictions: Sequence[P]) -> dict[str, float]:
         """The figures of the task's field; `metric` is one of them."""

@@ -222,6 +222,13 @@ class QATask(Task[Question, Reply]):
         self._choose_threshold(examples, found)
         return self.score(examples, found)
 
+    def rehearse_dev(
+        self, model: Any, features: Sequence[Feature], batch_size: int, runtime: Runtime
+    ) -> None:
+        """Twice where a threshold is chosen: for the figures, and of the weights that are kept."""
+        for _ in range(2 if self.version_2 else 1):
+            self.rehearse(model, features, batch_size, runtime)
+
     def settle(
         self, model: Any, dev: Sequence[Question], batch_size: int, runtime: Runtime
     ) -> None:

@@ -371,6 +371,11 @@ class WritingTask(Task[TextPair, WrittenText]):
         repeats = self.no_repeat_ngram if s.no_repeat_ngram is None else s.no_repeat_ngram
         return GenerationSettings(s.num_beams, s.length_penalty, repeats)
 
+    @property
+    def _is_dev_written(self) -> bool:
+        """Whether a figure of texts chooses the weights."""
+        return (self.settings.select or self.metric) != self.metric
+
     def outputs(self, model: Any, batch: dict[str, Tensor]) -> list[WrittenText]:
         found = generate(model, batch["input_ids"], batch["attention_mask"], self._generation)
         texts = self.target.decode([text.ids for text in found])
@@ -391,6 +396,13 @@ class WritingTask(Task[TextPair, WrittenText]):
         """Writes texts a little longer than their references."""
         infer(_Rehearsal(self), model, features, batch_size, runtime)
 
+    def rehearse_dev(
+        self, model: Any, features: Sequence[Feature], batch_size: int, runtime: Runtime
+    ) -> None:
+        infer(_TokenScores(self), model, features, batch_size, runtime)
+        if self._is_dev_written:
+            self.rehearse(model, features, batch_size, runtime)
+
     def dev_figures(
         self,
         model: Any,
@@ -403,7 +415,7 @@ class WritingTask(Task[TextPair, WrittenText]):
         sums = np.sum(infer(_TokenScores(self), model, flat(features), batch_size, runtime), 0)
         loss, count, hits = (float(value) for value in sums)
         found = {"loss": loss / max(1.0, count), "token_accuracy": hits / max(1.0, count)}
-        if (self.settings.select or self.metric) != self.metric:
+        if self._is_dev_written:
             written = self.predict_encoded(model, examples, features, batch_size, runtime)
             found |= self.score(examples, written)
         return found

@@ -1,0 +1,54 @@
+"""What a run writes is what `--overwrite` removes, whatever the task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import one_thread  # noqa: F401
+
+from minibert.files import bundled_data
+from minibert.finetuning import finetune
+from minibert.pretraining import pretrain
+from minibert.run_folder import RunFolder
+from minibert.settings import FinetuneSettings
+from minibert.tasks import FAMILIES
+
+LOOP: dict[str, Any] = {
+    **{"max_steps": 1, "device": "cpu", "precision": "fp32", "max_seq_length": 64, "batch_size": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One step on the bundled text, for samples in more than made-up words."""
+    folder = tmp_path_factory.mktemp("folder")
+    where = {"output": str(folder / "model"), "cache_dir": str(folder / "cache")}
+    corpus = [str(bundled_data() / "wiki.txt")]
+    pretrain(corpus=corpus, num_layers=1, hidden_size=64, vocab_size=600, **LOOP, **where)
+    return str(folder / "model")
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.names[-1])
+def test_nothing_of_a_run_is_left_when_its_folder_is_cleared(
+    family: Any, model: str, tmp_path: Path
+) -> None:
+    with_samples = (n for n in family.names if family(FinetuneSettings(task=n)).sample)
+    output = tmp_path / "run"
+    options = {}
+    if "num_beams" in family.uses:
+        pytest.importorskip("sacrebleu")
+        pytest.importorskip("rouge_score")
+        options = {"num_beams": 1, "max_target_length": 4}
+    finetune(task=next(with_samples), model=model, output=str(output), **options, **LOOP)
+    (output / "notes.txt").write_text("mine")
+    RunFolder(output).clear()
+    assert sorted(path.name for path in output.iterdir()) == [".lock", "notes.txt"]
+
+
+def test_a_readme_beside_a_run_that_writes_none_is_left_alone(tmp_path: Path) -> None:
+    for name in ("README.txt", "model.safetensors"):
+        (tmp_path / name).write_text("mine")
+    RunFolder(tmp_path).clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["README.txt"]
