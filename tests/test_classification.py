@@ -27,6 +27,7 @@ from minibert.tasks.base import Splits
 from minibert.tasks.classification import ClassificationTask, class_weights
 from minibert.tasks.labelled import LabelledText
 from minibert.tasks.labelled_sets import (
+    PUBLIC,
     read_ag_news,
     read_chnsenticorp,
     read_mrpc,
@@ -206,6 +207,30 @@ def test_chinese_sets_are_read_without_a_header_too(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError, match="train.json, line 1: 7 is no text"):
         read_tnews(tmp_path)
+
+
+PUBLISHED: dict[str, dict[str, str]] = {
+    "sst2": {"train.tsv": "sentence\tlabel\ngood\t1\n", "sentences_test.tsv": "bad\t0\n"},
+    "mrpc": {"train.tsv": "Quality\t#1 String\t#2 String\n1\ta\tb\n"},
+    "rte": {"train.tsv": "sentence1\tsentence2\tlabel\na\tb\tentailment\n"},
+    "qnli": {"train.tsv": "question\tsentence\tlabel\na\tb\tentailment\n"},
+    "ag_news": {"train.csv": '"3","Bids","Oil prices"\n'},
+    "chnsenticorp": {"train.tsv": "label\ttext_a\n1\t很好\n", "dev.tsv": "text_a\tlabel\n好\t1\n"},
+    "tnews": {"train.json": '{"label_desc": "news_edu", "sentence": "老师"}\n'},
+    "last": {"train.tsv": "label\ttext_a\n1\t很好\n"},
+    "bare": {"train.tsv": "很好\tpositive\n"},
+}
+NAMED = {"last": "chnsenticorp", "bare": "chnsenticorp"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_line_ends_of_windows_change_nothing(tmp_path: Path, name: str) -> None:
+    found = []
+    for end in ("\n", "\r\n"):
+        for file, content in PUBLISHED[name].items():
+            (tmp_path / file).write_bytes(content.replace("\n", end).encode())
+        found.append(PUBLIC[NAMED.get(name, name)].read(tmp_path))
+    assert found[0] == found[1]
 
 
 def test_own_splits_do_not_go_with_a_public_set(tmp_path: Path) -> None:
