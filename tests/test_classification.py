@@ -93,6 +93,7 @@ BAD_TABLES = {
     "empty": ("", "is empty"),
     "twice": ("text,text\na,x\n", "two columns are called 'text'"),
 }
+BAD_LINES = {"deep": "[" * 100_000, "long number": '{"text": "b", "label": ' + "7" * 5000 + "}"}
 
 
 @pytest.mark.parametrize("name", BAD_TABLES)
@@ -115,6 +116,39 @@ def test_the_line_that_is_not_utf8_or_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(InputError, match=r"expected .csv, .tsv, .jsonl"):
         read(data=str(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_json_that_python_does_not_take_is_an_input_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "a", "label": "x"}}\n{BAD_LINES[name]}\n')
+    with pytest.raises(InputError, match=r"line 2 is not JSON"):
+        read(data=str(tmp_path / "a.jsonl"))
+
+
+def test_a_text_may_be_longer_than_the_csv_module_takes(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    rows = [{"text": "word " * 40_000, "label": "x"}, {"text": "b", "label": "y"}]
+    splits = read(data=write_rows(tmp_path / "a.csv", rows))
+    assert [len(e.text) for e in splits.train] == [199_999, 1]
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize("blank", ["  \n", "  ", "\n \n"])
+def test_a_blank_line_is_no_row_of_a_csv(tmp_path: Path, blank: str) -> None:
+    (tmp_path / "a.csv").write_text(f"text,label\na,x\nb,y\n{blank}")
+    assert [e.text for e in read(data=str(tmp_path / "a.csv")).train] == ["a", "b"]
+
+
+def test_half_a_surrogate_pair_is_read_as_one_unknown_character(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"film {i} \ud83d", "label": f"{'xy'[i % 2]}\ud83d", "id": f"{i}\ud83d"}
+        for i in range(4)
+    ]
+    splits = read(data=write_rows(tmp_path / "a.jsonl", rows))
+    assert splits.train[1] == LabelledText("1\ufffd", "film 1 \ufffd", "y\ufffd")
+    lists = [row | {"label": [row["label"]]} for row in rows]
+    splits = read(data=write_rows(tmp_path / "b.jsonl", lists))
+    assert splits.train[1].label == ("y\ufffd",)
 
 
 def test_what_is_odd_is_counted(tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def test_a_folder_predicts_what_the_run_wrote(
     assert told[0].keys() == {"text", "prediction", "score", "is_whole"}
     assert main(["predict", str(translated), "", "storm"]) == 0  # an empty text is answered, too
     assert model.predict("storm")[0].text == "storm"
+    assert model.predict("storm \ud83d")[0].text == "storm \ufffd"
     with pytest.raises(InputError, match="text 1 is 7; expected a string"):
         model.predict([7])
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from minibert.config import BertConfig
 from minibert.errors import InputError, did_you_mean
+from minibert.files import whole_characters
 from minibert.heads import BertForSequenceClassification
 from minibert.losses import classification_loss, multi_label_loss
 from minibert.metrics import (
@@ -382,7 +383,8 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         fits = isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)
         if not fits or len(texts) != (2 if self.pairs else 1):
             raise InputError(f"text {number} is {given!r:.60}; expected {wanted}")
-        return LabelledText(str(number), texts[0], None, texts[1] if self.pairs else None)
+        first, *second = map(whole_characters, texts)
+        return LabelledText(str(number), first, None, *second)
 
     def answer(self, example: LabelledText, prediction: np.ndarray) -> Prediction:
         shares = {n: float(share) for n, share in zip(self.labels, prediction, strict=True)}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.errors import InputError
+from minibert.files import whole_characters
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Splits
 from minibert.tasks.tables import Row, column, read_table
@@ -41,8 +42,8 @@ def has_markup(text: str) -> bool:
 
 
 def clean_text(text: str) -> str:
-    """A text without markup and NUL characters, white space made single spaces."""
-    return " ".join(_MARKUP.sub(" ", text).replace("\0", "").split())
+    """A text of whole characters without markup and NUL, white space made single spaces."""
+    return whole_characters(" ".join(_MARKUP.sub(" ", text).replace("\0", "").split()))
 
 
 def same_text(example: LabelledText) -> str:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError
-from minibert.files import read_json, write_json
+from minibert.files import read_json, whole_characters, write_json
 from minibert.heads import BertForSequenceClassification
 from minibert.losses import squared_error
 from minibert.metrics import pearson, spearman
@@ -287,7 +287,8 @@ class SimilarityTask(Task[ScoredPair, float]):
                 f"text {number} is {given!r:.60}; expected two texts, as a tab between them or a "
                 f"list of two"
             )
-        return ScoredPair(str(number), texts[0], texts[1], None)
+        first, second = map(whole_characters, texts)
+        return ScoredPair(str(number), first, second, None)
 
     def answer(self, example: ScoredPair, prediction: float) -> SimilarityPrediction:
         return SimilarityPrediction(example.text, example.text_pair, prediction, prediction)
