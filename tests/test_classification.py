@@ -427,9 +427,50 @@ def test_a_table_of_your_own_gives_a_model_to_use(
     assert again["accuracy"] == results["accuracy"]
     assert again["num_eval"] == results["num_eval"]
     assert minibert.evaluate(folder, data=data)["num_eval"] == 60
-    other = write_rows(world / "other.csv", [{"text": "storm", "label": "new"}] + rows_of(1))
-    with pytest.raises(InputError, match="the model has the classes"):
-        minibert.evaluate(folder, data=other)
+    (cut,) = model.predict("storm \ud83d")
+    assert cut.text == "storm \ufffd"
+    assert_own_file_is_a_test_part(world, folder, capsys)
+
+
+def assert_own_file_is_a_test_part(
+    world: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is scored with --data is what --test-data would score."""
+    odd = [{"text": "storm", "label": "new"}, {"text": " ", "label": "bad"}]
+    other = write_rows(world / "other.csv", odd + rows_of(1))
+    capsys.readouterr()
+    found = minibert.evaluate(folder, data=other, predictions=world / "scored.jsonl")
+    assert (found["num_eval"], found["scored"]) == (4, "test")
+    said = capsys.readouterr().err
+    assert "1 of test with labels that the model lacks (new), left out" in said
+    assert "1 empty" in said
+    ids = [json.loads(line)["id"] for line in (world / "scored.jsonl").read_text().splitlines()]
+    assert ids == [f"test:{line}" for line in (3, 4, 5, 6)]
+    single = write_rows(
+        world / "single.csv", [{"text": f"storm {i}", "label": "bad"} for i in "ab"]
+    )
+    assert minibert.evaluate(folder, data=single)["num_eval"] == 2
+    for label, wanted in (("new", "no example with a label that the model has"), ("", "no label")):
+        bad = write_rows(world / "bad.csv", [{"text": "storm", "label": label}])
+        with pytest.raises(InputError, match=f"bad.csv.* {wanted}"):
+            minibert.evaluate(folder, data=bad)
+
+
+def test_evaluate_scores_dev_where_a_set_has_no_labelled_test(world: Path) -> None:
+    where = world / "glue"
+    where.mkdir()
+    for name, count in (("train", 24), ("dev", 8)):
+        rows = [f"{list(WORDS.values())[i % 2]} {name} {i}\t{i % 2}" for i in range(count)]
+        (where / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    folder = tune(world, "glue-run", task="sst2", data=str(where), max_steps=1)
+    own, again = minibert.evaluate(folder), minibert.evaluate(folder, data=str(where))
+    assert (own["num_eval"], own["scored"]) == (8, "dev")
+    assert again == own
+    train = minibert.evaluate(folder, data=str(where), split="train")
+    assert (train["num_eval"], train["scored"]) == (24, "train")
+    (where / "dev.tsv").unlink()
+    alone = minibert.evaluate(folder, data=str(where))
+    assert (alone["num_eval"], alone["scored"]) == (24, "all")
 
 
 def test_evaluate_reads_own_columns_and_by_default_those_of_the_run(

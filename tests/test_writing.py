@@ -190,6 +190,13 @@ def test_a_finished_folder_is_scored_again(
     for flag in ("--target-column", "--label-column"):
         assert main([*command, flag, "de"]) == 0
         assert json.loads(capsys.readouterr().out)["num_eval"] == 7
+    odd = [{"en": "storm", "de": ""}, {"en": "", "de": "Hier"}]
+    table = write_jsonl(translated.parent / "odd.jsonl", odd)
+    other = ["--text-column", "en", "--target-column", "de"]
+    assert main(["evaluate", str(translated), "--data", table, *other]) == 0
+    said = capsys.readouterr()  # as --test-data would be
+    assert (json.loads(said.out)["num_eval"], json.loads(said.out)["scored"]) == (2, "test")
+    assert "1 empty targets in test, scored as they are" in said.err
     assert main([*command, "--target-column", "fr"]) == 2
     assert "has no column 'fr'; known are en, de" in capsys.readouterr().err
 

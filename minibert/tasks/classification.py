@@ -43,6 +43,7 @@ from minibert.tasks.labelled import (
     clean_text,
     names_of,
     read_own,
+    read_own_test,
     same_text,
 )
 from minibert.tasks.labelled_sets import PUBLIC
@@ -130,12 +131,22 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
                     f"--text-column text, or leave it out: {self.name} has its own splits"
                 )
             return self.public.read(source.path)
+        self._check_own()
+        return read_own(self.settings)
+
+    def read_to_score(self, source: Source) -> Splits[LabelledText]:
+        if not self._own:
+            return self.read(source)
+        self._check_own()
+        return read_own_test(self.settings, self.labels)
+
+    def _check_own(self) -> None:
+        """Raises InputError where there is no own table, or the model reads other texts."""
         if self.settings.data is None:
             raise InputError("--text-column and the like go with --data, a table of your own")
         if self._own_pairs != self.pairs:  # of a model that learnt from other data
             reads = "pairs of texts; name --text-pair-column" if self.pairs else "single texts"
             raise InputError(f"the model reads {reads}")
-        return read_own(self.settings)
 
     def unlabelled(self, source: Source) -> Iterator[str]:
         if self.public is None or self._own or self.public.unlabelled is None:
