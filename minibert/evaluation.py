@@ -31,7 +31,8 @@ def evaluate(
     Args:
         folder: a run folder of `finetune`.
         data: in the task's public format, or as the run's own; by default the run's. Of data
-            without a labelled test split all is scored.
+            a single file all is scored; of splits the test, where it has no labels the dev, and
+            where there is neither all.
         split: "test" or "train".
         precision: of matrix products, "int8" included; None: that of the run.
         predictions: a file for one JSON object per example.
@@ -39,7 +40,8 @@ def evaluate(
             None: as in the run, but for target_data.
 
     Returns:
-        task, dataset, num_eval, the figures of the task and what else its results.json holds.
+        task, dataset, num_eval, scored ("test", "dev", "train", or "all" of data without splits),
+        the figures of the task and what else its results.json holds.
 
     Raises:
         InputError: no model, no data, a column that is not there, or a model of other classes
@@ -66,11 +68,17 @@ def evaluate(
         task.settings = _settings_for(task.settings, data, given)
     source = task.find_data()
     log_line("data", source.said)
-    splits = task.read(source)
-    if split == "train" or (data is not None and splits.test is None):
-        examples = splits.train
+    is_other = data is not None and split == "test"
+    splits = task.read_to_score(source) if is_other else task.read(source)
+    if splits.notes:
+        log_line("found", "; ".join(splits.notes))
+    if split == "train":
+        examples, scored = splits.train, "train"
+    elif is_other and splits.test is None and splits.dev is None:
+        examples, scored = splits.train, "all"
     else:
-        examples = parts_of(task, splits, task.settings.dev_fraction, None).test
+        parts = parts_of(task, splits, task.settings.dev_fraction, None)
+        examples, scored = parts.test, parts.scored
     found = task.predict(predictor.model, examples, batch_size, predictor.runtime)
     if predictions is not None:
         rows = [task.row(e, p) for e, p in zip(examples, found, strict=True)]
@@ -79,6 +87,7 @@ def evaluate(
         "task": task.name,
         "dataset": splits.source,
         "num_eval": len(examples),
+        "scored": scored,
         **task.score(examples, found),
         **task.details(examples, found),
     }

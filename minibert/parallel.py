@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from minibert.corpus import split_sentences
 from minibert.errors import InputError, did_you_mean
+from minibert.files import whole_characters
 
 _TABLES = {".csv": ",", ".tsv": "\t"}
 
@@ -265,7 +266,7 @@ def _table_rows(path: Path) -> list[dict[str, str]]:
         header = next(reader, [])
         rows = []
         for row in reader:
-            if not row:
+            if len(row) < 2 and not "".join(row).strip():
                 continue  # a blank line
             if len(row) != len(header):
                 raise InputError(
@@ -291,7 +292,7 @@ def _json_rows(path: Path) -> list[dict[str, str]]:
             raise InputError(f"{path}, line {number} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number} holds no JSON object")
-        rows.append(row)
+        rows.append({n: whole_characters(v) if isinstance(v, str) else v for n, v in row.items()})
     return rows
 
 

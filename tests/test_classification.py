@@ -27,6 +27,7 @@ from minibert.tasks.base import Splits
 from minibert.tasks.classification import ClassificationTask, class_weights
 from minibert.tasks.labelled import LabelledText
 from minibert.tasks.labelled_sets import (
+    PUBLIC,
     read_ag_news,
     read_chnsenticorp,
     read_mrpc,
@@ -92,6 +93,7 @@ BAD_TABLES = {
     "empty": ("", "is empty"),
     "twice": ("text,text\na,x\n", "two columns are called 'text'"),
 }
+BAD_LINES = {"deep": "[" * 100_000, "long number": '{"text": "b", "label": ' + "7" * 5000 + "}"}
 
 
 @pytest.mark.parametrize("name", BAD_TABLES)
@@ -114,6 +116,39 @@ def test_the_line_that_is_not_utf8_or_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(InputError, match=r"expected .csv, .tsv, .jsonl"):
         read(data=str(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_json_that_python_does_not_take_is_an_input_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "a", "label": "x"}}\n{BAD_LINES[name]}\n')
+    with pytest.raises(InputError, match=r"line 2 is not JSON"):
+        read(data=str(tmp_path / "a.jsonl"))
+
+
+def test_a_text_may_be_longer_than_the_csv_module_takes(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    rows = [{"text": "word " * 40_000, "label": "x"}, {"text": "b", "label": "y"}]
+    splits = read(data=write_rows(tmp_path / "a.csv", rows))
+    assert [len(e.text) for e in splits.train] == [199_999, 1]
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize("blank", ["  \n", "  ", "\n \n"])
+def test_a_blank_line_is_no_row_of_a_csv(tmp_path: Path, blank: str) -> None:
+    (tmp_path / "a.csv").write_text(f"text,label\na,x\nb,y\n{blank}")
+    assert [e.text for e in read(data=str(tmp_path / "a.csv")).train] == ["a", "b"]
+
+
+def test_half_a_surrogate_pair_is_read_as_one_unknown_character(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"film {i} \ud83d", "label": f"{'xy'[i % 2]}\ud83d", "id": f"{i}\ud83d"}
+        for i in range(4)
+    ]
+    splits = read(data=write_rows(tmp_path / "a.jsonl", rows))
+    assert splits.train[1] == LabelledText("1\ufffd", "film 1 \ufffd", "y\ufffd")
+    lists = [row | {"label": [row["label"]]} for row in rows]
+    splits = read(data=write_rows(tmp_path / "b.jsonl", lists))
+    assert splits.train[1].label == ("y\ufffd",)
 
 
 def test_what_is_odd_is_counted(tmp_path: Path) -> None:
@@ -206,6 +241,30 @@ def test_chinese_sets_are_read_without_a_header_too(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError, match="train.json, line 1: 7 is no text"):
         read_tnews(tmp_path)
+
+
+PUBLISHED: dict[str, dict[str, str]] = {
+    "sst2": {"train.tsv": "sentence\tlabel\ngood\t1\n", "sentences_test.tsv": "bad\t0\n"},
+    "mrpc": {"train.tsv": "Quality\t#1 String\t#2 String\n1\ta\tb\n"},
+    "rte": {"train.tsv": "sentence1\tsentence2\tlabel\na\tb\tentailment\n"},
+    "qnli": {"train.tsv": "question\tsentence\tlabel\na\tb\tentailment\n"},
+    "ag_news": {"train.csv": '"3","Bids","Oil prices"\n'},
+    "chnsenticorp": {"train.tsv": "label\ttext_a\n1\t很好\n", "dev.tsv": "text_a\tlabel\n好\t1\n"},
+    "tnews": {"train.json": '{"label_desc": "news_edu", "sentence": "老师"}\n'},
+    "last": {"train.tsv": "label\ttext_a\n1\t很好\n"},
+    "bare": {"train.tsv": "很好\tpositive\n"},
+}
+NAMED = {"last": "chnsenticorp", "bare": "chnsenticorp"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_line_ends_of_windows_change_nothing(tmp_path: Path, name: str) -> None:
+    found = []
+    for end in ("\n", "\r\n"):
+        for file, content in PUBLISHED[name].items():
+            (tmp_path / file).write_bytes(content.replace("\n", end).encode())
+        found.append(PUBLIC[NAMED.get(name, name)].read(tmp_path))
+    assert found[0] == found[1]
 
 
 def test_own_splits_do_not_go_with_a_public_set(tmp_path: Path) -> None:
@@ -368,9 +427,50 @@ def test_a_table_of_your_own_gives_a_model_to_use(
     assert again["accuracy"] == results["accuracy"]
     assert again["num_eval"] == results["num_eval"]
     assert minibert.evaluate(folder, data=data)["num_eval"] == 60
-    other = write_rows(world / "other.csv", [{"text": "storm", "label": "new"}] + rows_of(1))
-    with pytest.raises(InputError, match="the model has the classes"):
-        minibert.evaluate(folder, data=other)
+    (cut,) = model.predict("storm \ud83d")
+    assert cut.text == "storm \ufffd"
+    assert_own_file_is_a_test_part(world, folder, capsys)
+
+
+def assert_own_file_is_a_test_part(
+    world: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is scored with --data is what --test-data would score."""
+    odd = [{"text": "storm", "label": "new"}, {"text": " ", "label": "bad"}]
+    other = write_rows(world / "other.csv", odd + rows_of(1))
+    capsys.readouterr()
+    found = minibert.evaluate(folder, data=other, predictions=world / "scored.jsonl")
+    assert (found["num_eval"], found["scored"]) == (4, "test")
+    said = capsys.readouterr().err
+    assert "1 of test with labels that the model lacks (new), left out" in said
+    assert "1 empty" in said
+    ids = [json.loads(line)["id"] for line in (world / "scored.jsonl").read_text().splitlines()]
+    assert ids == [f"test:{line}" for line in (3, 4, 5, 6)]
+    single = write_rows(
+        world / "single.csv", [{"text": f"storm {i}", "label": "bad"} for i in "ab"]
+    )
+    assert minibert.evaluate(folder, data=single)["num_eval"] == 2
+    for label, wanted in (("new", "no example with a label that the model has"), ("", "no label")):
+        bad = write_rows(world / "bad.csv", [{"text": "storm", "label": label}])
+        with pytest.raises(InputError, match=f"bad.csv.* {wanted}"):
+            minibert.evaluate(folder, data=bad)
+
+
+def test_evaluate_scores_dev_where_a_set_has_no_labelled_test(world: Path) -> None:
+    where = world / "glue"
+    where.mkdir()
+    for name, count in (("train", 24), ("dev", 8)):
+        rows = [f"{list(WORDS.values())[i % 2]} {name} {i}\t{i % 2}" for i in range(count)]
+        (where / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    folder = tune(world, "glue-run", task="sst2", data=str(where), max_steps=1)
+    own, again = minibert.evaluate(folder), minibert.evaluate(folder, data=str(where))
+    assert (own["num_eval"], own["scored"]) == (8, "dev")
+    assert again == own
+    train = minibert.evaluate(folder, data=str(where), split="train")
+    assert (train["num_eval"], train["scored"]) == (24, "train")
+    (where / "dev.tsv").unlink()
+    alone = minibert.evaluate(folder, data=str(where))
+    assert (alone["num_eval"], alone["scored"]) == (24, "all")
 
 
 def test_evaluate_reads_own_columns_and_by_default_those_of_the_run(

@@ -198,6 +198,16 @@ def test_two_columns_of_a_table(tmp_path: Path, kind: str, end: str) -> None:
     assert pairs == [TextPair("x", "Zwei,  Hunde", ("two",)), TextPair("y", 'sag "ja"', ("say",))]
 
 
+def test_half_a_surrogate_pair_is_one_unknown_character(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"id": "\\ud83d", "a": "x \\ud83d", "b": "\\ude00"}\n')
+    assert read_pairs_table(path, "a", "b") == [TextPair("\ufffd", "x \ufffd", ("\ufffd",))]
+
+
+def test_a_blank_last_line_is_no_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "a,b\nx,y\n  ")
+    assert [pair.source for pair in read_pairs_table(path, "a", "b")] == ["x"]
+
+
 def test_rows_are_numbered_where_there_is_no_id(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", '{"a": "x", "b": "y"}\n\n{"a": "z", "b": ""}\n')
     assert [p.id for p in read_pairs_table(path, "a", "b")] == ["1", "2"]

@@ -370,10 +370,27 @@ def test_a_bi_encoder_is_a_bert_of_transformers_with_mean_pooling(world: Path) -
     assert answer.score == pytest.approx(1 + 4 * float(unit[0] @ unit[1]), abs=1e-4)
 
 
-def test_a_few_other_pairs_can_be_scored(world: Path, tmp_path: Path) -> None:
+def test_a_few_other_pairs_can_be_scored(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.csv").write_text("first,second,grade\nstorm,storm,5\nriver,castle,0\n")
     figures = minibert.evaluate(world / "bi-encoder", data=str(tmp_path / "a.csv"))
     assert (figures["num_eval"], figures["spearman"]) == (2, pytest.approx(1))
+    (tmp_path / "b.csv").write_text("first,second,grade\nstorm,,5\nriver,castle,5\nstorm,a,\n")
+    capsys.readouterr()
+    figures = minibert.evaluate(world / "bi-encoder", data=str(tmp_path / "b.csv"))
+    assert (figures["num_eval"], figures["scored"]) == (2, "test")  # as test_data would be
+    assert "1 rows of test without a score (test:4), left out" in capsys.readouterr().err
+    (tmp_path / "c.csv").write_text("first,second,grade\nstorm,storm,\n")
+    with pytest.raises(InputError, match=r"c.csv holds no scored pair"):
+        minibert.evaluate(world / "bi-encoder", data=str(tmp_path / "c.csv"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_half_a_surrogate_pair_is_one_unknown_character(world: Path, mode: str) -> None:
+    model: Any = minibert.load(world / mode)
+    whole, half = model.predict([("storm \ufffd", "river"), ("storm \ud83d", "river")])
+    assert (half.text, half.score) == (whole.text, pytest.approx(whole.score, abs=1e-6))
 
 
 def test_a_regression_of_others_answers_as_it_stands(world: Path, tmp_path: Path) -> None:

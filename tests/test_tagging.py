@@ -338,6 +338,8 @@ def test_json_lines_are_read(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", "line 1 is not valid JSON"),
+        ("[" * 100_000, "line 1 is not valid JSON"),
+        ('{"id": ' + "7" * 5000 + "}", "line 1 is not valid JSON"),
         ("[]", "line 1 has no list called tokens or words"),
         ('{"tokens": ["a"]}', "line 1 has no list called tags or ner_tags or labels"),
         ('{"tokens": ["a"], "tags": [3]}', "tags are not all strings; give tags by their names"),

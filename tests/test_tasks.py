@@ -7,6 +7,7 @@ import io
 import re
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,41 @@ def test_limit_draws_as_many_as_asked_for_class_by_class(count: int) -> None:
     share = sum(e.label == "pos" for e in chosen)
     assert abs(share - count / 2) < 1
     assert limit_examples(IMDB, examples((30, 30)), count) == chosen
+
+
+LIMITED = [
+    ((380, 20), 200, (180, 20)),
+    ((40, 2, 40), 9, (4, 2, 3)),
+    ((1, 40, 40), 8, (1, 4, 3)),
+    ((2, 3, 40, 40), 31, (2, 3, 13, 13)),
+    ((5, 1), 4, (3, 1)),
+    ((3, 2, 2), 7, (3, 2, 2)),
+]
+
+
+@pytest.mark.parametrize(("counts", "limit", "wanted"), LIMITED)
+def test_what_a_small_class_leaves_over_goes_to_the_larger_ones(
+    counts: tuple[int, ...], limit: int, wanted: tuple[int, ...]
+) -> None:
+    rows = [
+        LabelledText(f"{label}/{i}", f"text {label} {i}", f"class {label}")
+        for label, count in enumerate(counts)
+        for i in range(count)
+    ]
+    found = Counter(e.label for e in limit_examples(IMDB, rows, limit))
+    assert found == {f"class {label}": count for label, count in enumerate(wanted)}
+
+
+def test_balanced_examples_are_those_that_were_always_drawn() -> None:
+    chosen = [e.id for e in limit_examples(IMDB, examples((30, 31)), 7)]
+    assert chosen == ["0/0", "0/9", "0/17", "0/29", "1/1", "1/11", "1/26"]
+
+
+def test_a_limit_below_the_number_of_classes_is_refused() -> None:
+    rows = [LabelledText(f"{i}", f"text {i}", f"class {i % 5}") for i in range(50)]
+    assert len(limit_examples(IMDB, rows, 5)) == 5
+    with pytest.raises(InputError, match="--limit 4 is below the 5 classes of the data"):
+        limit_examples(IMDB, rows, 4)
 
 
 def test_limit_beyond_the_data_keeps_all() -> None:

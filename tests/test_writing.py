@@ -171,6 +171,7 @@ def test_a_folder_predicts_what_the_run_wrote(
     assert told[0].keys() == {"text", "prediction", "score", "is_whole"}
     assert main(["predict", str(translated), "", "storm"]) == 0  # an empty text is answered, too
     assert model.predict("storm")[0].text == "storm"
+    assert model.predict("storm \ud83d")[0].text == "storm \ufffd"
     with pytest.raises(InputError, match="text 1 is 7; expected a string"):
         model.predict([7])
 
@@ -192,6 +193,13 @@ def test_a_finished_folder_is_scored_again(
     for flag in ("--target-column", "--label-column"):
         assert main([*command, flag, "de"]) == 0
         assert json.loads(capsys.readouterr().out)["num_eval"] == 7
+    odd = [{"en": "storm", "de": ""}, {"en": "", "de": "Hier"}]
+    table = write_jsonl(translated.parent / "odd.jsonl", odd)
+    other = ["--text-column", "en", "--target-column", "de"]
+    assert main(["evaluate", str(translated), "--data", table, *other]) == 0
+    said = capsys.readouterr()  # as --test-data would be
+    assert (json.loads(said.out)["num_eval"], json.loads(said.out)["scored"]) == (2, "test")
+    assert "1 empty targets in test, scored as they are" in said.err
     assert main([*command, "--target-column", "fr"]) == 2
     assert "has no column 'fr'; known are en, de" in capsys.readouterr().err
 

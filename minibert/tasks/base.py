@@ -173,6 +173,16 @@ class Task(ABC, Generic[E, P]):
             InputError: data that cannot be used, in one line.
         """
 
+    def read_to_score(self, source: Source) -> Splits[E]:
+        """Reads data that is only to be scored, by a model that was restored; by default as `read`.
+
+        A family that is stricter with what is trained on reads a single file as the test part.
+
+        Raises:
+            InputError: data that cannot be used, in one line.
+        """
+        return self.read(source)
+
     def texts(self, example: E) -> tuple[str, ...]:
         """The texts that the model reads of an example, nothing of its label; for `--adapt`.
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from minibert.config import BertConfig
 from minibert.errors import InputError, did_you_mean
+from minibert.files import whole_characters
 from minibert.heads import BertForSequenceClassification
 from minibert.losses import classification_loss, multi_label_loss
 from minibert.metrics import (
@@ -42,6 +43,7 @@ from minibert.tasks.labelled import (
     clean_text,
     names_of,
     read_own,
+    read_own_test,
     same_text,
 )
 from minibert.tasks.labelled_sets import PUBLIC
@@ -129,12 +131,22 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
                     f"--text-column text, or leave it out: {self.name} has its own splits"
                 )
             return self.public.read(source.path)
+        self._check_own()
+        return read_own(self.settings)
+
+    def read_to_score(self, source: Source) -> Splits[LabelledText]:
+        if not self._own:
+            return self.read(source)
+        self._check_own()
+        return read_own_test(self.settings, self.labels)
+
+    def _check_own(self) -> None:
+        """Raises InputError where there is no own table, or the model reads other texts."""
         if self.settings.data is None:
             raise InputError("--text-column and the like go with --data, a table of your own")
         if self._own_pairs != self.pairs:  # of a model that learnt from other data
             reads = "pairs of texts; name --text-pair-column" if self.pairs else "single texts"
             raise InputError(f"the model reads {reads}")
-        return read_own(self.settings)
 
     def unlabelled(self, source: Source) -> Iterator[str]:
         if self.public is None or self._own or self.public.unlabelled is None:
@@ -382,7 +394,8 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         fits = isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)
         if not fits or len(texts) != (2 if self.pairs else 1):
             raise InputError(f"text {number} is {given!r:.60}; expected {wanted}")
-        return LabelledText(str(number), texts[0], None, texts[1] if self.pairs else None)
+        first, *second = map(whole_characters, texts)
+        return LabelledText(str(number), first, None, *second)
 
     def answer(self, example: LabelledText, prediction: np.ndarray) -> Prediction:
         shares = {n: float(share) for n, share in zip(self.labels, prediction, strict=True)}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.errors import InputError
+from minibert.files import whole_characters
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Splits
 from minibert.tasks.tables import Row, column, read_table
@@ -41,8 +42,8 @@ def has_markup(text: str) -> bool:
 
 
 def clean_text(text: str) -> str:
-    """A text without markup and NUL characters, white space made single spaces."""
-    return " ".join(_MARKUP.sub(" ", text).replace("\0", "").split())
+    """A text of whole characters without markup and NUL, white space made single spaces."""
+    return whole_characters(" ".join(_MARKUP.sub(" ", text).replace("\0", "").split()))
 
 
 def same_text(example: LabelledText) -> str:
@@ -115,6 +116,24 @@ def read_own(settings: FinetuneSettings) -> Splits[LabelledText]:
     return Splits(full, test, settings.data, (*sizes, *notes, *noticed(full, dev, test)), dev)
 
 
+def read_own_test(settings: FinetuneSettings, classes: tuple[str, ...]) -> Splits[LabelledText]:
+    """The table that the settings name as data, as the test part of a model of these classes.
+
+    Rows without a label, or with one that the model lacks, are left out and counted.
+
+    Raises:
+        InputError: a file or column that cannot be used, or no example with a label of the model.
+    """
+    assert settings.data is not None
+    notes: list[str] = []
+    test = _known_part(settings, settings.data, "test", classes, notes, "the model")
+    if test is None:
+        name = settings.label_column or "label"
+        raise InputError(f"{settings.data}: {name} (--label-column) holds no label")
+    size = f"{len(test):,} rows to score"
+    return Splits([], test, settings.data, (size, *notes, *noticed((), None, test)))
+
+
 def classes_of(examples: Sequence[LabelledText]) -> tuple[str, ...]:
     """The names of all classes that occur, sorted."""
     return tuple(sorted({name for e in examples for name in names_of(e)}))
@@ -149,8 +168,9 @@ def _known_part(
     split: str,
     classes: tuple[str, ...],
     notes: list[str],
+    whose: str = "train",
 ) -> list[LabelledText] | None:
-    """A part without examples of classes that train lacks, which are counted."""
+    """A part without examples of classes that train, or the model, lacks; they are counted."""
     found = _own_part(settings, path, split, notes)
     if found is None:
         return None
@@ -158,11 +178,11 @@ def _known_part(
     if len(known) < len(found):
         lacking = sorted(set(classes_of(found)) - set(classes))
         notes.append(
-            f"{len(found) - len(known):,} of {split} with labels that train lacks "
+            f"{len(found) - len(known):,} of {split} with labels that {whose} lacks "
             f"({told(lacking)}), left out"
         )
     if not known:
-        raise InputError(f"{path} holds no example with a label that train has")
+        raise InputError(f"{path} holds no example with a label that {whose} has")
     return known
 
 

@@ -317,7 +317,7 @@ def read_chnsenticorp(path: Path) -> Splits[LabelledText]:
     """
     train, published = path / "train.tsv", _Table(("text_a",), "label", _SENTIMENT)
     first = read_text(train).partition("\n")[0] if train.is_file() else ""
-    table = published if "text_a" in first.split("\t") else _bare(_CHINESE_SENTIMENT)
+    table = published if "text_a" in first.rstrip("\r").split("\t") else _bare(_CHINESE_SENTIMENT)
     return _read_tables(path, {split: {f"{split}.tsv": table} for split in ("train", "dev")})
 
 

@@ -132,13 +132,35 @@ def read_own_pairs(settings: FinetuneSettings) -> Splits[ScoredPair]:
     _check_spread(full, settings.data)
     dev = _own_part(settings, settings.dev_data, "dev", notes)
     test = _own_part(settings, settings.test_data, "test", notes)
-    low, high = scale_of(full)
     for name, part in (("dev", dev), ("test", test)):
-        outside = sum(e.score is not None and not low <= e.score <= high for e in part or ())
-        if outside:
-            notes.append(f"{outside:,} scores of {name} outside train's {low:g} to {high:g}")
+        notes += _outside(part or (), name, scale_of(full))
     sizes = f"{len(full):,} pairs to train on"
     return Splits(full, test, settings.data, (sizes, *notes, *_odd(full, dev, test)), dev)
+
+
+def read_own_test_pairs(settings: FinetuneSettings, scale: Scale) -> Splits[ScoredPair]:
+    """The table that the settings name as data, as the test part of a model of this scale.
+
+    Rows without a score are left out and counted.
+
+    Raises:
+        InputError: a file or column that cannot be used, or no pair with a score.
+    """
+    assert settings.data is not None
+    notes: list[str] = []
+    test = _own_part(settings, settings.data, "test", notes)
+    if test is None:
+        raise InputError(f"{settings.data} holds no scored pair")
+    notes += _outside(test, "test", scale)
+    size = f"{len(test):,} pairs to score"
+    return Splits([], test, settings.data, (size, *notes, *_odd((), None, test)))
+
+
+def _outside(part: Sequence[ScoredPair], name: str, scale: Scale) -> list[str]:
+    """A note of the scores that are not within those that were trained on."""
+    low, high = scale
+    count = sum(e.score is not None and not low <= e.score <= high for e in part)
+    return [f"{count:,} scores of {name} outside train's {low:g} to {high:g}"] if count else []
 
 
 def _own_part(

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError
-from minibert.files import read_json, write_json
+from minibert.files import read_json, whole_characters, write_json
 from minibert.heads import BertForSequenceClassification
 from minibert.losses import squared_error
 from minibert.metrics import pearson, spearman
@@ -38,6 +38,7 @@ from minibert.tasks.scored import (
     Scale,
     ScoredPair,
     read_own_pairs,
+    read_own_test_pairs,
     read_stsb,
     same_pair,
     scale_of,
@@ -103,9 +104,7 @@ class SimilarityTask(Task[ScoredPair, float]):
 
     def read(self, source: Source) -> Splits[ScoredPair]:
         self._check_settings()
-        s = self.settings
-        columns = any((s.text_column, s.text_pair_column, s.label_column))
-        is_own = columns or not (self.is_public and source.path.is_dir())
+        s, is_own = self.settings, self._is_own(source)
         if not is_own and (s.dev_data or s.test_data):
             raise InputError(
                 "--dev-data and --test-data go with a table of your own; stsb has its own splits"
@@ -122,6 +121,17 @@ class SimilarityTask(Task[ScoredPair, float]):
                 )
         said = f"scores from {self.scale.low:g} to {self.scale.high:g} are 0 to 1 in the loss"
         return Splits(splits.train, splits.test, splits.source, (*splits.notes, said), splits.dev)
+
+    def read_to_score(self, source: Source) -> Splits[ScoredPair]:
+        if not self._is_own(source):
+            return self.read(source)
+        return read_own_test_pairs(self.settings, self._scale)
+
+    def _is_own(self, source: Source) -> bool:
+        """Whether the data is a table of the user's own, by named columns, the name, or a file."""
+        s = self.settings
+        columns = any((s.text_column, s.text_pair_column, s.label_column))
+        return columns or not (self.is_public and source.path.is_dir())
 
     def _check_settings(self) -> None:
         s = self.settings
@@ -287,7 +297,8 @@ class SimilarityTask(Task[ScoredPair, float]):
                 f"text {number} is {given!r:.60}; expected two texts, as a tab between them or a "
                 f"list of two"
             )
-        return ScoredPair(str(number), texts[0], texts[1], None)
+        first, second = map(whole_characters, texts)
+        return ScoredPair(str(number), first, second, None)
 
     def answer(self, example: ScoredPair, prediction: float) -> SimilarityPrediction:
         return SimilarityPrediction(example.text, example.text_pair, prediction, prediction)

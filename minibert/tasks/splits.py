@@ -70,15 +70,35 @@ def cut_dev(task: Task[E, Any], examples: Sequence[E], fraction: float) -> tuple
 
 
 def limit_examples(task: Task[E, Any], examples: Sequence[E], count: int) -> list[E]:
-    """Draws `count` examples, as many of each class as there are classes to share them."""
+    """Draws `count` examples, as many of each class as of any other that has as many.
+
+    What a small class leaves over goes to the larger ones.
+
+    Raises:
+        InputError: fewer than one example for each class.
+    """
     rng = np.random.default_rng(_SPLIT_SEED)
     classes: dict[Any, list[E]] = {}
     for example in examples:
         classes.setdefault(task.stratum(example), []).append(example)
+    if count < len(classes):
+        raise InputError(
+            f"--limit {count} is below the {len(classes)} classes of the data; it must be at least "
+            f"{len(classes)}, one example of each"
+        )
+    shares = _shares({label: len(own) for label, own in classes.items()}, count)
     chosen: list[E] = []
-    for number, label in enumerate(sorted(classes)):
+    for label in sorted(classes):
         own = classes[label]
-        share = count // len(classes) + (number < count % len(classes))
-        order = rng.permutation(len(own))[:share]
+        order = rng.permutation(len(own))[: shares[label]]
         chosen += [own[i] for i in sorted(order)]
     return chosen
+
+
+def _shares(sizes: dict[Any, int], count: int) -> dict[Any, int]:
+    """`count` parted among classes of these sizes, evenly; the first of them get the odd ones."""
+    larger = sorted(sizes, key=lambda label: sizes[label])
+    while larger and sizes[larger[0]] <= count // len(larger):  # taken whole
+        count -= sizes[larger.pop(0)]
+    level, odd = divmod(count, max(1, len(larger)))
+    return sizes | {label: level + (i < odd) for i, label in enumerate(sorted(larger))}

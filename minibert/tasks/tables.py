@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.errors import InputError
+from minibert.files import whole_characters
 
 KINDS = (".csv", ".tsv", ".jsonl")
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
+_LONGEST_FIELD = 1 << 30  # characters; the csv module alone takes 128 KiB
 
 
 class Row(NamedTuple):
@@ -101,13 +103,16 @@ def _fields(path: Path, text: str, kind: str) -> Iterator[tuple[int, list[str]]]
         return
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     line = 1
+    limit = csv.field_size_limit(_LONGEST_FIELD)
     try:
         for fields in reader:
-            if fields:
+            if len(fields) > 1 or "".join(fields).strip():
                 yield line, fields
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}, line {line}: {error}") from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _objects(path: Path, text: str) -> Iterator[Row]:
@@ -116,11 +121,18 @@ def _objects(path: Path, text: str) -> Iterator[Row]:
             continue
         try:
             values = json.loads(content)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # such as a number of 5,000 digits
             raise InputError(f"{path}, line {line} is not JSON: {error}") from None
         if not isinstance(values, dict):
             raise InputError(f"{path}, line {line} holds {type(values).__name__}, not an object")
-        yield Row(line, values)
+        yield Row(line, {name: _whole(value) for name, value in values.items()})
+
+
+def _whole(value: Any) -> Any:
+    """A value without halves of surrogate pairs, of a list each."""
+    if isinstance(value, list):
+        return [whole_characters(v) if isinstance(v, str) else v for v in value]
+    return whole_characters(value) if isinstance(value, str) else value
 
 
 def column(row: Row, name: str, path: Path, flag: str) -> Any:

@@ -166,7 +166,7 @@ def read_json_lines(
         place = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{place} is not valid JSON: {error}") from None
         words = _strings(row, word_keys, place)
         tags = _strings(row, tag_keys, place)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from minibert.config import BertConfig
 from minibert.decoder_config import DecoderConfig
 from minibert.errors import InputError
-from minibert.files import write_atomically
+from minibert.files import whole_characters, write_atomically
 from minibert.flops import generation_flops
 from minibert.generation import GenerationSettings, generate, rehearse
 from minibert.losses import IGNORE_INDEX
@@ -159,7 +159,7 @@ class WritingTask(Task[TextPair, WrittenText]):
         return (self.read_as(example.source),)
 
     def read(self, source: Source) -> Splits[TextPair]:
-        self.figures(["a"], [["a"]])  # a scorer that is missing is missing before the training
+        self._check_scorer()
         if self.settings.truncation == "windows":
             raise InputError(
                 f"--truncation windows has no use in {self.name}: one text is written; "
@@ -178,6 +178,9 @@ class WritingTask(Task[TextPair, WrittenText]):
         found = self.read_public(source.path)
         return Splits(found.train, found.test, found.source, found.notes, found.dev)
 
+    def _check_scorer(self) -> None:
+        self.figures(["a"], [["a"]])  # one that is missing is missing before the work
+
     def read_own(self) -> Splits[TextPair]:
         """Tables by the columns that the settings name, or pairs of files of lines.
 
@@ -186,10 +189,22 @@ class WritingTask(Task[TextPair, WrittenText]):
         """
         s = self.settings
         assert s.data is not None
-        train = self._own_part(s.data, s.target_data, "train")
-        dev = s.dev_data and self._own_part(s.dev_data, s.dev_target_data, "dev")
-        test = s.test_data and self._own_part(s.test_data, s.test_target_data, "test")
+        train = self._own_part(s.data, s.target_data, "train", "--data")
+        dev = s.dev_data and self._own_part(s.dev_data, s.dev_target_data, "dev", "--dev-data")
+        test = s.test_data and self._own_part(
+            s.test_data, s.test_target_data, "test", "--test-data"
+        )
         return self.own_splits(train, dev or None, test or None)
+
+    def read_to_score(self, source: Source) -> Splits[TextPair]:
+        if not source.path.is_file():
+            return self.read(source)
+        self._check_scorer()
+        test = self._own_part(str(source.path), self.settings.target_data, "test", "--data")
+        if not test:
+            raise InputError(f"{source.path} holds no pair")
+        notes = f"{len(test):,} pairs to score", *_odd([], None, test)
+        return Splits([], test, str(source.path), notes)
 
     def own_splits(
         self,
@@ -201,30 +216,16 @@ class WritingTask(Task[TextPair, WrittenText]):
         kept, dropped = drop_empty(train)
         if not kept:
             raise InputError(f"{self.settings.data}: no pair to train on has two texts")
-        notes = [f"{len(kept):,} pairs to train on", *dropped]
-        known = {pair.source for pair in kept}
-        for name, part in (("dev", dev), ("test", test)):
-            if part is None:
-                continue
-            if not part:
-                raise InputError(f"{name} holds no pair")
-            empty = sum(not pair.target.strip() for pair in part)
-            notes += [f"{empty:,} empty targets in {name}, scored as they are"] if empty else []
-            shared = sum(pair.source in known for pair in part)
-            notes += [f"{shared:,} {name} sources occur in train, too"] if shared else []
-        for part in (kept, dev, test):
-            twice = sum(count > 1 for count in Counter(pair.id for pair in part or ()).values())
-            notes += [f"{twice:,} ids that come more than once"] if twice else []
+        notes = [f"{len(kept):,} pairs to train on", *dropped, *_odd(kept, dev, test)]
         return Splits(kept, test, str(self.settings.data), tuple(notes), dev)
 
-    def _own_part(self, path: str, target: str | None, split: str) -> list[TextPair]:
-        flag = "" if split == "train" else f"{split}-"
+    def _own_part(self, path: str, target: str | None, split: str, flag: str) -> list[TextPair]:
         if target is not None:
             return read_parallel_files(Path(path), Path(target), split)
         if not is_table(Path(path)):
             raise InputError(
-                f"--{flag}data {path} is neither a .csv, .tsv nor .jsonl; of two files of lines "
-                f"name the second with --{flag}target-data"
+                f"{flag} {path} is neither a .csv, .tsv nor .jsonl; of two files of lines "
+                f"name the second with {flag.removesuffix('data')}target-data"
             )
         s = self.settings
         target_column = s.target_column or s.label_column or "target"
@@ -479,10 +480,35 @@ class WritingTask(Task[TextPair, WrittenText]):
     def example_of(self, given: Any, number: int) -> TextPair:
         if not isinstance(given, str):
             raise InputError(f"text {number} is {given!r:.60}; expected a string")
-        return TextPair(str(number), given, ())
+        return TextPair(str(number), whole_characters(given), ())
 
     def answer(self, example: TextPair, prediction: WrittenText) -> Answer:
         return Answer(example.source, *prediction)
+
+
+def _odd(
+    train: list[TextPair], dev: list[TextPair] | None, test: list[TextPair] | None
+) -> list[str]:
+    """What is odd about parts: empty targets, sources of train, ids that come twice.
+
+    Raises:
+        InputError: dev or test is there and empty.
+    """
+    notes = []
+    known = {pair.source for pair in train}
+    for name, part in (("dev", dev), ("test", test)):
+        if part is None:
+            continue
+        if not part:
+            raise InputError(f"{name} holds no pair")
+        empty = sum(not pair.target.strip() for pair in part)
+        notes += [f"{empty:,} empty targets in {name}, scored as they are"] if empty else []
+        shared = sum(pair.source in known for pair in part)
+        notes += [f"{shared:,} {name} sources occur in train, too"] if shared else []
+    for part in (train, dev, test):
+        twice = sum(count > 1 for count in Counter(pair.id for pair in part or ()).values())
+        notes += [f"{twice:,} ids that come more than once"] if twice else []
+    return notes
 
 
 class _TokenScores:
