@@ -86,6 +86,7 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
         "64 tokens": {"max_seq_length": 64, "batch_size": 64},
         "256 tokens": {"max_seq_length": 256, "batch_size": 16},
         "64 tokens first, 0.7": {"short_length": 64, "short_share": 0.7},
+        "shifted positions": {"shift_positions": True},
     },
     "masks": {
         "20 % masked": {"mask_prob": 0.2},
@@ -117,6 +118,7 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
         "the same, Muon, sentence order": {**_BEST, "nsp": "sop"},
         "recipe before": {**_MUON, "max_seq_length": 256},
         "recipe": recipe("small-budget"),
+        "recipe, shifted positions": {**recipe("small-budget"), "shift_positions": True},
     },
 }
 CHANGES = {name: changes for group in TRIALS.values() for name, changes in group.items()}

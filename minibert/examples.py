@@ -33,6 +33,7 @@ _PARTS_KEPT = 64  # blocks of which the number of parts is remembered
 _MOST_STRETCHES = 1 << 20  # that a text of fewer than four documents is cut into
 _HELD_OUT_KEY = 2019  # the split does not depend on the seed: seeds compare on the same text
 _EVAL_SEED = 2019  # evaluation masks are fixed
+_PLACES = 1  # tells the generator of positions from that of texts and masks
 Spread = Callable[[Callable[[int], Any], int], list[Any]]  # a function and how often to call it
 _LONGEST_SPAN, _SPAN_STOP = 10, 0.2  # span masking after Joshi et al. 2020, section 3.1
 
@@ -69,6 +70,7 @@ class Example(NamedTuple):
     input_ids: (n,) with specials and masks in place. first_length: tokens of segment 0, [CLS] and
     the first [SEP] included. mlm_positions, mlm_labels: where tokens were chosen, and what stood
     there. next_sentence_label: 0 follows (or in order), 1 random (or swapped), None without pairs.
+    first_position: the position of [CLS]; None for 0 in all examples of a run.
     """
 
     input_ids: np.ndarray
@@ -76,13 +78,14 @@ class Example(NamedTuple):
     mlm_positions: np.ndarray
     mlm_labels: np.ndarray
     next_sentence_label: int | None
+    first_position: int | None = None
 
 
 class PackedExamples(NamedTuple):
     """Examples in few arrays, to be sent from one process to another.
 
     ids: all tokens. places: all mlm_positions, then all mlm_labels. sizes: (5, examples), of each
-    its tokens, first_length, predictions, label, and whether it has a label.
+    its tokens, first_length, predictions, label and first_position, the last two -1 for None.
     """
 
     ids: np.ndarray
@@ -93,16 +96,18 @@ class PackedExamples(NamedTuple):
 def pack(examples: list[Example]) -> PackedExamples:
     """Examples in few arrays."""
     columns = [
-        (len(e.input_ids), e.first_length, len(e.mlm_positions), e.next_sentence_label or 0)
+        (
+            *(len(e.input_ids), e.first_length, len(e.mlm_positions)),
+            *(-1 if n is None else n for n in (e.next_sentence_label, e.first_position)),
+        )
         for e in examples
     ]
-    paired = [e.next_sentence_label is not None for e in examples]
     none = [np.zeros(0, np.int64)]
     places = [*(e.mlm_positions for e in examples), *(e.mlm_labels for e in examples)]
     return PackedExamples(
         np.concatenate([e.input_ids for e in examples] or none).astype(np.int32),
         np.concatenate(places or none).astype(np.int32),
-        np.array([(*c, p) for c, p in zip(columns, paired, strict=True)], np.int32).reshape(-1, 5),
+        np.array(columns, np.int32).reshape(-1, 5),
     )
 
 
@@ -111,24 +116,28 @@ def unpack(packed: PackedExamples) -> list[Example]:
     ids = packed.ids.astype(np.int64)
     positions, labels = packed.places.astype(np.int64).reshape(2, -1)
     examples, at, slot = [], 0, 0
-    for length, first, count, label, is_pair in packed.sizes.tolist():
+    for length, first, count, *numbers in packed.sizes.tolist():
         own = slice(slot, slot + count)
-        example = Example(
-            ids[at : at + length], first, positions[own], labels[own], label if is_pair else None
+        label, place = (None if n < 0 else n for n in numbers)
+        examples.append(
+            Example(ids[at : at + length], first, positions[own], labels[own], label, place)
         )
-        examples.append(example)
         at, slot = at + length, slot + count
     return examples
 
 
 @dataclass(frozen=True)
 class ExampleOptions:
-    """What a pretraining example is; see the flags of the same names."""
+    """What a pretraining example is; see the flags of the same names.
+
+    num_positions: a sequence begins at any that leaves room for it; None: each begins at 0.
+    """
 
     max_seq_length: int = 128
     mask_prob: float = 0.15
     masking: str = "token"
     nsp: str = "nsp"
+    num_positions: int | None = None
 
     @property
     def max_predictions(self) -> int:
@@ -156,7 +165,16 @@ class ExampleBuilder:
         offsets = self.documents.offsets(position, part)
         segments = self._single if self.options.nsp == "none" else self._pairs
         made = (self._mask(rng, *pair) for pair in segments(rng, position, offsets) if len(pair[0]))
-        return [example for example in made if len(example.mlm_positions)]
+        found = [example for example in made if len(example.mlm_positions)]
+        if self.options.num_positions is None:
+            return found
+        # Of a generator of their own, so that the examples are otherwise those of an unshifted run.
+        drawn = np.random.default_rng([seed, epoch, position, part, _PLACES])
+        room = [self.options.num_positions - len(e.input_ids) + 1 for e in found]
+        return [
+            e._replace(first_position=int(drawn.integers(n)))
+            for e, n in zip(found, room, strict=True)
+        ]
 
     def _single(
         self, rng: np.random.Generator, position: int, offsets: np.ndarray
@@ -548,6 +566,7 @@ def collate(examples: list[Example], max_predictions: int) -> dict[str, Tensor]:
         input_ids, token_type_ids, attention_mask: (B, T) int64.
         mlm_positions, mlm_labels: (B, M) int64; unused slots point at 0 and hold IGNORE_INDEX.
         next_sentence_label: (B,) int64, absent without pairs.
+        first_positions: (B,) int64, absent where all are 0.
     """
     batch = len(examples)
     length = -(-max(len(e.input_ids) for e in examples) // 8) * 8
@@ -565,6 +584,8 @@ def collate(examples: list[Example], max_predictions: int) -> dict[str, Tensor]:
     out["mlm_positions"], out["mlm_labels"] = map(torch.from_numpy, slots)
     if examples[0].next_sentence_label is not None:
         out["next_sentence_label"] = torch.tensor([e.next_sentence_label for e in examples])
+    if examples[0].first_position is not None:
+        out["first_positions"] = torch.tensor([e.first_position for e in examples])
     return out
 
 

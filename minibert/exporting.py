@@ -29,6 +29,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _WEIGHTS = "model.safetensors"
 _PARTS = "parts.json"
 _LOG = ("run.json", "results.json", "metrics.jsonl")
+_OF_A_TASK = ("qa.json", "similarity.json", "target_tokenizer.json")
 
 
 def export(
@@ -113,7 +114,8 @@ def _files_beside(folder: Path, log: bool) -> list[str]:
 
 def _stale(output: Path) -> list[str]:
     """What an earlier model may have left, which would belie the new one."""
-    return [_PARTS, *(part.name for part in output.glob(f"{_WEIGHTS}.part-*")), *_LOG]
+    parts = (part.name for part in output.glob(f"{_WEIGHTS}.part-*"))
+    return [_PARTS, *parts, *_LOG, *_OF_A_TASK]
 
 
 def _check_output(folder: Path, output: Path, beside: set[str], overwrite: bool) -> None:

@@ -82,7 +82,7 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
         raise InputError(f"{path} does not exist ({hint})") from None
     except NotADirectoryError:
         raise InputError(f"{path.parent} is not a folder ({hint})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # JSON or UTF-8
         raise InputError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds {type(content).__name__}, expected a JSON object")

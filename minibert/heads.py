@@ -136,6 +136,7 @@ class BertForPreTraining(PretrainedMixin, nn.Module):
         attention_mask: Tensor | None = None,
         mlm_positions: Tensor | None = None,
         mlm_labels: Tensor | None = None,
+        first_positions: Tensor | None = None,
     ) -> PretrainingOutput:
         """Scores masked words and sentence pairs.
 
@@ -146,8 +147,9 @@ class BertForPreTraining(PretrainedMixin, nn.Module):
                 they and the labels may be on the host, which spares unused slots.
             mlm_labels: (B, M) original ids, IGNORE_INDEX in unused slots, for their loss instead
                 of scores; (B, T) without positions.
+            first_positions: (B,), as in `BertModel`.
         """
-        out = self.bert(input_ids, token_type_ids, attention_mask)
+        out = self.bert(input_ids, token_type_ids, attention_mask, first_positions=first_positions)
         hidden = out.last_hidden_state
         words = self.bert.embeddings.word.weight
         logits, score = None, None

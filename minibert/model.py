@@ -206,6 +206,7 @@ class BertModel(PretrainedMixin, nn.Module):
         attention_mask: Tensor | None = None,
         output_hidden_states: bool = False,
         first_only: bool = False,
+        first_positions: Tensor | None = None,
     ) -> BertOutput:
         """Encodes a batch.
 
@@ -217,6 +218,7 @@ class BertModel(PretrainedMixin, nn.Module):
             output_hidden_states: also return the embeddings and every layer's output.
             first_only: the last layer computes the first token alone, which is all that the pooler
                 reads; padding must not stand in front.
+            first_positions: (B,) the position of each sequence's first token; 0 when left out.
 
         Raises:
             ValueError: T is beyond max_position_embeddings; first_only with hidden states, or on a
@@ -227,8 +229,11 @@ class BertModel(PretrainedMixin, nn.Module):
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         layout: Layout | PackedLayout = self._layout(input_ids, attention_mask)
+        positions = layout.positions(input_ids.device)
+        if first_positions is not None:
+            positions = positions + layout.take(first_positions[:, None].expand_as(input_ids))
         x = self.embeddings(
-            layout.take(input_ids), layout.take(token_type_ids), layout.positions(input_ids.device)
+            layout.take(input_ids), layout.take(token_type_ids), positions
         )  # (R, D)
         states = [x]
         for number, layers in enumerate(self.stacks(1 if output_hidden_states else _STACKED), 1):

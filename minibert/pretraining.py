@@ -151,9 +151,16 @@ def _reader_options(settings: PretrainSettings) -> corpus.ReaderOptions:
 
 
 def _prepare_text(
-    settings: PretrainSettings, files: list[Path], tokenizer_folder: Path | None
+    settings: PretrainSettings,
+    files: list[Path],
+    tokenizer_folder: Path | None,
+    num_positions: int,
 ) -> _Source:
-    """Files -> vocabulary -> token store -> split, with what was found printed."""
+    """Files -> vocabulary -> token store -> split, with what was found printed.
+
+    Args:
+        num_positions: of the network.
+    """
     options = _reader_options(settings)
     cache = Path(settings.cache_dir) if settings.cache_dir else None
     if tokenizer_folder is not None:
@@ -169,10 +176,10 @@ def _prepare_text(
         tokenizer = corpus_vocabulary(files, wanted, options, lowercase, chinese, cache, exact)
     store = open_store(files, tokenizer, options, cache)
     log_line("corpus", str(store.counts))
-    example_options = ExampleOptions(
-        settings.max_seq_length, settings.mask_prob, settings.masking, settings.nsp
-    )
-    exam_options = dataclasses.replace(example_options, mask_prob=EXAM_MASK_PROB, masking="token")
+    length, nsp = settings.max_seq_length, settings.nsp
+    shifted = num_positions if settings.shift_positions else None
+    example_options = ExampleOptions(length, settings.mask_prob, settings.masking, nsp, shifted)
+    exam_options = ExampleOptions(length, EXAM_MASK_PROB, "token", nsp)
     training, held_out = split_documents(store, settings.nsp)
     log_line("split", f"{len(training):,} documents to train on, {len(held_out):,} held out")
     return _Source(
@@ -352,7 +359,7 @@ class _Run:
             "learning_rate": loop.settings.learning_rate,
             "start": str(start.folder) if start.folder else None,
             "start_weights": start.digest,
-            "trained_positions": max(start.positions, settings.max_seq_length),
+            "trained_positions": max(start.positions, _reached(settings, model.config)),
             "budget": dataclasses.asdict(loop.settings.budget),
             "peak_flops": loop.utilisation.peak_flops,
             "model": model.config.to_dict(),
@@ -402,7 +409,8 @@ class _Run:
         settings, begun = self.settings, self.begun
         tokenizer_folder = _tokenizer_folder(settings, start.folder, self.folder, begun)
         with self.world.main_first():  # the others find vocabulary and tokens ready
-            source = _prepare_text(settings, self.files, tokenizer_folder)
+            positions = start.config.max_position_embeddings
+            source = _prepare_text(settings, self.files, tokenizer_folder, positions)
         if begun is not None and begun["resolved"]["tokenizer"] != source.tokenizer.fingerprint:
             raise InputError("--resume: the tokenizer has changed since; --overwrite starts anew")
         return source
@@ -488,6 +496,11 @@ class _Run:
             pace=data.pace,
         )
         return loop
+
+
+def _reached(settings: PretrainSettings, config: BertConfig) -> int:
+    """How many of the network's positions a run trains."""
+    return config.max_position_embeddings if settings.shift_positions else settings.max_seq_length
 
 
 def _with_dropout_of(config: BertConfig, other: BertConfig) -> BertConfig:

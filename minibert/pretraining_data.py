@@ -34,7 +34,8 @@ def pretraining_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term
         "mlm" and, with next_sentence_label, "nsp".
     """
     inputs = ("input_ids", "token_type_ids", "attention_mask", "mlm_positions", "mlm_labels")
-    out = model(**{name: batch[name] for name in inputs})
+    shifted = {name: batch[name] for name in ("first_positions",) if name in batch}
+    out = model(**{name: batch[name] for name in inputs}, **shifted)
     terms = {"mlm": Term(*out.mlm_score)}
     if "next_sentence_label" in batch:
         pairs = batch["next_sentence_label"]

@@ -334,6 +334,10 @@ class PretrainSettings(RunSettings):
     tokenizer: str | None = setting(None, "folder of a tokenizer to reuse instead of training one")
     lowercase: bool | None = setting(None, "lower-case and strip accents; default yes")
     split_chinese: bool | None = setting(None, "make every Chinese character a word; default yes")
+    shift_positions: bool = setting(
+        False,
+        "each sequence begins at a random position of the network's, so that all get trained",
+    )
     short_length: int | None = setting(
         None,
         "tokens per sequence at first, as many more sequences per step, so that its tokens stay; "

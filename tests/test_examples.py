@@ -34,9 +34,11 @@ from minibert.examples import (
     _truncate,
     collate,
     held_out_examples,
+    pack,
     split_documents,
     tokens_per_character,
     unigram_entropy,
+    unpack,
 )
 from minibert.losses import IGNORE_INDEX
 from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
@@ -997,6 +999,32 @@ def test_batch_rows_hold_their_example_and_nothing_else(words: WordPiece) -> Non
 
 
 # --- any corpus --------------------------------------------------------------------------------
+
+
+def test_shifted_examples_differ_in_their_place_alone(pieces: WordPiece) -> None:
+    corpus = pieced_corpus(200, 4)
+    options = {"nsp": "none", "max_seq_length": 20}
+    plain = epoch_of(builder_of(corpus, pieces, **options))
+    builder = builder_of(corpus, pieces, num_positions=64, **options)
+    shifted = epoch_of(builder)
+    assert len(shifted) == len(plain) > 100
+    for a, b in zip(plain, shifted, strict=True):
+        assert a.input_ids.tolist() == b.input_ids.tolist()
+        assert a.mlm_positions.tolist() == b.mlm_positions.tolist()
+    places = [e.first_position for e in shifted]
+    assert all(
+        p is not None and p + len(e.input_ids) <= 64 for p, e in zip(places, shifted, strict=True)
+    )
+    assert set(range(10)) | set(range(35, 44)) <= {p for p in places if p is not None}
+    assert {e.first_position for e in plain} == {None}
+    batch = collate(shifted[:8], builder.options.max_predictions)
+    assert batch["first_positions"].tolist() == places[:8]
+    assert "first_positions" not in collate(plain[:8], builder.options.max_predictions)
+    for examples in (plain, shifted):
+        assert [e.first_position for e in unpack(pack(examples))] == [
+            e.first_position for e in examples
+        ]
+
 
 SENTENCES = st.lists(
     st.integers(1, 204).filter(lambda i: i not in (2, 3, 4)), min_size=1, max_size=30

@@ -142,7 +142,11 @@ def test_a_model_card_stays_and_nothing_is_replaced_unasked(model: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "name", ["run.json", "results.json", "metrics.jsonl", "model.safetensors.part-01-of-02"]
+    "name",
+    [
+        *("run.json", "results.json", "metrics.jsonl", "model.safetensors.part-01-of-02"),
+        *("qa.json", "similarity.json", "target_tokenizer.json"),
+    ],
 )
 def test_what_another_run_left_is_not_removed_unasked(
     model: Path, tmp_path: Path, name: str

@@ -94,6 +94,25 @@ def test_padding_does_not_change_outputs(tiny_config: BertConfig, padded_batch: 
         torch.testing.assert_close(together.pooler_output[row], alone.pooler_output[0])
 
 
+def test_a_shifted_sequence_has_the_later_position_embeddings(
+    tiny_config: BertConfig, padded_batch: Batch
+) -> None:
+    model = BertForPreTraining(tiny_config).eval()
+    shake(model)
+    places = torch.tensor([3, 0, 9])
+    shifted = model(**padded_batch, first_positions=places)
+    table = model.bert.embeddings.position.weight
+    rolled = table.detach().clone()
+    for row, place in enumerate(places.tolist()):
+        with torch.no_grad():
+            table.copy_(rolled.roll(-place, 0))
+        plain = model(**padded_batch)
+        real = padded_batch["attention_mask"][row].bool()
+        torch.testing.assert_close(shifted.mlm_logits[row, real], plain.mlm_logits[row, real])
+        torch.testing.assert_close(shifted.pooler_output[row], plain.pooler_output[row])
+    assert not torch.equal(shifted.pooler_output[0], model(**padded_batch).pooler_output[0])
+
+
 def test_ids_below_the_padding_do_not_matter(tiny_config: BertConfig, padded_batch: Batch) -> None:
     model = BertModel(tiny_config).eval()
     real = padded_batch["attention_mask"].bool()

@@ -95,6 +95,7 @@ def test_questions_are_read_in_order_with_all_answers(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
         ("[]", "has no list 'data'"),
         ('{"data": []}', "holds no questions"),
         ('{"data": [3]}', "article 1 has no list 'paragraphs'"),

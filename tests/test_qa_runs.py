@@ -182,6 +182,7 @@ def test_json_lines_are_answered(plain: Path, capsys: pytest.CaptureFixture[str]
     }
     for line, wanted in (
         ("Who?", "'Who?' is not JSON; expected {\"question\""),
+        ("[" * 100_000, "is not JSON; expected"),
         ("{}", 'input 1 is {}; expected {"question"'),
         ('{"question": "a", "context": 3}', "expected {"),
         ('["a"]', "expected {"),

@@ -97,6 +97,22 @@ def test_held_out_figures_are_of_the_same_masks_whatever_a_run_trains_on(world: 
     assert spans["mlm_loss"] == pytest.approx(plain["mlm_loss"], abs=1e-5)
 
 
+def test_shifted_positions_train_all_of_them(world: Path) -> None:
+    def moved(output: str, **options: Any) -> tuple[torch.Tensor, int]:
+        kept = {"preset": "tiny", "vocab_size": 60, "weight_decay": 0.0, "max_steps": 6}
+        run = pretrain_in(world, output, **kept, **options)
+        start = pretrain_in(world, f"{output}-0", **kept, **options, learning_rate=1e-12)
+        name = "bert.embeddings.position_embeddings.weight"
+        apart = (weights(run.folder)[name] - weights(start.folder)[name]).abs().amax(1)
+        record = json.loads((run.folder / "run.json").read_text())
+        return apart > 1e-6, record["resolved"]["trained_positions"]
+
+    plain, trained = moved("unshifted")
+    assert trained == 32 and not plain[32:].any() and plain[:32].any()
+    shifted, trained = moved("shifted", shift_positions=True)
+    assert trained == 512 and shifted[32:].float().mean() > 0.9
+
+
 def test_longer_sequences_than_pretraining_had_are_told(
     world: Path, pretrained: RunResult, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -381,7 +381,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
             return line
         try:
             return json.loads(line) if line.lstrip()[:1] in ("[", "{") else line.split("\t")
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return line.split("\t")
 
     def example_of(self, given: Any, number: int) -> LabelledText:

@@ -303,7 +303,7 @@ class QATask(Task[Question, Reply]):
     def parse_line(self, line: str) -> Any:
         try:
             return json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise InputError(f"{line!r:.60} is not JSON; expected {_WANTED} a line") from None
 
     def example_of(self, given: Any, number: int) -> Question:

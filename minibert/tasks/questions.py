@@ -71,7 +71,7 @@ def read_squad(path: Path) -> tuple[list[Question], list[str]]:
     """
     try:
         content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from None
     questions: list[Question] = []
     repeated: list[str] = []

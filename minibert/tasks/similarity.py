@@ -283,7 +283,7 @@ class SimilarityTask(Task[ScoredPair, float]):
     def parse_line(self, line: str) -> Any:
         """Two texts with a tab between, or a JSON list or object of them."""
         if line.lstrip()[:1] in ("[", "{"):
-            with contextlib.suppress(json.JSONDecodeError):
+            with contextlib.suppress(ValueError, RecursionError):
                 return json.loads(line)
         return line.split("\t") if "\t" in line else line
 

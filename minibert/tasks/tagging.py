@@ -290,7 +290,7 @@ class TaggingTask(Task[Sentence, Tagged]):
             return line
         try:
             return json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return line  # "[Reuters] Oslo" is a text like another
 
     def example_of(self, given: Any, number: int) -> Sentence:
