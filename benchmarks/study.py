@@ -38,7 +38,7 @@ from minibert.examples import Example, ExampleBuilder, ExampleOptions, held_out_
 from minibert.run_folder import RunFolder
 from minibert.settings import PretrainSettings, recipe
 
-_EXAM = ExampleOptions(max_seq_length=128, mask_prob=0.15, masking="token", nsp="none")
+_EXAM = ExampleOptions(128, pretraining.EXAM_MASK_PROB, masking="token", nsp="none")
 BASE: dict[str, Any] = {
     "preset": "tiny",
     "vocab_size": 8192,

@@ -94,7 +94,8 @@ def adapt(
         places = [str(run / _TEXT) if place == OWN_TEXT else place for place in places]
     try:
         files, _ = readable_files(find_files(places, "--adapt"))
-        _say_copies(task, splits, [file for file in files if file != run / _TEXT])
+        if named := [file for file in files if file != run / _TEXT]:
+            _say_copies(task, splits, named)
         wanted = _pretraining(settings, places, start, run / _FOLDER)
         with contextlib.redirect_stdout(sys.stderr):  # results are those of the task
             figures = pretrain(wanted).figures

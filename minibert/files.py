@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
+import csv
 import gzip
 import json
 import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,16 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds {type(content).__name__}, expected a JSON object")
     return content
+
+
+@contextlib.contextmanager
+def long_csv_fields() -> Iterator[None]:
+    """While open, the csv module takes fields of any length; by itself it stops at 128 KiB."""
+    limit = csv.field_size_limit(1 << 30)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from minibert.corpus import split_sentences
 from minibert.errors import InputError, did_you_mean
-from minibert.files import whole_characters
+from minibert.files import long_csv_fields, whole_characters
 
 _TABLES = {".csv": ",", ".tsv": "\t"}
 
@@ -261,23 +261,21 @@ def _table_rows(path: Path) -> list[dict[str, str]]:
         delimiter=_TABLES[kind],
         quoting=csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL,
     )
-    limit = csv.field_size_limit(1 << 30)  # a dialogue may be longer than the module's 128 KiB
+    rows = []
     try:
-        header = next(reader, [])
-        rows = []
-        for row in reader:
-            if len(row) < 2 and not "".join(row).strip():
-                continue  # a blank line
-            if len(row) != len(header):
-                raise InputError(
-                    f"{path}, line {reader.line_num}: {len(row)} fields, but the header has "
-                    f"{len(header)}"
-                )
-            rows.append(dict(zip(header, row, strict=True)))
+        with long_csv_fields():
+            header = next(reader, [])
+            for row in reader:
+                if len(row) < 2 and not "".join(row).strip():
+                    continue  # a blank line
+                if len(row) != len(header):
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: {len(row)} fields, but the header has "
+                        f"{len(header)}"
+                    )
+                rows.append(dict(zip(header, row, strict=True)))
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: {error}") from None
-    finally:
-        csv.field_size_limit(limit)
     return rows
 
 

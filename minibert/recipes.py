@@ -38,10 +38,7 @@ class Recipe(NamedTuple):
     label_smoothing: float | None = None
 
 
-_FILLED = (
-    *("learning_rate", "epochs", "batch_size", "max_seq_length"),
-    *("truncation", "dropout", "label_smoothing"),
-)
+_FILLED = tuple(name for name in Recipe._field_defaults if name != "mode")
 # Settings of a search, or of one machine and one set, which a settings file does not carry.
 _LEFT_OUT = (
     *("output", "resume", "overwrite", "seed", "seeds", "device", "precision", "cache_dir"),

@@ -62,18 +62,8 @@ def search_settings(
     """
     check_alone()
     grid = _grid(settings, tried or {})
-    if trials is not None and trials < 1:
-        raise InputError(f"--trials is {trials}, must be at least 1")
-    if jobs < 1:
-        raise InputError(f"--jobs is {jobs}, must be at least 1")
+    _check(settings, trials, jobs)
     chosen = drawn(grid, trials, settings.seed)
-    if settings.dry_run:
-        raise InputError("--dry-run is for one run; leave it out of a search")
-    if settings.adapt is not None:
-        raise InputError(
-            "--adapt would be done for every trial; adapt once, with pretrain --model, and name "
-            "that folder as --model"
-        )
     base = dataclasses.replace(settings, dev_only=True, resume="auto", overwrite=False)
     task = find_task(base.task)(base)
     source = task.find_data()
@@ -127,6 +117,21 @@ def search_settings(
         print(as_markdown(search), end="", flush=True)
         print(f"best settings: {output.path / 'best.json'}", flush=True)
     return search
+
+
+def _check(settings: FinetuneSettings, trials: int | None, jobs: int) -> None:
+    """Refuses what a search cannot do."""
+    if trials is not None and trials < 1:
+        raise InputError(f"--trials is {trials}, must be at least 1")
+    if jobs < 1:
+        raise InputError(f"--jobs is {jobs}, must be at least 1")
+    if settings.dry_run:
+        raise InputError("--dry-run is for one run; leave it out of a search")
+    if settings.adapt is not None:
+        raise InputError(
+            "--adapt would be done for every trial; adapt once, with pretrain --model, and name "
+            "that folder as --model"
+        )
 
 
 def _trials(

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.errors import InputError
-from minibert.files import whole_characters
+from minibert.files import long_csv_fields, whole_characters
 
 KINDS = (".csv", ".tsv", ".jsonl")
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
-_LONGEST_FIELD = 1 << 30  # characters; the csv module alone takes 128 KiB
 
 
 class Row(NamedTuple):
@@ -103,16 +102,14 @@ def _fields(path: Path, text: str, kind: str) -> Iterator[tuple[int, list[str]]]
         return
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     line = 1
-    limit = csv.field_size_limit(_LONGEST_FIELD)
     try:
-        for fields in reader:
-            if len(fields) > 1 or "".join(fields).strip():
-                yield line, fields
-            line = reader.line_num + 1
+        with long_csv_fields():
+            for fields in reader:
+                if len(fields) > 1 or "".join(fields).strip():
+                    yield line, fields
+                line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}, line {line}: {error}") from None
-    finally:
-        csv.field_size_limit(limit)
 
 
 def _objects(path: Path, text: str) -> Iterator[Row]:
