@@ -81,18 +81,27 @@ def part_like(tensor: Tensor, other: Tensor) -> Tensor:
     return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
 
 
-def clip_gradients(model: nn.Module, max_norm: float, read: bool = True) -> Tensor:
-    """Scales all gradients so that their common norm is at most `max_norm`.
+def clip_gradients(
+    model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float, read: bool = True
+) -> Tensor:
+    """Has the next step take gradients whose common norm is at most `max_norm`.
+
+    AdamW divides whole gradients as it reads them, which spares a pass over them; for other
+    optimisers, and for parts of gradients, they are scaled here.
 
     Args:
-        read: look at the norm first and leave gradients that need no scaling alone, which spares a
-            pass over them; False where the device would have to be waited for.
+        read: look at the norm first, for gradients that need no scaling; False where the device
+            would have to be waited for.
 
     Returns:
         The norm before, over every parameter and process.
     """
     parameters = list(model.parameters())
     norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-    if not (read and norm + 1e-6 <= max_norm):
+    within = read and bool(norm + 1e-6 <= max_norm)
+    if isinstance(optimizer, torch.optim.AdamW) and not is_sharded(model):
+        divisor = None if within else ((norm + 1e-6) / max_norm).clamp(min=1.0)
+        optimizer.grad_scale = divisor  # type: ignore[attr-defined]  # as torch.amp.GradScaler does
+    elif not within:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

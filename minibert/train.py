@@ -264,7 +264,9 @@ class Loop:
         # Dropout of this step; every process has its own.
         torch.manual_seed(settings.seed * 1_000_003 + state.step + (self.world.rank << 48))
         sums = self._backward(step)
-        norm = clip_gradients(self.model, settings.max_grad_norm, read=not self.runtime.runs_ahead)
+        norm = clip_gradients(
+            self.model, self.optimizer, settings.max_grad_norm, read=not self.runtime.runs_ahead
+        )
         self._account(step, sums, norm, rate)
         if not self.runtime.runs_ahead:
             self._read_sums()

@@ -21,7 +21,7 @@ from minibert.checkpoint import load_last_checkpoint, save_checkpoint
 from minibert.config import preset
 from minibert.fitting import Trial, micro_batch_size
 from minibert.heads import BertForPreTraining
-from minibert.optim import build_optimizer
+from minibert.optim import build_muon, build_optimizer
 from minibert.pretraining_data import pretraining_terms
 from minibert.runs import placed, wrapped
 from minibert.runtime import Runtime
@@ -85,7 +85,8 @@ def compare(world: World, precision: str, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"own_share": _own_numbers(model) / _own_numbers(plain)}
     if world.is_main:
         found["gradients"] = worst(gradients, {k: p.grad for k, p in plain.named_parameters()})
-    found["norms"] = [float(clip_gradients(m, 0.1)) for m in (model, plain)]
+    pairs = zip((plain, model), optimizers, strict=True)
+    found["norms"] = [float(clip_gradients(m, optimizer, 0.1)) for m, optimizer in pairs]
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
@@ -200,22 +201,31 @@ def test_processes_agree_on_the_smallest_micro_batch(found: dict[str, Any]) -> N
     assert found["sizes"] == [1, 1]  # 4, then 2, and then what the last of three has memory for
 
 
+@pytest.mark.parametrize("read", [True, False])
 @pytest.mark.parametrize("share", [0.5, 1.0, 2.0], ids=["clipped", "just", "below"])
-def test_a_whole_model_goes_through_unchanged(share: float) -> None:
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_whole_model_steps_on_clipped_gradients(kind: str, share: float, read: bool) -> None:
+    """As it does where PyTorch scales them; a norm far above comes first, and is forgotten."""
+    build = build_muon if kind == "muon" else build_optimizer
     model = make_model()
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
     other = copy.deepcopy(model)
+    ours, theirs = build(model, 1e-2, 0.01), build(other, 1e-2, 0.01)
+    size = sum(parameter.numel() for parameter in model.parameters()) ** 0.5
+    for most in (0.01 * size, share * size):
+        for parameter in (*model.parameters(), *other.parameters()):
+            parameter.grad = torch.ones_like(parameter)
+        norm = nn.utils.clip_grad_norm_(other.parameters(), most)
+        assert torch.equal(clip_gradients(model, ours, most, read), norm)
+        ours.step()
+        theirs.step()
+    assert max(worst(model.state_dict(), other.state_dict()).values()) < 1e-5
     for parameter, twin in zip(model.parameters(), other.parameters(), strict=True):
-        twin.grad = parameter.grad.clone()
-    most = share * sum(parameter.numel() for parameter in model.parameters()) ** 0.5
-    assert torch.equal(
-        clip_gradients(model, most), nn.utils.clip_grad_norm_(other.parameters(), most)
-    )
-    assert (next(model.parameters()).grad.max() < 1) == (share < 1)
-    for parameter, twin in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(parameter.grad, twin.grad)
-    state = model.state_dict()
+        for moment, expected in theirs.state[twin].items():
+            torch.testing.assert_close(ours.state[parameter][moment], expected)
+
+
+def test_a_whole_model_is_not_put_together() -> None:
+    state = make_model().state_dict()
     assert all(gathered(state, ALONE)[k] is v for k, v in state.items())
 
 
