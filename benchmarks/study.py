@@ -58,6 +58,7 @@ _BEST = {
     "short_share": 0.7,
     "schedule": "constant-then-linear",
 }
+_UNPAIRED = {**recipe("small-budget"), "nsp": "none"}
 _PLAIN_BEST = {k: v for k, v in _BEST.items() if k not in ("optimizer", "learning_rate")}
 # What each trial changes of BASE, by the question that it answers.
 TRIALS: dict[str, dict[str, dict[str, Any]]] = {
@@ -117,8 +118,9 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
         "the same, Muon, batch 16": {**_BEST, "batch_size": 16},
         "the same, Muon, sentence order": {**_BEST, "nsp": "sop"},
         "recipe before": {**_MUON, "max_seq_length": 256},
-        "recipe": recipe("small-budget"),
-        "recipe, shifted positions": {**recipe("small-budget"), "shift_positions": True},
+        "recipe": {**recipe("small-budget"), "nsp": "nsp"},
+        "recipe, no pairs": _UNPAIRED,
+        "recipe, no pairs, shifted positions": {**_UNPAIRED, "shift_positions": True},
     },
 }
 CHANGES = {name: changes for group in TRIALS.values() for name, changes in group.items()}

@@ -63,7 +63,6 @@ PRETRAINING_RECIPES: dict[str, dict[str, Any]] = {
         "warmup_ratio": 0.05,
         "schedule": "constant-then-linear",
         "dropout": 0.0,
-        "nsp": "none",
         "mask_prob": 0.3,
         "max_seq_length": 256,
         "short_length": 64,

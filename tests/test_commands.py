@@ -620,7 +620,7 @@ def test_a_recipe_stands_between_the_defaults_and_what_is_given(
     flags = ["--output", tmp_path / "run", "--recipe", "small-budget"]
     assert main(pretrain_line(world, *flags)) == 0
     run = json.loads((tmp_path / "run/run.json").read_text())["settings"]
-    assert (run["optimizer"], run["nsp"]) == ("muon", "none")
+    assert (run["optimizer"], run["mask_prob"]) == ("muon", 0.3)
     assert run["max_seq_length"] < parts["short_length"] and run["short_length"] is None
     assert recipe("small-budget", {"max_seq_length": parts["short_length"] + 1}) == parts
     in_notebook = {"recipe": "small-budget", "output": str(tmp_path / "notebook")}
