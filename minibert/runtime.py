@@ -18,6 +18,7 @@ from minibert.packing import copied
 from minibert.world import ALONE, World
 
 _READ_ON_HOST = ("attention_mask", "mlm_positions", "mlm_labels")
+_KERNELS = 128
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc, malloc.h
 
 
@@ -85,6 +86,7 @@ def start_runtime(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
     if chosen.type == "cpu":
+        _remember_few_kernels()
         _keep_freed_memory()
     return Runtime(chosen, precision, world)
 
@@ -107,6 +109,17 @@ def _has_bf16(device: torch.device) -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if device.type == "cpu" and cpuinfo.exists() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _remember_few_kernels() -> None:
+    """Has oneDNN keep so many compiled products instead of 1,024, and torch as many beside it.
+
+    A step asks for some dozens, with shapes that the next one seldom has. All that were kept took
+    hundreds of MB and lay between large tensors, so that the heap grew; making them anew costs
+    nothing that could be measured (docs/LOG.md).
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(_KERNELS))
 
 
 def _keep_freed_memory() -> None:

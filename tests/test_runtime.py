@@ -1,4 +1,4 @@
-"""What a run stands on: memory that stays in the process, in large pages where Linux has them."""
+"""What a run stands on: memory that stays in the process, in large pages, and does not grow."""
 
 from __future__ import annotations
 
@@ -50,3 +50,32 @@ def test_large_tensors_ask_for_huge_pages(found: list[str]) -> None:
     if not _HUGE_PAGES.is_file():
         pytest.skip("this kernel has no huge pages")
     assert found[2] == "True"
+
+
+_SHAPES = """
+import re, torch
+from pathlib import Path
+from minibert.runtime import start_runtime
+
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+
+def multiply(first, last):
+    for rows in range(first, last):
+        torch.nn.functional.linear(torch.zeros(rows, 256).bfloat16(), weight)
+
+start_runtime("cpu", "bf16", True)
+weight = torch.zeros(256, 256).bfloat16()
+multiply(1, 150)
+before = resident()
+multiply(150, 600)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="it is /proc that tells the memory")
+def test_products_of_ever_new_shapes_do_not_add_up_in_memory() -> None:
+    """In MiB: half of one for each shape where oneDNN keeps them all."""
+    command = [sys.executable, "-c", _SHAPES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100
