@@ -506,7 +506,7 @@ class FinetuneSettings(RunSettings):
     max_seq_length: int = setting(Default(256), "tokens per sequence, special tokens included")
     truncation: str = setting(
         DefaultText("head"),
-        "what is kept of a long text; windows: all of it, in overlapping parts that vote",
+        "what is kept of a long text; windows: all of it, in parts that vote",
         choices=("head", "tail", "head+tail", "windows"),
     )
     doc_stride: int | None = setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,8 @@ def encode(
     Args:
         truncation: "head" keeps the beginning, "tail" the end; "head+tail" a quarter from the
             beginning and the rest from the end (Sun et al. 2019, section 5.3.1, keep 128 of 510 in
-            front); "windows" all, in parts that overlap by half, of a pair's longer text.
+            front); "windows" all, in as few parts as hold it, alike in length, of a pair's longer
+            text.
 
     Returns:
         Of each text its windows, one but for "windows": (T,) input_ids, and token_type_ids of
@@ -59,9 +61,9 @@ def cut(ids: list[int], room: int, truncation: str) -> list[list[int]]:
     if len(ids) <= room:
         return [ids]
     if truncation == "windows":
-        step = max(1, room // 2)
-        starts = [*range(0, len(ids) - room, step), len(ids) - room]
-        return [ids[start : start + room] for start in starts]
+        count = -(-len(ids) // room)
+        ends = [len(ids) * part // count for part in range(count + 1)]
+        return [ids[start:end] for start, end in itertools.pairwise(ends)]
     head = {"head": room, "tail": 0}.get(truncation, room // 4)
     return [ids[:head] + ids[len(ids) - (room - head) :]]
 
