@@ -86,7 +86,7 @@ def clip_gradients(
 ) -> Tensor:
     """Has the next step take gradients whose common norm is at most `max_norm`.
 
-    AdamW divides whole gradients as it reads them, which spares a pass over them; for other
+    Fused AdamW divides whole gradients as it reads them, which spares a pass over them; for other
     optimisers, and for parts of gradients, they are scaled here.
 
     Args:
@@ -99,9 +99,10 @@ def clip_gradients(
     parameters = list(model.parameters())
     norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     within = read and bool(norm + 1e-6 <= max_norm)
-    if isinstance(optimizer, torch.optim.AdamW) and not is_sharded(model):
+    # torch.amp.GradScaler asks and tells the optimiser so.
+    if getattr(optimizer, "_step_supports_amp_scaling", False) and not is_sharded(model):
         divisor = None if within else ((norm + 1e-6) / max_norm).clamp(min=1.0)
-        optimizer.grad_scale = divisor  # type: ignore[attr-defined]  # as torch.amp.GradScaler does
+        optimizer.grad_scale = divisor  # type: ignore[attr-defined]
     elif not within:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
