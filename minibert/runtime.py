@@ -116,7 +116,7 @@ def _remember_few_kernels() -> None:
 
     A step asks for some dozens, with shapes that the next one seldom has. All that were kept took
     hundreds of MB and lay between large tensors, so that the heap grew; making them anew costs
-    nothing that could be measured (docs/LOG.md).
+    between nothing and 6 % of a step of `mini` (docs/LOG.md).
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(_KERNELS))
