@@ -161,20 +161,23 @@ def utilisation(
     begun: dict[str, Any] | None,
     useful_flops: Callable[[StepData], float] | None = None,
 ) -> Utilisation:
-    """What `mfu` is computed from; a run that goes on keeps the peak that it began with.
+    """What `mfu` is computed from.
+
+    Measured at every start, for a run may go on elsewhere. Of the same device, with as many
+    processes and threads, the greater of both peaks counts: beside other work it looks small.
 
     Args:
         useful_flops: of a step; by default those of the backbone and of masked words.
     """
-    peak = begun["resolved"].get("peak_flops") if begun else None
-    if peak is None:
-        micro = settings.micro_batch_size
-        rows = (micro if isinstance(micro, int) else settings.batch_size) * settings.max_seq_length
-        most = _MEASURED_ON_GPU if runtime.runs_ahead else _MEASURED_ROWS
-        with torch.random.fork_rng([runtime.device] if runtime.runs_ahead else []):
-            peak = measure_peak_flops(config, min(rows, most), runtime)
-        # All at once, as in a step: processes of one machine share its cores.
-        peak = float(runtime.world.sum(torch.tensor(peak, dtype=torch.float64)))
+    micro = settings.micro_batch_size
+    rows = (micro if isinstance(micro, int) else settings.batch_size) * settings.max_seq_length
+    most = _MEASURED_ON_GPU if runtime.runs_ahead else _MEASURED_ROWS
+    with torch.random.fork_rng([runtime.device] if runtime.runs_ahead else []):
+        peak = measure_peak_flops(config, min(rows, most), runtime)
+    # All at once, as in a step: processes of one machine share its cores.
+    peak = float(runtime.world.sum(torch.tensor(peak, dtype=torch.float64)))
+    if begun and _measured_on(begun) == _measured_on(run_record("", settings, "", runtime)):
+        peak = max(peak, begun["resolved"].get("peak_flops", 0.0))
 
     def backbone_flops(step: StepData) -> float:
         return training_flops(config, step.lengths, step.counts.get("mlm", 0))
@@ -391,6 +394,12 @@ def loop_settings(
         schedule=settings.schedule or "linear",
         decay_ratio=DECAY_RATIO if settings.decay_ratio is None else settings.decay_ratio,
     )
+
+
+def _measured_on(run: dict[str, Any]) -> tuple[Any, ...]:
+    """What a run.json says of the place where its peak was measured."""
+    threads = run["versions"].get("threads")
+    return (*(run["resolved"].get(key) for key in ("device", "precision", "processes")), threads)
 
 
 def run_record(

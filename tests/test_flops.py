@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from minibert import runs
 from minibert.config import BertConfig, preset
 from minibert.flops import measure_peak_flops, training_flops
 from minibert.heads import BertForPreTraining, BertForSequenceClassification
 from minibert.runtime import start_runtime
+from minibert.settings import PretrainSettings
 
 
 @pytest.mark.parametrize("length", [7, 32])
@@ -61,3 +64,23 @@ def test_the_peak_is_measured_once_and_is_no_fantasy(tiny_config: BertConfig) ->
         start_runtime("cpu", "fp32", True),
     )
     assert 1e8 < peak < 1e14
+
+
+def test_a_run_that_goes_on_takes_the_greater_peak_of_the_same_place(
+    tiny_config: BertConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run begun beside other work would else be said to use more than the machine has."""
+    settings, runtime = PretrainSettings(corpus=("text.txt",)), start_runtime("cpu", "fp32", True)
+    monkeypatch.setattr(runs, "measure_peak_flops", lambda *args: 5e9)
+    begun = runs.run_record("pretrain", settings, "", runtime)
+
+    def peak(begun: dict[str, Any] | None) -> float:
+        return runs.utilisation(settings, tiny_config, runtime, begun).peak_flops
+
+    assert peak(None) == 5e9
+    begun["resolved"]["peak_flops"] = 2e9
+    assert peak(begun) == 5e9
+    begun["resolved"]["peak_flops"] = 7e9
+    assert peak(begun) == 7e9
+    begun["resolved"]["device"] = "cuda"
+    assert peak(begun) == 5e9
