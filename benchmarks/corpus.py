@@ -86,13 +86,13 @@ def _encode(text: Path, folder: Path) -> dict[str, float]:
 
 
 def _begin(text: Path, folder: Path) -> dict[str, float]:
+    from minibert.documents import split_documents
+    from minibert.example_stream import ExampleStream
     from minibert.examples import (
         ExampleBuilder,
         ExampleOptions,
-        ExampleStream,
         collate,
         held_out_examples,
-        split_documents,
         unigram_log_prob,
     )
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from benchmarks import pretraining, turns
 from benchmarks.text import OPTIONS, write_text
-from minibert.examples import ExampleBuilder, ExampleOptions, ExampleStream, collate
-from minibert.examples import split_documents as split
+from minibert.documents import split_documents as split
+from minibert.example_stream import ExampleStream
+from minibert.examples import ExampleBuilder, ExampleOptions, collate
 from minibert.store import open_store
 from minibert.tokenizer import WordPiece
 from minibert.vocabulary import corpus_vocabulary

@@ -14,17 +14,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
-from minibert.examples import (
-    BlockPlace,
-    Example,
-    ExampleBuilder,
-    ExampleOptions,
-    ExampleStream,
-    PackedExamples,
-    pack,
-    split_documents,
-    unpack,
-)
+from minibert.documents import split_documents
+from minibert.example_stream import BlockPlace, ExampleStream
+from minibert.examples import Example, ExampleBuilder, ExampleOptions, PackedExamples, pack, unpack
 from minibert.store import TokenStore
 from minibert.tokenizer import WordPiece
 from minibert.workers import begin_as_worker, held_back

@@ -1,67 +1,31 @@
-"""Pretraining examples: token store -> sentence pairs -> masked batches.
+"""Pretraining examples: sentence pairs and masks -> batches.
 
 After Devlin et al. 2019, sections 3.1 and A.1, and the reference implementation
 (google-research/bert, create_pretraining_data.py), with dynamic masks. An example is a pure
-function of the seed, the epoch and its document, so the order does not depend on workers,
-devices or restarts, and nothing that grows with the corpus is held in memory: documents are
-visited in the order of a keyed permutation, a block of them at a time, and the examples of a
-block are shuffled among themselves. Of a very long document a block holds a part at a time.
+function of the seed, the epoch and its document.
 
 Shapes: B batch, T tokens, M predictions per sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minibert.errors import InputError
+from minibert.documents import Documents
 from minibert.losses import IGNORE_INDEX
 from minibert.store import TokenStore
 from minibert.tokenizer import WordPiece
 
 SHORT_PROB = 0.1  # share of pairs built to a random shorter length
-_BLOCK_DOCUMENTS = 512  # documents whose examples are shuffled together, at most ...
-_BLOCK_TOKENS = 4 << 20  # ... and about how many tokens, so that long documents fit into memory
-_PART_TOKENS = 1 << 16  # a longer document is built in parts of about this size
-_PARTS_KEPT = 64  # blocks of which the number of parts is remembered
-_MOST_STRETCHES = 1 << 20  # that a text of fewer than four documents is cut into
-_HELD_OUT_KEY = 2019  # the split does not depend on the seed: seeds compare on the same text
-_EVAL_SEED = 2019  # evaluation masks are fixed
 _PLACES = 1  # tells the generator of positions from that of texts and masks
-Spread = Callable[[Callable[[int], Any], int], list[Any]]  # a function and how often to call it
+_EVAL_SEED = 2019  # evaluation masks are fixed
 _LONGEST_SPAN, _SPAN_STOP = 10, 0.2  # span masking after Joshi et al. 2020, section 3.1
-
-
-class Permutation:
-    """A keyed shuffle of range(n) computed value by value, so that it needs no memory.
-
-    A four-round Feistel network on just enough bits, walked until the value falls below n
-    (Black & Rogaway 2002, "Ciphers with arbitrary finite domains").
-    """
-
-    def __init__(self, n: int, *key: int) -> None:
-        self.n = n
-        self.half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
-        self.keys = np.random.default_rng([*key, n]).integers(1 << 62, size=4).tolist()
-
-    def __getitem__(self, index: int) -> int:
-        mask = (1 << self.half_bits) - 1
-        value = index
-        while True:
-            left, right = value >> self.half_bits, value & mask
-            for key in self.keys:
-                mixed = (right * 0x9E3779B97F4A7C15 + key) & 0xFFFFFFFFFFFFFFFF
-                mixed = ((mixed ^ (mixed >> 29)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-                left, right = right, left ^ ((mixed >> 32) & mask)
-            value = left << self.half_bits | right
-            if value < self.n:
-                return value
 
 
 class Example(NamedTuple):
@@ -315,234 +279,6 @@ def _truncate(
 def _drop(rng: np.random.Generator, segment: np.ndarray, count: int) -> np.ndarray:
     front = int(rng.binomial(count, 0.5))
     return segment[front : len(segment) - (count - front)]
-
-
-class Documents:
-    """A set of documents of a store, training or held out, addressed by position.
-
-    The first `held_out` documents of a fixed permutation are held out; the rest are for training.
-    """
-
-    def __init__(self, store: TokenStore, starts: np.ndarray, order: Permutation, span: range):
-        self.store, self.starts, self.order, self.span = store, starts, order, span
-
-    def __len__(self) -> int:
-        return len(self.span)
-
-    def offsets(self, position: int, part: int | None = None) -> np.ndarray:
-        """Where the sentences of a document, or of one of its parts, start and end.
-
-        Args:
-            part: 0 to `num_parts(position)` - 1; None for the whole document.
-
-        Returns:
-            Offsets into the store's tokens, one more than there are sentences; a view.
-        """
-        document = self.order[self.span[position]]
-        first, last = self.starts[document : document + 2]
-        whole = self.store.sentence_starts[first : last + 1]
-        if part is None or whole[-1] - whole[0] <= _PART_TOKENS:
-            return whole
-        # A sentence belongs to the part that it starts in.
-        edges = whole[0] + _PART_TOKENS * np.array([part, part + 1])
-        start, stop = np.searchsorted(whole[:-1], edges)
-        return whole[start : stop + 1]
-
-    def num_parts(self, position: int) -> int:
-        """How many parts a document is built in; 1 for all but very long ones."""
-        offsets = self.offsets(position)
-        return max(1, -(-int(offsets[-1] - offsets[0]) // _PART_TOKENS))
-
-
-def split_documents(store: TokenStore, nsp: str) -> tuple[Documents, Documents]:
-    """Training and held-out documents: 5 % are held out, at least 2 and at most 1,000.
-
-    Without pairs a text of fewer than four documents is cut into stretches of sentences first,
-    so that a single long text can be learnt from.
-
-    Raises:
-        InputError: too few documents to pair, or too little text to hold any out.
-    """
-    starts: np.ndarray = store.document_starts
-    count = len(starts) - 1
-    if count < 4 and nsp == "none":
-        sentences = store.counts.sentences
-        if sentences < 4:
-            raise InputError(
-                f"the corpus has {sentences} sentence(s); at least 4 are needed to train and to "
-                f"hold some out"
-            )
-        count = min(sentences, max(20, sentences // 64), _MOST_STRETCHES)
-        starts = np.linspace(0, sentences, count + 1).astype(np.int64)
-    elif count < 4:
-        raise InputError(
-            f"the corpus has {count} document(s) and {store.counts.sentences} sentence(s), too few "
-            f"for sentence pairs from different documents (a blank line ends a document); "
-            f"--nsp none trains without pairs"
-        )
-    if nsp == "nsp" and store.counts.single_sentence_documents == count:
-        raise InputError(
-            "every document is one sentence, so none has a next one (a blank line ends a "
-            "document); --nsp none trains without pairs"
-        )
-    held_out = min(max(2 if nsp != "none" else 1, round(0.05 * count)), 1000)
-    order = Permutation(count, _HELD_OUT_KEY)
-    return (
-        Documents(store, starts, order, range(held_out, count)),
-        Documents(store, starts, order, range(held_out)),
-    )
-
-
-class BlockPlace(NamedTuple):
-    """Whose examples are shuffled together: of an epoch's block, of all documents a part."""
-
-    epoch: int
-    block: int
-    part: int
-
-
-class ExampleStream:
-    """The endless, repeatable sequence of training examples, with a position that can be saved."""
-
-    def __init__(
-        self,
-        builder: ExampleBuilder,
-        seed: int,
-        spread: Spread | None = None,
-        build: Callable[[ExampleStream, BlockPlace], list[Example]] | None = None,
-    ) -> None:
-        """Begins at the first epoch.
-
-        Args:
-            spread: as `World.map`, where several processes build the documents of a block
-                together; then all of them must move through the stream alike.
-            build: what gives the examples of a place instead of `built`, such as one that has
-                them built ahead.
-        """
-        self.builder, self.seed, self.spread = builder, seed, spread
-        self.build_place = build or ExampleStream.built
-        mean = max(1, builder.store.counts.tokens // (len(builder.documents.starts) - 1))
-        self.block_documents = max(1, min(_BLOCK_DOCUMENTS, _BLOCK_TOKENS // mean))
-        self.epoch = self.block = self.part = self.offset = 0
-        self._examples: list[Example] | None = None
-        self._parts = 1  # of the longest document in the block; known with the examples
-        self._most_parts: dict[tuple[int, int], int] = {}  # by epoch and block
-
-    @property
-    def num_blocks(self) -> int:
-        return -(-len(self.builder.documents) // self.block_documents)
-
-    @property
-    def epochs_done(self) -> float:
-        """How often the corpus has been gone through, as a fraction of documents."""
-        start, stop = self._span(self.block)
-        within = self.offset / len(self.current_block()) if self.offset else 0.0
-        if self.part:
-            self.current_block()
-        within = (self.part + within) / self._parts
-        return self.epoch + (start + within * (stop - start)) / len(self.builder.documents)
-
-    def _span(self, block: int) -> tuple[int, int]:
-        """First and last + 1 place of a block's documents in the epoch's order."""
-        start = block * self.block_documents
-        return start, min(start + self.block_documents, len(self.builder.documents))
-
-    def state(self) -> dict[str, int]:
-        """The position; `seek` returns to it."""
-        return {
-            "epoch": self.epoch,
-            "block": self.block,
-            "part": self.part,
-            "offset": self.offset,
-        }
-
-    def seek(self, state: dict[str, int]) -> None:
-        """Goes to a position that `state` gave."""
-        self.epoch, self.block = state["epoch"], state["block"]
-        self.part, self.offset = state["part"], state["offset"]
-        self._examples, self._parts = None, 1
-
-    def follow(self, other: ExampleStream) -> None:
-        """Goes to where another stream of the same documents and seed stands.
-
-        Of the examples that are shuffled together, as large a share is passed over as the other
-        has given, rounded up.
-        """
-        self.seek({**other.state(), "offset": 0})
-        if other.offset:
-            given, of = other.offset, len(other.current_block())
-            self.offset = -(-given * len(self.current_block()) // of)
-
-    def current_block(self) -> list[Example]:
-        """The shuffled examples of the block, and of its part, that the position is in."""
-        if self._examples is None:
-            self._parts = self._parts_in(self.epoch, self.block)
-            self._examples = self.build_place(self, BlockPlace(self.epoch, self.block, self.part))
-        return self._examples
-
-    def _positions(self, epoch: int, block: int) -> list[int]:
-        """The block's documents, by their positions in the set."""
-        order = Permutation(len(self.builder.documents), self.seed, epoch)
-        return [order[i] for i in range(*self._span(block))]
-
-    def _parts_of(self, positions: list[int]) -> list[int]:
-        return [self.builder.documents.num_parts(position) for position in positions]
-
-    def _parts_in(self, epoch: int, block: int) -> int:
-        """How many parts the block's longest document has."""
-        if (epoch, block) not in self._most_parts:
-            if len(self._most_parts) >= _PARTS_KEPT:
-                self._most_parts.clear()
-            self._most_parts[epoch, block] = max(self._parts_of(self._positions(epoch, block)))
-        return self._most_parts[epoch, block]
-
-    def built(self, place: BlockPlace) -> list[Example]:
-        """The examples of a place, in their order; a pure function of the seed and the place."""
-        positions = self._positions(place.epoch, place.block)
-        parts = self._parts_of(positions)
-        wanted = [p for p, count in zip(positions, parts, strict=True) if place.part < count]
-        examples = [example for found in self._build(wanted, place) for example in found]
-        rng = np.random.default_rng([self.seed, place.epoch, place.block, 1 + place.part])
-        return [examples[i] for i in rng.permutation(len(examples))]
-
-    def following(self, place: BlockPlace) -> BlockPlace:
-        """The place after one."""
-        if place.part + 1 < self._parts_in(place.epoch, place.block):
-            return place._replace(part=place.part + 1)
-        if place.block + 1 < self.num_blocks:
-            return BlockPlace(place.epoch, place.block + 1, 0)
-        return BlockPlace(place.epoch + 1, 0, 0)
-
-    def _build(self, positions: list[int], place: BlockPlace) -> Iterable[list[Example]]:
-        """The examples of each document, or of its part."""
-
-        def build(number: int) -> list[Example]:
-            return self.builder.build(self.seed, place.epoch, positions[number], place.part)
-
-        if self.spread is None:
-            return map(build, range(len(positions)))
-        packed = self.spread(lambda number: pack(build(number)), len(positions))
-        return map(unpack, packed)
-
-    def take(self, count: int) -> list[Example]:
-        """The next `count` examples."""
-        taken: list[Example] = []
-        epoch = self.epoch
-        while len(taken) < count:
-            block = self.current_block()
-            part = block[self.offset : self.offset + count - len(taken)]
-            taken += part
-            self.offset += len(part)
-            if self.offset >= len(block):
-                self.part, self.offset, self._examples = self.part + 1, 0, None
-                if self.part < self._parts:
-                    continue
-                self.block, self.part, self._parts = self.block + 1, 0, 1
-                if self.block == self.num_blocks:
-                    if self.epoch > epoch and not taken:
-                        raise InputError("the corpus gives no example; see --nsp")
-                    self.epoch, self.block = self.epoch + 1, 0
-        return taken
 
 
 def held_out_examples(builder: ExampleBuilder, limit: int) -> list[Example]:

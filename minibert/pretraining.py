@@ -21,14 +21,14 @@ from minibert.ahead import BuildersAhead
 from minibert.cache import data_fingerprint
 from minibert.compiling import compile_if_it_pays
 from minibert.config import BertConfig, preset
+from minibert.documents import split_documents
 from minibert.errors import InputError
+from minibert.example_stream import ExampleStream
 from minibert.examples import (
     Example,
     ExampleBuilder,
     ExampleOptions,
-    ExampleStream,
     held_out_examples,
-    split_documents,
     tokens_per_character,
     unigram_entropy,
     unigram_log_prob,

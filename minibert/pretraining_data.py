@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minibert.examples import Example, ExampleStream, collate
+from minibert.example_stream import ExampleStream
+from minibert.examples import Example, collate
 from minibert.losses import next_sentence_loss
 from minibert.runtime import Runtime
 from minibert.train import Batch, StepData, Term

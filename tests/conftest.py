@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_tokens import FIRST, tokenizer_of
 from torch import Tensor
 
 from minibert.config import BertConfig
+from minibert.tokenizer import WordPiece
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +49,17 @@ def padded_batch() -> dict[str, Tensor]:
         "token_type_ids": segments.long(),
         "attention_mask": mask.long(),
     }
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
+    """30,000 whole words."""
+    folder = tmp_path_factory.mktemp("words")
+    return tokenizer_of(folder, [f"w{i}" for i in range(30_000 - FIRST)])
+
+
+@pytest.fixture(scope="session")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
+    """Ids 5 to 104 begin a word, 105 to 204 go on with one."""
+    folder = tmp_path_factory.mktemp("pieces")
+    return tokenizer_of(folder, [f"w{i}" for i in range(100)] + [f"##p{i}" for i in range(100)])

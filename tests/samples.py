@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from minibert.corpus import ReaderOptions
-from minibert.examples import ExampleBuilder, ExampleOptions, split_documents
+from minibert.documents import split_documents
+from minibert.examples import ExampleBuilder, ExampleOptions
 from minibert.optim import Budget
 from minibert.pretraining import pretrain
 from minibert.runtime import Runtime

@@ -8,16 +8,12 @@ import numpy as np
 import pytest
 from samples import write_corpus
 
-from minibert import examples
+from minibert import documents, example_stream
 from minibert.ahead import BuildersAhead
 from minibert.corpus import ReaderOptions
-from minibert.examples import (
-    Example,
-    ExampleBuilder,
-    ExampleOptions,
-    ExampleStream,
-    split_documents,
-)
+from minibert.documents import split_documents
+from minibert.example_stream import BlockPlace, ExampleStream
+from minibert.examples import Example, ExampleBuilder, ExampleOptions
 from minibert.store import open_store
 from minibert.vocabulary import corpus_vocabulary
 
@@ -57,11 +53,11 @@ def test_the_stream_is_the_same_also_after_seeking(builder: ExampleBuilder) -> N
 def test_what_follows_a_place_is_where_the_stream_goes(
     builder: ExampleBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examples, "_PART_TOKENS", 16)  # every document has several parts
-    monkeypatch.setattr(examples, "_BLOCK_DOCUMENTS", 6)
+    monkeypatch.setattr(documents, "_PART_TOKENS", 16)  # every document has several parts
+    monkeypatch.setattr(example_stream, "_BLOCK_DOCUMENTS", 6)
     visited = []
 
-    def build(self: ExampleStream, place: examples.BlockPlace) -> list[Example]:
+    def build(self: ExampleStream, place: BlockPlace) -> list[Example]:
         visited.append(place)
         return self.built(place)
 

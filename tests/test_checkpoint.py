@@ -27,7 +27,8 @@ from minibert import checkpoint
 from minibert.checkpoint import load_best, load_last_checkpoint, save_best, save_checkpoint
 from minibert.config import BertConfig
 from minibert.errors import Interrupted
-from minibert.examples import ExampleBuilder, ExampleStream
+from minibert.example_stream import ExampleStream
+from minibert.examples import ExampleBuilder
 from minibert.heads import BertForPreTraining
 from minibert.optim import Budget, build_muon, build_optimizer
 from minibert.pretraining_data import PretrainingData, pretraining_terms

@@ -1,298 +1,54 @@
-"""Pretraining examples: order, split, pairs, masks, and their statistics.
-
-In the corpora made here every document has tokens of its own, in rising order, so that where a
-segment comes from can be read off its ids: document d holds the ids from 5 + d * width on.
-"""
+"""Pretraining examples: pairs, masks, and their statistics."""
 
 from __future__ import annotations
 
-import functools
 import itertools
-import pickle
-import signal
-import tracemalloc
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_tokens import (
+    CLS,
+    FIRST,
+    MASK,
+    SEP,
+    Corpus,
+    builder_of,
+    document_of,
+    epoch_of,
+    original,
+    own_tokens,
+    random_lengths,
+    same,
+    segments,
+    store_of,
+    tokenizer_of,
+)
 
-from minibert import examples as module
+from minibert.documents import split_documents
 from minibert.errors import InputError
+from minibert.example_stream import ExampleStream
 from minibert.examples import (
-    Documents,
     Example,
     ExampleBuilder,
     ExampleOptions,
-    ExampleStream,
-    Permutation,
     _truncate,
     collate,
     held_out_examples,
     pack,
-    split_documents,
     tokens_per_character,
     unigram_entropy,
     unpack,
 )
 from minibert.losses import IGNORE_INDEX
-from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
+from minibert.tokenizer import WordPiece
 
-FIRST = 5  # the first id that is no special token
-CLS, SEP, MASK = 2, 3, 4
 # The suite gives the same examples on every run.
 fuzz = settings(deadline=None, derandomize=True, max_examples=100)
-Corpus = list[list[list[int]]]  # documents of sentences of token ids
-
-
-# --- corpora -----------------------------------------------------------------------------------
-
-
-def store_of(corpus: Corpus, vocab_size: int) -> Any:
-    """The arrays of a token store, without a file."""
-    sentences = [sentence for document in corpus for sentence in document]
-    tokens = np.array([i for s in sentences for i in s], np.uint16)
-    return SimpleNamespace(
-        tokens=tokens,
-        sentence_starts=np.cumsum([0, *map(len, sentences)]),
-        document_starts=np.cumsum([0, *map(len, corpus)]),
-        token_counts=np.bincount(tokens, minlength=vocab_size),
-        counts=SimpleNamespace(
-            sentences=len(sentences),
-            tokens=len(tokens),
-            single_sentence_documents=sum(len(document) == 1 for document in corpus),
-        ),
-    )
-
-
-class CachedWordPiece(WordPiece):
-    """Lists its vocabulary once: nearly every test here makes a builder, which asks for it."""
-
-    tokens = functools.cached_property(WordPiece.tokens.fget)  # type: ignore[assignment]
-    special_ids = functools.cached_property(WordPiece.special_ids.fget)  # type: ignore[assignment]
-
-
-def tokenizer_of(folder: Path, tokens: list[str]) -> WordPiece:
-    text = "".join(f"{t}\n" for t in (*SPECIAL_TOKENS, *tokens))
-    (folder / "vocab.txt").write_text(text, encoding="utf-8")
-    return CachedWordPiece.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
-    """30,000 whole words."""
-    folder = tmp_path_factory.mktemp("words")
-    return tokenizer_of(folder, [f"w{i}" for i in range(30_000 - FIRST)])
-
-
-@pytest.fixture(scope="module")
-def pieces(tmp_path_factory: pytest.TempPathFactory) -> WordPiece:
-    """Ids 5 to 104 begin a word, 105 to 204 go on with one."""
-    folder = tmp_path_factory.mktemp("pieces")
-    return tokenizer_of(folder, [f"w{i}" for i in range(100)] + [f"##p{i}" for i in range(100)])
-
-
-def own_tokens(lengths: list[list[int]], width: int) -> Corpus:
-    """Documents of sentences of these lengths, whose ids rise from 5 + d * width."""
-    corpus = []
-    for d, document in enumerate(lengths):
-        assert sum(document) <= width
-        ids = iter(range(FIRST + d * width, FIRST + (d + 1) * width))
-        corpus.append([list(itertools.islice(ids, n)) for n in document])
-    return corpus
-
-
-def random_lengths(
-    documents: int, sentences: tuple[int, int], tokens: tuple[int, int], seed: int = 0
-) -> list[list[int]]:
-    rng = np.random.default_rng(seed)
-    return [
-        rng.integers(tokens[0], tokens[1] + 1, size=rng.integers(sentences[0], sentences[1] + 1))
-        .astype(int)
-        .tolist()
-        for _ in range(documents)
-    ]
-
-
-def all_documents(store: Any) -> Documents:
-    """Every document of a store, in the store's order."""
-    count = len(store.document_starts) - 1
-    identity: Any = range(count)
-    return Documents(store, store.document_starts, identity, range(count))
-
-
-def builder_of(
-    corpus: Corpus, tokenizer: WordPiece, documents: Documents | None = None, **options: Any
-) -> ExampleBuilder:
-    store = store_of(corpus, tokenizer.vocab_size)
-    chosen = documents or all_documents(store)
-    return ExampleBuilder(store, tokenizer, chosen, ExampleOptions(**options))
-
-
-def epoch_of(builder: ExampleBuilder, seed: int = 0, epoch: int = 0) -> list[Example]:
-    positions = range(len(builder.documents))
-    return [e for position in positions for e in builder.build(seed, epoch, position)]
-
-
-def original(example: Example) -> np.ndarray:
-    """The ids before masking."""
-    ids = example.input_ids.copy()
-    ids[example.mlm_positions] = example.mlm_labels
-    return ids
-
-
-def segments(example: Example) -> tuple[np.ndarray, np.ndarray]:
-    """Both segments before masking; checks [CLS] A [SEP] B [SEP] on the way."""
-    ids = original(example)
-    assert ids[0] == CLS
-    assert ids[example.first_length - 1] == ids[-1] == SEP
-    first, second = ids[1 : example.first_length - 1], ids[example.first_length : -1]
-    assert not np.isin(np.concatenate([first, second]), [0, CLS, SEP, MASK]).any()
-    return first, second
-
-
-def same(one: list[Example], other: list[Example]) -> bool:
-    return len(one) == len(other) and all(
-        a.first_length == b.first_length
-        and a.next_sentence_label == b.next_sentence_label
-        and all(
-            np.array_equal(getattr(a, name), getattr(b, name))
-            for name in ("input_ids", "mlm_positions", "mlm_labels")
-        )
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def document_of(tokens: np.ndarray, width: int) -> set[int]:
-    return set(((tokens - FIRST) // width).tolist())
-
-
-# --- order -------------------------------------------------------------------------------------
-
-
-@fuzz
-@given(n=st.integers(1, 3000), key=st.integers(0, 2**63), more=st.integers(0, 9))
-def test_permutation_hits_every_number_once(n: int, key: int, more: int) -> None:
-    order = Permutation(n, key, more)
-    assert sorted(order[i] for i in range(n)) == list(range(n))
-
-
-@pytest.mark.parametrize("n", [*range(1, 20), 255, 256, 257, 1023, 1024, 1025])
-def test_permutation_holds_at_powers_of_two(n: int) -> None:
-    assert sorted(map(Permutation(n, 3).__getitem__, range(n))) == list(range(n))
-
-
-@pytest.mark.parametrize("n", [10**9, 2**40 + 1])
-def test_permutation_of_a_huge_range_needs_no_memory(n: int) -> None:
-    values = [Permutation(n, 1)[i] for i in range(500)]
-    assert len({*values}) == 500
-    assert 0 <= min(values) < max(values) < n
-    assert np.mean(values) / n == pytest.approx(0.5, abs=0.06)
-
-
-def test_permutation_is_decided_by_its_key() -> None:
-    def order(*key: int) -> list[int]:
-        return [Permutation(300, *key)[i] for i in range(300)]
-
-    assert order(1, 2) == order(1, 2)
-    keys = [(1, 2), (2, 1), (1,), (2,), (1, 3)]
-    for one, other in itertools.combinations(keys, 2):
-        stays = np.mean(np.array(order(*one)) == np.array(order(*other)))
-        assert stays < 0.05
-
-
-def test_permutation_moves_neighbours_apart() -> None:
-    order = np.array([Permutation(2000, 7)[i] for i in range(2000)])
-    # The mean distance of two random numbers below n is n / 3.
-    assert np.abs(np.diff(order)).mean() == pytest.approx(2000 / 3, rel=0.1)
-
-
-# --- split -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("nsp", ["nsp", "sop", "none"])
-@pytest.mark.parametrize("count", [4, 5, 19, 20, 100, 1000, 30_000])
-def test_split_is_disjoint_and_covers_all(words: WordPiece, count: int, nsp: str) -> None:
-    store = store_of([[[FIRST], [FIRST]]] * count, 10)
-    training, held_out = split_documents(store, nsp)
-    starts = [[int(part.offsets(i)[0]) for i in range(len(part))] for part in (training, held_out)]
-    assert sorted(starts[0] + starts[1]) == list(range(0, 2 * count, 2))
-    expected = max(1 if nsp == "none" else 2, round(0.05 * count))
-    assert len(held_out) == min(expected, 1000)
-
-
-def test_split_depends_on_the_store_alone() -> None:
-    store = store_of([[[FIRST], [FIRST]]] * 100, 10)
-    orders = [[int(p.offsets(i)[0]) for p in split_documents(store, "nsp") for i in range(5)]] * 2
-    assert orders[0] == orders[1]
-    held_out = [int(split_documents(store, "sop")[1].offsets(i)[0]) for i in range(5)]
-    assert held_out == orders[0][5:]
-    assert held_out != list(range(5))
-
-
-@pytest.mark.parametrize("nsp", ["nsp", "sop"])
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_fewer_than_four_documents_are_refused_for_pairs(nsp: str, count: int) -> None:
-    store = store_of([[[FIRST], [FIRST]]] * count, 10)
-    with pytest.raises(InputError, match="--nsp none") as caught:
-        split_documents(store, nsp)
-    assert f"{count} document(s) and {2 * count} sentence(s)" in str(caught.value)
-
-
-@pytest.mark.parametrize("sentences", [4, 19, 20, 21, 1000])
-def test_one_document_is_cut_at_sentences_without_pairs(sentences: int) -> None:
-    corpus = own_tokens([[3] * sentences], 3 * sentences)
-    store = store_of(corpus, 10 + 3 * sentences)
-    training, held_out = split_documents(store, "none")
-    parts = [part.offsets(i).tolist() for part in (training, held_out) for i in range(len(part))]
-    assert len(parts) == min(20, sentences)
-    assert len(held_out) >= 1
-    assert all(len(p) > 1 for p in parts)
-    covered = sorted(at for p in parts for at in p[:-1])
-    assert covered == list(range(0, 3 * sentences, 3))
-
-
-def test_a_huge_document_is_cut_into_a_bounded_number_of_stretches(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "_MOST_STRETCHES", 30)
-    training, held_out = split_documents(store_of([[[FIRST]] * 64 * 40], 10), "none")
-    assert len(training) + len(held_out) == 30
-
-
-def test_memory_to_start_with_does_not_grow_with_the_corpus(words: WordPiece) -> None:
-    """From the open store to the first batch: 250 times the documents, the same peak."""
-    peaks = []
-    for count in (2_000, 500_000):
-        starts = np.arange(3 * count + 1) * 9
-        store: Any = SimpleNamespace(
-            tokens=np.resize(np.arange(FIRST, 20_000, dtype=np.uint16), starts[-1]),
-            sentence_starts=starts,
-            document_starts=np.arange(count + 1) * 3,
-            token_counts=np.full(words.vocab_size, count),
-            counts=SimpleNamespace(
-                sentences=3 * count, tokens=starts[-1], single_sentence_documents=0
-            ),
-        )
-        tracemalloc.start()
-        training, held_out = split_documents(store, "nsp")
-        builders = [ExampleBuilder(store, words, d, ExampleOptions()) for d in (training, held_out)]
-        ExampleStream(builders[0], 0).take(32)
-        examples = held_out_examples(builders[1], 64)
-        unigram_entropy(builders[1], examples)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < 1.2 * peaks[0]
-
-
-def test_fewer_than_four_sentences_are_refused() -> None:
-    with pytest.raises(InputError, match=r"3 sentence\(s\)"):
-        split_documents(store_of([[[FIRST]], [[FIRST]], [[FIRST]]], 10), "none")
 
 
 # --- purity ------------------------------------------------------------------------------------
@@ -690,229 +446,6 @@ def test_truncation_takes_from_both_ends() -> None:
     assert np.mean(fronts) == pytest.approx(10, abs=0.6)
     assert min(fronts) < 7
     assert max(fronts) > 13
-
-
-# --- the stream --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK_DOCUMENTS", 4)
-
-
-def stream_of(words: WordPiece, documents: int = 14, seed: int = 0) -> ExampleStream:
-    lengths = random_lengths(documents, (1, 9), (3, 12))
-    return ExampleStream(builder_of(own_tokens(lengths, 120), words, max_seq_length=32), seed)
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_how_examples_are_taken_does_not_change_them(words: WordPiece) -> None:
-    expected = stream_of(words).take(200)
-    for chunk in (1, 7, 64, 199):
-        stream = stream_of(words)
-        taken = [e for _ in range(-(-200 // chunk)) for e in stream.take(chunk)]
-        assert same(taken[:200], expected)
-    assert stream_of(words).take(0) == []
-
-
-@pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("before", [0, 7, 16, 41, 77, 112])
-def test_seeking_a_state_goes_on_exactly(words: WordPiece, before: int) -> None:
-    stream = stream_of(words)
-    stream.take(before)
-    state = stream.state()
-    resumed = stream_of(words)
-    resumed.seek(state)
-    assert resumed.state() == state
-    assert same(resumed.take(90), stream.take(90))
-    assert resumed.state() == stream.state()
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_seeking_a_state_keeps_epochs_done(words: WordPiece) -> None:
-    # Schedules that end with an epoch are computed from it, so resuming must not move it.
-    stream, resumed = stream_of(words), stream_of(words)
-    for _ in range(40):
-        stream.take(3)
-        resumed.seek(stream.state())
-        assert resumed.epochs_done == stream.epochs_done
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_epochs_done_rises_and_is_whole_after_each_epoch(words: WordPiece) -> None:
-    stream, last = stream_of(words), -1.0
-    assert stream.epochs_done == 0
-    per_epoch = len(epoch_in_order(stream, 0))
-    for _ in range(per_epoch - 1):
-        stream.take(1)
-        assert last < stream.epochs_done < 1
-        last = stream.epochs_done
-    stream.take(1)
-    assert stream.epochs_done == 1
-    stream.take(len(epoch_in_order(stream, 1)))
-    assert stream.epochs_done == 2
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_epochs_done_counts_documents_not_blocks(words: WordPiece) -> None:
-    # Of five documents the first block holds four.
-    stream = ExampleStream(builder_of(own_tokens([[9]] * 5, 9), words), 0)
-    stream.take(4)
-    assert stream.epochs_done == pytest.approx(4 / 5)
-
-
-def epoch_in_order(stream: ExampleStream, epoch: int) -> list[Example]:
-    return epoch_of(stream.builder, stream.seed, epoch)
-
-
-def recorded(stream: ExampleStream) -> list[tuple[int, int, int]]:
-    """What the stream's builder is asked for, as it happens."""
-    calls: list[tuple[int, int, int]] = []
-    build = stream.builder.build
-
-    def record(seed: int, epoch: int, position: int, part: int = 0) -> list[Example]:
-        calls.append((seed, epoch, position))
-        return build(seed, epoch, position, part)
-
-    stream.builder.build = record  # type: ignore[method-assign]
-    return calls
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_an_epoch_visits_every_document_once(words: WordPiece) -> None:
-    stream = stream_of(words, seed=5)
-    per_epoch = [len(epoch_in_order(stream, epoch)) for epoch in range(3)]
-    calls = recorded(stream)
-    for epoch, count in enumerate(per_epoch):
-        calls.clear()
-        stream.take(count)
-        assert sorted(calls) == [(5, epoch, position) for position in range(14)]
-        assert [c[2] for c in calls] != sorted(c[2] for c in calls)
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_order_changes_with_seed_and_epoch(words: WordPiece) -> None:
-    orders = []
-    for seed in (1, 2):
-        stream = stream_of(words, seed=seed)
-        counts = [len(epoch_in_order(stream, epoch)) for epoch in range(2)]
-        calls = recorded(stream)
-        for count in counts:
-            calls.clear()
-            stream.take(count)
-            orders.append([position for _, _, position in calls])
-    assert all(one != other for one, other in itertools.combinations(orders, 2))
-
-
-def test_examples_of_a_block_are_shuffled_among_themselves(words: WordPiece) -> None:
-    stream = ExampleStream(builder_of(own_tokens([[9] * 12] * 20, 108), words, nsp="none"), 0)
-    sources = [document_of(original(e)[1:-1], 108).pop() for e in stream.current_block()]
-    neighbours = sum(a == b for a, b in itertools.pairwise(sources))
-    assert neighbours < len(sources) / 3
-
-
-def test_stream_holds_one_block_of_documents_only(
-    words: WordPiece, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stream = ExampleStream(builder_of(own_tokens([[9]] * 1200, 9), words), 0)
-    calls = recorded(stream)
-    stream.take(1)
-    assert len(calls) == 512
-    stream.take(511)
-    assert stream._examples is None
-    stream.take(1)
-    assert len(calls) == 1024
-    assert len(stream._examples or []) == 512
-
-
-LONG = [[9] * 40, [9] * 3, [9, 8], [9] * 25]  # sentences of 9 tokens in each of four documents
-
-
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PART_TOKENS", 50)
-
-
-@pytest.mark.usefixtures("small_parts")
-def test_parts_of_a_document_are_all_of_it_once(words: WordPiece) -> None:
-    documents = all_documents(store_of(own_tokens(LONG, 400), words.vocab_size))
-    counts = [documents.num_parts(i) for i in range(4)]
-    assert sorted(counts) == [1, 1, 5, 8]
-    for position, count in enumerate(counts):
-        parts = [documents.offsets(position, part).tolist() for part in range(count)]
-        assert all(one[-1] == other[0] for one, other in itertools.pairwise(parts))
-        joined = [at for part in parts for at in part[:-1]] + [parts[-1][-1]]
-        assert joined == documents.offsets(position).tolist()
-        assert all(part[-1] - part[0] <= 50 + 9 for part in parts)
-
-
-@pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("nsp", ["nsp", "none"])
-def test_a_long_document_is_held_a_part_at_a_time_and_seen_whole(
-    words: WordPiece, nsp: str
-) -> None:
-    def fresh() -> ExampleStream:
-        corpus = own_tokens(LONG, 400)
-        return ExampleStream(builder_of(corpus, words, max_seq_length=32, nsp=nsp), 0)
-
-    stream, states, taken = fresh(), [], []
-    while stream.epoch == 0:
-        states.append((stream.state(), stream.epochs_done))
-        taken += stream.take(1)
-        if stream.part:
-            assert len(stream.current_block()) < 20
-    assert stream.epochs_done == 1
-    assert {state["part"] for state, _ in states} == set(range(8))
-    assert [done for _, done in states] == sorted({done for _, done in states})
-    if nsp == "none":  # every token of the text, once
-        seen = np.concatenate([original(e)[1:-1] for e in taken])
-        assert len(seen) == sum(map(sum, LONG))
-        assert len(set(seen.tolist())) == len(seen)
-    for number in range(0, len(states), 5):
-        resumed = fresh()
-        resumed.seek(states[number][0])
-        assert resumed.epochs_done == states[number][1]
-        assert same(resumed.take(len(taken) - number), taken[number:])
-
-
-@pytest.mark.parametrize("nsp", ["nsp", "none"])
-def test_documents_built_by_several_processes_give_the_same_examples(
-    words: WordPiece, nsp: str
-) -> None:
-    corpus = own_tokens(random_lengths(40, (1, 9), (1, 30)), 300)
-
-    def spread(function: Any, count: int) -> list[Any]:
-        """Two processes, one after the other; what they send each other is bytes."""
-        odd, even = ([function(i) for i in range(k, count, 2)] for k in (1, 0))
-        sent = pickle.loads(pickle.dumps([even, odd]))
-        return [sent[i % 2][i // 2] for i in range(count)]
-
-    builder = builder_of(corpus, words, max_seq_length=64, nsp=nsp)
-    alone, together = ExampleStream(builder, 3), ExampleStream(builder, 3, spread)
-    for one, other in zip(alone.take(500), together.take(500), strict=True):
-        assert one.first_length == other.first_length
-        assert one.next_sentence_label == other.next_sentence_label
-        for a, b in zip(one, other, strict=True):
-            if isinstance(a, np.ndarray):
-                assert a.dtype == b.dtype
-                np.testing.assert_array_equal(a, b)
-    assert alone.state() == together.state()
-
-
-def test_stream_without_any_example_does_not_hang(words: WordPiece) -> None:
-    # Documents of one token have no halves, so sentence order finds no pair in them.
-    def too_long(*_: object) -> None:
-        raise TimeoutError("take is still running")
-
-    stream = ExampleStream(builder_of(own_tokens([[1]] * 4, 1), words, nsp="sop"), 0)
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.setitimer(signal.ITIMER_REAL, 1.0)
-    try:
-        with pytest.raises(InputError):
-            stream.take(1)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 # --- evaluation --------------------------------------------------------------------------------

@@ -20,16 +20,13 @@ from samples import (  # noqa: F401
     without_times,
 )
 
-from minibert import examples
+from minibert import documents, example_stream
 from minibert.ahead import BuildersAhead
 from minibert.cli import main
 from minibert.config import BertConfig
 from minibert.errors import Interrupted
-from minibert.examples import (
-    Example,
-    ExampleBuilder,
-    ExampleStream,
-)
+from minibert.example_stream import BlockPlace, ExampleStream
+from minibert.examples import Example, ExampleBuilder
 from minibert.heads import BertForPreTraining
 from minibert.optim import Budget, build_optimizer
 from minibert.pretraining_data import PretrainingData, pretraining_terms
@@ -102,8 +99,8 @@ def test_without_short_sequences_nothing_changes(builder: ExampleBuilder) -> Non
 def test_whole_sequences_go_on_where_short_ones_stop(
     builder: ExampleBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examples, "_BLOCK_DOCUMENTS", 6)
-    monkeypatch.setattr(examples, "_PART_TOKENS", 40)  # most documents have several parts
+    monkeypatch.setattr(example_stream, "_BLOCK_DOCUMENTS", 6)
+    monkeypatch.setattr(documents, "_PART_TOKENS", 40)  # most documents have several parts
     for taken in range(0, 400, 23):
         short, whole = ExampleStream(shortened(builder), 3), ExampleStream(builder, 3)
         short.take(taken)
@@ -120,10 +117,10 @@ def test_whole_sequences_go_on_where_short_ones_stop(
 def test_an_epoch_of_both_lengths_visits_every_block_once(
     builder: ExampleBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examples, "_BLOCK_DOCUMENTS", 6)
+    monkeypatch.setattr(example_stream, "_BLOCK_DOCUMENTS", 6)
     visited: list[tuple[int, int]] = []
 
-    def build(self: ExampleStream, place: examples.BlockPlace) -> list[Example]:
+    def build(self: ExampleStream, place: BlockPlace) -> list[Example]:
         visited.append((self.builder.options.max_seq_length, place.block))
         return self.built(place)
 

@@ -23,8 +23,8 @@ LAYERS = [
         *("decoder_config", "seq2seq", "generation"),
     },
     {
-        *("tokenizer", "corpus", "cache", "encoding", "vocabulary", "store", "examples"),
-        *("cleaning",),
+        *("tokenizer", "corpus", "cache", "encoding", "vocabulary", "store"),
+        *("documents", "examples", "example_stream", "cleaning"),
         *("ahead", "workers", "download", "target_tokenizer", "parallel"),
     },
     {
@@ -120,6 +120,7 @@ def test_the_loop_knows_no_model_and_no_task() -> None:
         "losses",
         "tokenizer",
         "store",
+        "documents",
         "examples",
         "corpus",
     }
