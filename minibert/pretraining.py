@@ -461,19 +461,21 @@ class _Run:
             budget = Budget(seconds=self.world.from_main(seconds))
         else:
             budget = _budget(settings, data.whole, source.store)
-        unigram_of_few = unigram_entropy(source.held_out, few)
+        watched = {settings.max_seq_length: few}
+        if settings.short_length:
+            watched[settings.short_length] = _short_held_out(source, settings, len(few))
+        entropies = {n: unigram_entropy(source.held_out, part) for n, part in watched.items()}
         is_told = False
 
         def evaluate() -> dict[str, float]:
             nonlocal is_told
-            figures = score(few)
-            # Short sequences leave the later positions as they were drawn.
-            is_short = data.stream is data.short
-            is_stuck = not is_short and figures["mlm_loss"] > unigram_of_few - _LEARNT
-            if loop.done > 0.5 and is_stuck and not is_told:
+            length = data.max_seq_length
+            figures = score(watched[length])
+            loss, entropy = figures["mlm_loss"], entropies[length]
+            if loop.done > 0.5 and loss > entropy - _LEARNT and not is_told:
                 is_told = True
-                log_line("plateau", _plateau_text(figures["mlm_loss"], unigram_of_few))
-            return figures
+                log_line("plateau", _plateau_text(loss, entropy))
+            return figures | ({"max_seq_length": length} if len(watched) > 1 else {})
 
         if self.begun is not None:
             rate = float(self.begun["resolved"]["learning_rate"])
@@ -529,6 +531,16 @@ def _held_out(source: _Source, settings: PretrainSettings) -> list[Example]:
     return held_out
 
 
+def _short_held_out(source: _Source, settings: PretrainSettings, count: int) -> list[Example]:
+    """What is scored while sequences are short: about the tokens of `count` whole examples.
+
+    Short sequences leave the later positions as they were drawn, so whole ones would tell little.
+    """
+    assert settings.short_length
+    more = settings.max_seq_length // settings.short_length
+    return held_out_examples(_shortened(source.held_out, settings.short_length), count * more)
+
+
 def _results(
     settings: PretrainSettings,
     source: _Source,
@@ -564,10 +576,14 @@ def _short_stream(settings: PretrainSettings, stream: ExampleStream) -> ExampleS
     """The same documents in sequences of --short-length, where that is set."""
     if settings.short_length is None:
         return None
-    whole = stream.builder
-    options = dataclasses.replace(whole.options, max_seq_length=settings.short_length)
-    builder = ExampleBuilder(whole.store, whole.tokenizer, whole.documents, options)
+    builder = _shortened(stream.builder, settings.short_length)
     return ExampleStream(builder, settings.seed, stream.spread, stream.build_place)
+
+
+def _shortened(whole: ExampleBuilder, max_seq_length: int) -> ExampleBuilder:
+    """A builder of the same documents' examples in shorter sequences."""
+    options = dataclasses.replace(whole.options, max_seq_length=max_seq_length)
+    return ExampleBuilder(whole.store, whole.tokenizer, whole.documents, options)
 
 
 def _plateau_text(loss: float, unigram: float) -> str:

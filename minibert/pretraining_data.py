@@ -85,6 +85,11 @@ class PretrainingData:
     def epochs_done(self) -> float:
         return self.stream.epochs_done
 
+    @property
+    def max_seq_length(self) -> int:
+        """Of the sequences that steps come from now."""
+        return self.stream.builder.options.max_seq_length
+
     def pace(self, done: float) -> None:
         """Chooses what the next steps are like by the share of the budget used."""
         if self.batch_ramp:

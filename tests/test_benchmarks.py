@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from samples import one_thread, write_corpus  # noqa: F401
 
-from benchmarks import corpus, finetuning, pretraining, report, tokenising, turns
+from benchmarks import corpus, curve, finetuning, pretraining, report, tokenising, turns
 from benchmarks.__main__ import main
 from benchmarks.lengths import draw_lengths
 from benchmarks.text import OPTIONS, read_documents, write_text
@@ -259,3 +259,21 @@ def test_text_is_repeated_up_to_the_size_and_no_two_documents_are_alike(tmp_path
     assert 20_000 <= size < 22_000 < 10 * source.stat().st_size
     documents = read_documents(tmp_path / "text.txt")
     assert len(set(documents)) == len(documents) > 24
+
+
+def test_a_curve_has_a_picture_for_each_part_that_was_logged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="draws the curve")
+    rows = [{"step": n, "mlm_loss": 7.0 - n, "nsp_accuracy": 0.5} for n in (1, 2)]
+    rows.append({"step": 2, "eval_mlm_loss": 5.5})
+    assert curve.points_of(rows, "mlm_loss") == ([1, 2], [6.0, 5.0])
+    assert curve.points_of(rows, "eval_mlm_loss") == ([2], [5.5])
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pictures = [tmp_path / "one.svg", tmp_path / "two.svg"]
+    for picture in pictures:
+        assert curve.main([str(tmp_path), "--output", str(picture)]) == 0
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    assert pictures[0].read_text().count('id="axes_') == 2
+    assert curve.main([str(tmp_path / "none"), "--output", str(pictures[0])]) == 2
+    assert "has no metrics.jsonl" in capsys.readouterr().err

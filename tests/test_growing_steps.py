@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from samples import (  # noqa: F401
     same_tensors,
     weights_of,
     without_times,
+    write_corpus,
 )
 
 from minibert import documents, example_stream
@@ -29,6 +31,7 @@ from minibert.example_stream import BlockPlace, ExampleStream
 from minibert.examples import Example, ExampleBuilder
 from minibert.heads import BertForPreTraining
 from minibert.optim import Budget, build_optimizer
+from minibert.pretraining import pretrain
 from minibert.pretraining_data import PretrainingData, pretraining_terms
 from minibert.run_folder import RunFolder, read_metrics
 from minibert.train import Loop, LoopSettings, StepData, fit
@@ -319,3 +322,29 @@ def test_the_command_says_what_it_does(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(line) == 0
     told = capsys.readouterr().err
     assert "length: 16 tokens in 50% of the budget, then 32; a step has 8 short sequences" in told
+
+
+def test_evaluations_read_what_the_steps_read(tmp_path: Path) -> None:
+    """Of whole sequences the later places are still as they were drawn: a loss that says little."""
+    corpus = write_corpus(tmp_path / "corpus.txt", documents=24)
+    pretrain(
+        corpus=str(corpus),
+        preset="tiny",
+        vocab_size=60,
+        max_seq_length=32,
+        short_length=16,
+        short_share=0.5,
+        batch_size=4,
+        max_steps=4,
+        eval_every=1,
+        cache_dir=str(tmp_path / "cache"),
+        output=str(tmp_path / "run"),
+        device="cpu",
+    )
+    rows = [row for row in read_metrics(tmp_path / "run") if "eval_mlm_loss" in row]
+    assert [row["eval_max_seq_length"] for row in rows] == [16, 16, 32, 32]
+    pairs = [row["eval_pairs"] for row in rows]
+    assert pairs[0] > pairs[2], "short ones are more"
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert rows[-1]["eval_mlm_loss"] == pytest.approx(results["mlm_loss"])
+    assert "max_seq_length" not in results
