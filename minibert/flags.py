@@ -123,12 +123,11 @@ def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSet
         if name and "command" in content:
             raise InputError(f"{path} is a run's, with every setting; leave --recipe out")
         given = _of_earlier_run(content, path) if "command" in content else content
+        settings.check_names(given, str(path))  # the rest is checked with the flags put in
         budgets = {"max_steps", "epochs", "max_minutes"}
         if budgets & values.keys():  # a flag replaces the file's budget, whichever kind it is
             given = {k: v for k, v in given.items() if k not in budgets}
     named = recipe(name, {**given, **values}) if name else {}
-    if given:
-        settings.from_dict({**dataclasses.asdict(_blank(settings)), **named, **given}, str(path))
     return settings.from_dict({**named, **given, **values})
 
 
@@ -139,12 +138,6 @@ def _of_earlier_run(run: dict[str, Any], path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: settings is {type(settings).__name__}, expected an object")
     once = ("output", "resume", "overwrite", "dry_run", "profile", "debug")
     return {name: value for name, value in settings.items() if name not in once}
-
-
-def _blank(settings: type[RunSettings]) -> RunSettings:
-    """Settings that pass their own checks, to hold a file's keys against."""
-    required = {"corpus": ["-"]} if settings is PretrainSettings else {"task": "-"}
-    return settings(**required)
 
 
 def parsers() -> tuple[Parser, dict[str, Parser]]:

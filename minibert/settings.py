@@ -116,8 +116,9 @@ class RunSettings:
     max_steps: int | None = setting(None, "budget in optimiser steps")
     epochs: float | None = setting(
         None,
-        "budget in passes over the training data; default of fine-tuning 3, similarity 4, tasks "
-        "that write 10; of pretraining 6, but 0.5 to 50 M tokens or one pass",
+        "budget in passes over the training data; default of fine-tuning that of a recipe for the "
+        "task and the size, else 3, similarity 4, tasks that write 10; of pretraining 6, but 0.5 "
+        "to 50 M tokens or one pass",
     )
     max_minutes: float | None = setting(None, "budget in minutes of the whole command")
     batch_size: int = setting(16, "sequences per optimiser step over all devices")
@@ -248,17 +249,22 @@ class RunSettings:
         Raises:
             InputError: an unknown name (the nearest one is offered) or a value of another type.
         """
-        known = {f.name: f for f in dataclasses.fields(cls)}
         values = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
         if isinstance(values.get("resume"), bool):  # resume=True reads better in a notebook
             values["resume"] = "yes" if values["resume"] else "no"
+        cls.check_names(values, source)
+        return cls(**values)
+
+    @classmethod
+    def check_names(cls, values: dict[str, Any], source: str) -> None:
+        """Raises InputError as `from_dict` does, whatever else the values would be refused for."""
+        known = {f.name: f for f in dataclasses.fields(cls)}
         for name, value in values.items():
             if name not in known:
                 raise InputError(f"{source}: unknown key {name!r}{did_you_mean(name, known)}")
             if not _fits(value, str(known[name].type)):
                 kind = re.sub(r"Literal\[(.*)]", r"\1", str(known[name].type))
                 raise InputError(f"{source}: {name} is {value!r}, expected {kind}")
-        return cls(**values)
 
 
 def flag(name: str) -> str:
@@ -502,11 +508,16 @@ class FinetuneSettings(RunSettings):
     reinit_layers: int = setting(
         0, "redraw the pooler and this many top layers, which pretraining has specialised"
     )
-    batch_size: int = setting(Default(16), "sequences per optimiser step over all devices")
-    max_seq_length: int = setting(Default(256), "tokens per sequence, special tokens included")
+    batch_size: int = setting(
+        Default(16), "sequences per optimiser step over all devices; a recipe may have another"
+    )
+    max_seq_length: int = setting(
+        Default(256), "tokens per sequence, special tokens included; a recipe may have another"
+    )
     truncation: str = setting(
         DefaultText("head"),
-        "what is kept of a long text; windows: all of it, in parts that vote",
+        "what is kept of a long text; windows: all of it, in parts that vote; a recipe may have "
+        "another",
         choices=("head", "tail", "head+tail", "windows"),
     )
     doc_stride: int | None = setting(

@@ -99,8 +99,9 @@ def clip_gradients(
     parameters = list(model.parameters())
     norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     within = read and bool(norm + 1e-6 <= max_norm)
-    # torch.amp.GradScaler asks and tells the optimiser so.
-    if getattr(optimizer, "_step_supports_amp_scaling", False) and not is_sharded(model):
+    # torch.amp.GradScaler asks and tells the optimiser so; on MPS torch 2.11 does not divide.
+    divides = getattr(optimizer, "_step_supports_amp_scaling", False)
+    if divides and norm.device.type in ("cpu", "cuda") and not is_sharded(model):
         divisor = None if within else ((norm + 1e-6) / max_norm).clamp(min=1.0)
         optimizer.grad_scale = divisor  # type: ignore[attr-defined]
     elif not within:

@@ -601,6 +601,32 @@ def test_a_finetuning_folder_holds_what_the_contract_lists(world: Path) -> None:
     assert config["problem_type"] == "single_label_classification"
 
 
+@pytest.mark.parametrize(
+    ("kind", "file", "flags"),
+    [
+        (
+            PretrainSettings,
+            {"max_seq_length": 64},
+            {"recipe": "small-budget", "max_seq_length": 256},
+        ),
+        (PretrainSettings, {"short_length": 128}, {"max_seq_length": 256}),
+        (FinetuneSettings, {"dev_data": "dev.csv"}, {"task": "classification", "data": "a.csv"}),
+        (FinetuneSettings, {"adapt_epochs": 5.0}, {"task": "imdb", "adapt": ["auto"]}),
+    ],
+    ids=["recipe", "default", "data", "adapt"],
+)
+def test_a_file_is_judged_with_the_flags_in_place(
+    tmp_path: Path, kind: Any, file: dict[str, Any], flags: dict[str, Any]
+) -> None:
+    (tmp_path / "own.json").write_text(json.dumps(file))
+    given = {"config": str(tmp_path / "own.json")} | flags
+    if kind is PretrainSettings:
+        given["corpus"] = ["a.txt"]
+    settings = cli.settings_from(given, kind)
+    for name, value in {**file, **flags}.items():
+        assert name == "recipe" or getattr(settings, name) == value
+
+
 def test_a_recipe_stands_between_the_defaults_and_what_is_given(
     world: Path, tmp_path: Path
 ) -> None:

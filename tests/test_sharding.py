@@ -224,6 +224,17 @@ def test_a_whole_model_steps_on_clipped_gradients(kind: str, share: float, read:
             torch.testing.assert_close(ours.state[parameter][moment], expected)
 
 
+def test_gradients_are_scaled_where_a_device_would_not_divide_them() -> None:
+    """MPS with torch 2.11 takes no divisor, though its AdamW says so; "meta" stands in for it."""
+    model = make_model().to("meta")
+    optimizer = torch.optim.AdamW(model.parameters(), fused=False)
+    optimizer._step_supports_amp_scaling = True
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    clip_gradients(model, optimizer, 0.1, read=False)
+    assert not hasattr(optimizer, "grad_scale")
+
+
 def test_a_whole_model_is_not_put_together() -> None:
     state = make_model().state_dict()
     assert all(gathered(state, ALONE)[k] is v for k, v in state.items())
