@@ -82,7 +82,11 @@ def classification_loss(
 
 
 def multi_label_loss(
-    logits: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    smoothing: float = 0.0,
+    positives: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """L_task = - sum over examples i, classes c of v(c) log P(y_ic | x_i; theta), y yes or no.
 
@@ -93,13 +97,14 @@ def multi_label_loss(
         labels: (B, C), 1.0 where the example is of the class.
         weights: (C,), v of each class.
         smoothing: s in [0, 1): targets are 1 - s/2 and s/2.
+        positives: (C,), what the terms of "yes" are multiplied by.
 
     Returns:
         The summed loss in nats, float32 scalar, and B * C.
     """
     targets = labels * (1 - smoothing) + smoothing / 2
     total = F.binary_cross_entropy_with_logits(
-        logits.float(), targets, weight=weights, reduction="sum"
+        logits.float(), targets, weight=weights, pos_weight=positives, reduction="sum"
     )
     return total, labels.new_tensor(labels.numel()).long()
 

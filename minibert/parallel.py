@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,15 +110,12 @@ def _splits(
     kept, notes = drop_empty(train)
     if not kept:
         raise InputError(f"{folder}: no pair to train on has two texts")
-    known = {pair.source for pair in kept}
-    shared = sum(pair.source in known for pair in test)
     parts = [
         f"{len(kept):,} pairs to train on, {len(dev):,} to choose by, {len(test):,} to test on"
     ]
     several = max((len(pair.references) for pair in test), default=1)
     parts += [f"up to {several} references of a test text"] if several > 1 else []
     parts += notes
-    parts += [f"{shared:,} test sources occur in train, too"] if shared else []
     return PairSplits(kept, dev, test, str(folder), tuple(parts))
 
 
@@ -260,11 +258,15 @@ def _table_rows(path: Path) -> list[dict[str, str]]:
         io.StringIO(text, newline=""),
         delimiter=_TABLES[kind],
         quoting=csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL,
+        strict=True,  # an open quote would take the rows that follow
     )
     rows = []
     try:
         with long_csv_fields():
             header = next(reader, [])
+            twice = [name for name, count in Counter(header).items() if count > 1]
+            if twice:
+                raise InputError(f"{path}: the column {twice[0]!r} comes more than once")
             for row in reader:
                 if len(row) < 2 and not "".join(row).strip():
                     continue  # a blank line

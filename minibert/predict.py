@@ -14,7 +14,7 @@ from minibert.files import read_json
 from minibert.model_folders import open_model_folder
 from minibert.quantised import quantise_linears
 from minibert.run_folder import RunFolder
-from minibert.runs import check_vocabulary
+from minibert.runs import check_vocabulary, log_line
 from minibert.runtime import Runtime, start_runtime
 from minibert.settings import FinetuneSettings
 from minibert.tasks import FAMILIES, TASKS, find_task
@@ -69,6 +69,7 @@ def load_embedder(
     task = _task_of(run, config, path)
     similarity = find_task("similarity")
     if not (isinstance(task, similarity) and task.settings.mode == "bi-encoder"):
+        log_line("vectors", f"{path} is no bi-encoder, so its vectors tell less of what is alike")
         values = {"task": "similarity", "mode": "bi-encoder", "max_seq_length": _room(path, config)}
         task = similarity(FinetuneSettings.from_dict(values))
     return _opened(path, task, run, device, precision)

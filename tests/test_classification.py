@@ -25,7 +25,11 @@ from minibert.pretraining import pretrain
 from minibert.settings import FinetuneSettings
 from minibert.tasks import find_task
 from minibert.tasks.base import Splits
-from minibert.tasks.classification import ClassificationTask, class_weights
+from minibert.tasks.classification import (
+    ClassificationTask,
+    class_weights,
+    positive_weights,
+)
 from minibert.tasks.labelled import LabelledText
 from minibert.tasks.labelled_sets import (
     PUBLIC,
@@ -35,6 +39,7 @@ from minibert.tasks.labelled_sets import (
     read_sst2,
     read_tnews,
 )
+from minibert.tasks.splits import parts_of
 from minibert.tasks.texts import cut, cut_pair, encode
 from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
 
@@ -359,6 +364,15 @@ def test_losses_are_the_weighted_and_smoothed_sums() -> None:
     expected = -((target * p.log() + (1 - target) * (1 - p).log()) * weights).sum()
     torch.testing.assert_close(total, expected)
     assert int(count) == 15
+    total, _ = multi_label_loss(logits, truth, positives=weights)
+    expected = -(truth * p.log() * weights + (1 - truth) * (1 - p).log()).sum()
+    torch.testing.assert_close(total, expected)
+
+
+def test_yes_and_no_of_several_labels_weigh_alike_when_balanced() -> None:
+    counts = {"often": 75, "seldom": 10, "never": 0, "always": 100}
+    weights = positive_weights(tuple(counts), counts, 100)
+    torch.testing.assert_close(weights, torch.tensor([1 / 3, 9.0, 1.0, 1.0]))
 
 
 def test_class_and_multi_label_figures_equal_scikit_learn() -> None:
@@ -540,6 +554,43 @@ def test_a_text_may_have_several_labels(world: Path) -> None:
     assert answer.prediction == [n for n, p in answer.probabilities.items() if p > 0.5]
     rows_written = (folder / "predictions.jsonl").read_text().splitlines()
     assert json.loads(rows_written[3])["label"] == ["bad", "good"]
+
+
+def test_a_label_that_only_dev_has_is_a_class(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rare in range(40):  # until it is drawn for dev
+        sets = [["a", "rare"] if i == rare else ["a", "b"][: 1 + i % 2] for i in range(40)]
+        rows = [{"text": f"storm {i}", "labels": labels} for i, labels in enumerate(sets)]
+        data = write_rows(tmp_path / "m.jsonl", rows)
+        settings = FinetuneSettings(task="classification", data=data, label_column="labels")
+        task = ClassificationTask(settings)
+        parts = parts_of(task, task.read(task.find_data()), settings.dev_fraction, None)
+        if any("rare" in (e.label or ()) for e in parts.dev):
+            break
+    options = {"label_column": "labels", "class_weights": "balanced", "max_steps": 1}
+    folder = tune(world, "rare", task="classification", data=data, **options)
+    assert "classes: rare: no example to train on" in capsys.readouterr().err
+    assert results_of(folder)["per_class"].keys() == {"a", "b", "rare"}
+
+
+def test_no_label_and_no_class_are_told_apart(tmp_path: Path) -> None:
+    """Of a text that may have several labels an empty field says that it has none."""
+    train = tmp_path / "train.csv"
+    train.write_text("text,label\nx,a;b\ny,a\nz,\n")
+    test = tmp_path / "test.csv"
+    test.write_text("text,label\nx,\ny,\n")
+    splits = read(data=str(train), test_data=str(test), label_separator=";")
+    assert [e.label for e in splits.train] == [("a", "b"), ("a",), ()]
+    assert "1 rows of train without any label, taken as of none of the classes" in splits.notes
+    assert splits.test is None
+    assert "test has no labels, so it is not scored" in splits.notes
+    lines = tmp_path / "train.jsonl"
+    lines.write_text(
+        '{"text": "x", "label": ["a", "b"]}\n{"text": "y", "label": "a"}\n'
+        '{"text": "z", "label": NaN}\n'
+    )
+    assert [e.label for e in read(data=str(lines)).train] == [("a", "b"), ("a",)]
 
 
 def test_pairs_are_told_apart_by_their_second_text(

@@ -70,7 +70,6 @@ def test_multi30k_is_read_line_by_line(tmp_path: Path, end: str) -> None:
     assert [p.target for p in splits.test] == ["Ein Hund.", "Eine Katze."]
     assert splits.test[0].id == "test_2016_flickr/1"
     assert splits.notes[0] == "2 pairs to train on, 2 to choose by, 2 to test on"
-    assert splits.notes[-1] == "2 test sources occur in train, too"
 
 
 def test_multi30k_is_read_in_either_direction(tmp_path: Path) -> None:
@@ -217,7 +216,10 @@ def test_rows_are_numbered_where_there_is_no_id(tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("p.csv", "a,b\n1,2\n1,2,3\n", "line 3: 3 fields, but the header has 2"),
-        ("p.csv", 'a,b\n"1,2\n', "line 2: 1 fields"),
+        ("p.csv", 'a,b\n"1,2\n', "line 2: unexpected end of data"),
+        ("p.csv", 'a,b\n1,"2\n3,4\n', "line 3: unexpected end of data"),
+        ("p.csv", 'a,b\n1,"ja" sagt er\n', "line 2: ',' expected after '\"'"),
+        ("p.csv", "a,b,b\n1,2,3\n", "the column 'b' comes more than once"),
         ("p.tsv", "a\tb\n", "has no rows"),
         ("p.tsv", "a\tc\n1\t2\n", "no column 'b'"),
         ("p.jsonl", '{"a": "x", "b": "y"}\n{"a": "x"\n', "line 2 is not JSON"),

@@ -163,6 +163,9 @@ def test_answers_are_moved_or_left_out_of_training_with_a_count(tokenizer: WordP
         "2 answers stood elsewhere in their context, moved there (first: near, start)",
         "3 answers are not in their context, not trained on (first: lost, empty, no context)",
     ]
+    assert answer_notes(given, is_learnt=False) == [
+        "3 answers are not in their context, scored as they are (first: lost, empty, no context)",
+    ]
     windows = encode_questions(given, tokenizer, 64).windows
     assert [w.question for w in windows if w.start < 0] == [4, 5, 8]
     assert windows[7].start == windows[7].end == 0

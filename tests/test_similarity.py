@@ -26,7 +26,7 @@ from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Splits
 from minibert.tasks.scored import Scale, ScoredPair, read_stsb
 from minibert.tasks.similarity import SimilarityTask, tfidf_cosines
-from minibert.tasks.splits import cut_dev
+from minibert.tasks.splits import cut_dev, parts_of
 
 
 def write_pairs(path: Path, count: int = 48, seed: int = 0) -> str:
@@ -376,7 +376,7 @@ def test_a_few_other_pairs_can_be_scored(
     (tmp_path / "a.csv").write_text("first,second,grade\nstorm,storm,5\nriver,castle,0\n")
     figures = minibert.evaluate(world / "bi-encoder", data=str(tmp_path / "a.csv"))
     assert (figures["num_eval"], figures["spearman"]) == (2, pytest.approx(1))
-    (tmp_path / "b.csv").write_text("first,second,grade\nstorm,,5\nriver,castle,5\nstorm,a,\n")
+    (tmp_path / "b.csv").write_text("first,second,grade\nstorm,,5\nriver,castle,4\nstorm,a,\n")
     capsys.readouterr()
     figures = minibert.evaluate(world / "bi-encoder", data=str(tmp_path / "b.csv"))
     assert (figures["num_eval"], figures["scored"]) == (2, "test")  # as test_data would be
@@ -384,6 +384,19 @@ def test_a_few_other_pairs_can_be_scored(
     (tmp_path / "c.csv").write_text("first,second,grade\nstorm,storm,\n")
     with pytest.raises(InputError, match=r"c.csv holds no scored pair"):
         minibert.evaluate(world / "bi-encoder", data=str(tmp_path / "c.csv"))
+    (tmp_path / "d.csv").write_text("first,second,grade\nstorm,storm,5\nriver,river,5\n")
+    with pytest.raises(InputError, match=r"2 pair\(s\) in test, all with the score 5; a correl"):
+        minibert.evaluate(world / "bi-encoder", data=str(tmp_path / "d.csv"))
+
+
+def test_a_dev_split_of_one_score_chooses_nothing(tmp_path: Path) -> None:
+    """Its correlation would be 0 at every evaluation, and the first weights the best."""
+    rows = ["text,text_pair,score", *(f"a{i},b{i},{int(i == 0)}" for i in range(20))]
+    (tmp_path / "a.csv").write_text("\n".join(rows))
+    settings = FinetuneSettings(task="similarity", data=str(tmp_path / "a.csv"))
+    task = SimilarityTask(settings)
+    with pytest.raises(InputError, match=r"in dev, all with the score 0; .* raise --dev-fraction"):
+        parts_of(task, task.read(task.find_data()), settings.dev_fraction, None)
 
 
 @pytest.mark.parametrize("mode", MODES)

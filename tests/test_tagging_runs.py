@@ -108,8 +108,19 @@ def test_columns_of_your_own_are_learnt_and_scored(learnt: Path) -> None:
         for entity in row["entities"]:
             first, end = entity["first_token"], entity["end_token"]
             assert entity["text"] == " ".join(row["tokens"][first:end])
+            text = " ".join(row["tokens"])
+            assert entity["text"] == text[entity["start"] : entity["end"]]
             assert row["prediction"][first] == f"B-{entity['type']}"
             assert 0 < entity["score"] <= 1
+
+
+def test_types_that_the_model_lacks_are_counted(
+    learnt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "other.conll"
+    data.write_text("Storm B-PER\n\nRiver B-RIVER\nBridge B-RIVER\n")
+    assert minibert.evaluate(learnt, data=str(data))["num_eval"] == 2
+    assert "counted as missed: 2 of RIVER" in capsys.readouterr().err
 
 
 def test_the_figures_are_those_of_seqeval_on_the_saved_predictions(learnt: Path) -> None:

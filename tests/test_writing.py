@@ -432,6 +432,22 @@ def test_a_folder_of_own_lines_has_its_own_splits(tmp_path: Path) -> None:
     assert turned.train[0].source == pairs(5)[0]["de"]
 
 
+def test_a_public_set_is_looked_over_as_own_data_is(tmp_path: Path) -> None:
+    for part in ("train", "val", "test_2016_flickr"):
+        write_lines(tmp_path, pairs(3), part)
+    (tmp_path / "val.de").write_text("\n" * 3)
+    notes = read("multi30k", data=str(tmp_path)).notes
+    assert "3 empty targets in dev, scored as they are" in notes
+    assert "3 test sources occur in train, too" in notes
+
+
+def test_a_line_may_hold_a_text_of_several_lines(tmp_path: Path) -> None:
+    task = find_task("summarization")(FinetuneSettings(task="summarization"))
+    assert task.parse_line('{"text": "A: Hi.\\nB: Hi."}') == "A: Hi.\nB: Hi."
+    for plain in ('{"text": 1}', '{"text": "a", "id": 2}', "{a", "a"):
+        assert task.parse_line(plain) == plain
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"target_data": "long.de"}, "train.en has 6 lines, but .*long.de has 7"),
     ({}, "name the second with --target-data"),
@@ -439,6 +455,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"data": "rows.jsonl", "text_column": "fr"}, "no column 'fr'"),
     ({"data": "rows.jsonl", "target_column": "d", "text_column": "en"}, "did you mean 'de'"),
     ({"target_data": "train.de", "truncation": "windows"}, "--truncation windows has no use"),
+    ({"target_data": "train.de", "text_column": "en"}, "--text-column is for a table, not for two"),
+    ({"data": "rows.jsonl", "target_data": "train.de"}, "is a table; name its two columns with"),
+    ({"target_data": "train.de", "source_language": "fr"}, "--source-language is for a folder"),
     ({"data": None, "task": "multi30k", "text_column": "x"}, "go with --data"),
     ({"data": ".", "source_language": "de"}, "are both 'de'"),
     ({"data": ".", "source_language": "fr"}, "lacks train.fr"),

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -344,6 +345,10 @@ class Task(ABC, Generic[E, P]):
         """The `details` among a run's results, for people; printed at its end."""
         return ""
 
+    def check_parts(self, dev: Sequence[E], test: Sequence[E] | None) -> None:
+        """Raises InputError where the figures of a part would say nothing."""
+        return
+
     def baseline(self, train: Sequence[E], test: Sequence[E]) -> dict[str, float]:
         """What a simple method reaches, under keys of its own.
 
@@ -371,8 +376,8 @@ class Task(ABC, Generic[E, P]):
     # --- use -------------------------------------------------------------------------------------
 
     def parse_line(self, line: str) -> Any:
-        """What a line of `minibert predict` gives to `example_of`."""
-        return line
+        """What a line of `minibert predict` gives to `example_of`: a text, or {"text": ...}."""
+        return text_in(line)
 
     @abstractmethod
     def example_of(self, given: Any, number: int) -> E:
@@ -389,6 +394,18 @@ class Task(ABC, Generic[E, P]):
     def predictor(self, model: nn.Module, runtime: Runtime) -> Predictor:
         """What `minibert.load` returns; a family may offer more."""
         return Predictor(model, self, runtime)
+
+
+def text_in(line: str) -> str:
+    """The text of a JSON object with that key alone, which may have line breaks; else the line."""
+    if not line.lstrip().startswith("{"):
+        return line
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+    is_text = isinstance(row, dict) and row.keys() == {"text"} and isinstance(row["text"], str)
+    return row["text"] if is_text else line
 
 
 class Predictor:

@@ -32,6 +32,7 @@ from minibert.metrics import (
     multi_label_counts,
     multi_label_figures,
 )
+from minibert.runs import log_line
 from minibert.runtime import Runtime
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Predictor, Source, Splits, Task
@@ -45,6 +46,7 @@ from minibert.tasks.labelled import (
     read_own,
     read_own_test,
     same_text,
+    told,
 )
 from minibert.tasks.labelled_sets import PUBLIC
 from minibert.tasks.texts import encode
@@ -96,7 +98,9 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         self.public = PUBLIC.get(self.name)
         self.labels: tuple[str, ...] = self.public.labels if self.public else ()
         self.multi = False
+        self._own_labels: tuple[str, ...] = ()  # of all own examples, dev and --limit left out too
         self.weights: Tensor | None = None
+        self.positives: Tensor | None = None  # of texts with several labels
         if self.public:
             self.places = tuple(f"data/downloads/{place}" for place in self.public.places)
             self.sample = self.name
@@ -132,13 +136,15 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
                 )
             return self.public.read(source.path)
         self._check_own()
-        return read_own(self.settings)
+        splits = read_own(self.settings)
+        self._own_labels = classes_of(splits.train)
+        return splits
 
     def read_to_score(self, source: Source) -> Splits[LabelledText]:
         if not self._own:
             return self.read(source)
         self._check_own()
-        return read_own_test(self.settings, self.labels)
+        return read_own_test(self.settings, self.labels, self.multi)
 
     def _check_own(self) -> None:
         """Raises InputError where there is no own table, or the model reads other texts."""
@@ -170,13 +176,19 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         super().learn(train, tokenizer)
         self.multi = any(isinstance(e.label, tuple) for e in train)
         if self._own:
-            self.labels = classes_of(train)
+            self.labels = self._own_labels or classes_of(train)
         if self.multi:
             self.metric, self.selectable = "f1_micro", ("accuracy", "f1", "f1_micro")
         elif self._positive is not None:
             self.selectable += ("f1_binary",)
         counts = Counter(name for e in train for name in names_of(e))
-        self.weights = class_weights(self.settings.class_weights, self.labels, counts)
+        if missing := [name for name in self.labels if not counts[name]]:
+            log_line("classes", f"{told(missing)}: no example to train on, after dev and --limit")
+        given = self.settings.class_weights
+        if self.multi and given == "balanced":
+            self.positives = positive_weights(self.labels, counts, len(train))
+        else:
+            self.weights = class_weights(given, self.labels, counts)
 
     def restore(self, folder: Path, config: BertConfig, tokenizer: WordPiece) -> None:
         super().restore(folder, config, tokenizer)
@@ -232,8 +244,9 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         return found > 0.5 if self.multi else found
 
     def terms(self, forward: Callable[..., Any], batch: Batch) -> dict[str, Term]:
+        smoothing = self.settings.label_smoothing
         return classification_terms(
-            forward, batch, self.weights, self.settings.label_smoothing, self.multi
+            forward, batch, self.weights, smoothing, self.multi, self.positives
         )
 
     # --- predictions and figures -----------------------------------------------------------------
@@ -378,7 +391,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
     def parse_line(self, line: str) -> Any:
         """Of a pair: two texts with a tab between, or a JSON list or object of them."""
         if not self.pairs:
-            return line
+            return super().parse_line(line)
         try:
             return json.loads(line) if line.lstrip()[:1] in ("[", "{") else line.split("\t")
         except (ValueError, RecursionError):
@@ -455,6 +468,17 @@ def class_weights(given: str, labels: Sequence[str], counts: Mapping[str, int]) 
     return torch.tensor(list(weights.values()))
 
 
+def positive_weights(labels: Sequence[str], counts: Mapping[str, int], total: int) -> Tensor:
+    """The (C,) float32 weights of "yes" that make yes and no of a class weigh alike over train.
+
+    Args:
+        counts: training examples of each class. total: training examples.
+    """
+    return torch.tensor(
+        [(total - c) / c if 0 < (c := counts.get(n, 0)) < total else 1.0 for n in labels]
+    )
+
+
 def _weights_given(given: str) -> dict[str, float]:
     try:
         if given.lstrip().startswith("{"):
@@ -477,19 +501,22 @@ def classification_terms(
     weights: Tensor | None = None,
     smoothing: float = 0.0,
     multi: bool = False,
+    positives: Tensor | None = None,
 ) -> dict[str, Term]:
     """The one loss term of the task on a batch with input_ids, attention_mask and labels.
 
     Args:
         weights: (C,), of the classes in the loss.
         multi: labels are (B, C), 1.0 on the classes of each text.
+        positives: (C,), of "yes" for each of several labels.
     """
     logits = model(**inputs_of(batch), first_only=True).logits  # the classifier reads [CLS] alone
     labels = batch["labels"]
-    weights = None if weights is None else weights.to(logits.device)
+    weights, positives = (w if w is None else w.to(logits.device) for w in (weights, positives))
     if multi:
         hits = ((logits > 0) == (labels > 0.5)).sum()
-        return {"task": Term(*multi_label_loss(logits, labels, weights, smoothing), hits)}
+        loss = multi_label_loss(logits, labels, weights, smoothing, positives)
+        return {"task": Term(*loss, hits)}
     hits = (logits.argmax(-1) == labels).sum()
     return {"task": Term(*classification_loss(logits, labels, weights, smoothing), hits)}
 

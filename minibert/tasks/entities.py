@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+_TOLD = 3  # tags that a note names
 UNTYPED = "ENTITY"  # the type of tags that are a bare B, I or O
 # Letters of other schemes -> what they mean: begin, inside, end, single.
 _LETTERS = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
@@ -127,6 +128,13 @@ def normalise_tags(
         notes.append(f"tags are {scheme}, converted to BIO")
     if bare:
         notes.append(f"tags have no types; the one type is called {UNTYPED}")
+    every = Counter(tag for rows in splits.values() for tags in rows for tag in tags)
+    strange = [tag for tag in sorted(every) if _parse(tag, bare)[0] == ""]
+    if scheme != "IO" and strange:
+        named = ", ".join(f"{every[tag]:,} of {tag}" for tag in strange[:_TOLD])
+        notes.append(f"tags without a letter of {scheme}, read as types of their own: {named}")
+    for tag in sorted({"0", "o"} & every.keys()):
+        notes.append(f"the tag {tag} is read as a type; outside of entities is the letter O")
     out = {}
     for name, rows in splits.items():
         done = [to_bio(tags, scheme, bare) for tags in rows]

@@ -112,14 +112,26 @@ def read_own(settings: FinetuneSettings) -> Splits[LabelledText]:
         )
     dev = _known_part(settings, settings.dev_data, "dev", classes, notes)
     test = _known_part(settings, settings.test_data, "test", classes, notes)
+    if any(isinstance(e.label, tuple) for e in full):
+        full, dev, test = _as_sets(full), dev and _as_sets(dev), test and _as_sets(test)
     sizes = [f"{len(full):,} rows of {len(classes)} classes to train on"]
     return Splits(full, test, settings.data, (*sizes, *notes, *noticed(full, dev, test)), dev)
 
 
-def read_own_test(settings: FinetuneSettings, classes: tuple[str, ...]) -> Splits[LabelledText]:
+def _as_sets(examples: list[LabelledText]) -> list[LabelledText]:
+    """Examples of which some have any number of classes: a single one is a set, too."""
+    return [e._replace(label=(e.label,)) if isinstance(e.label, str) else e for e in examples]
+
+
+def read_own_test(
+    settings: FinetuneSettings, classes: tuple[str, ...], multi: bool = False
+) -> Splits[LabelledText]:
     """The table that the settings name as data, as the test part of a model of these classes.
 
     Rows without a label, or with one that the model lacks, are left out and counted.
+
+    Args:
+        multi: its texts may have any number of them.
 
     Raises:
         InputError: a file or column that cannot be used, or no example with a label of the model.
@@ -130,6 +142,7 @@ def read_own_test(settings: FinetuneSettings, classes: tuple[str, ...]) -> Split
     if test is None:
         name = settings.label_column or "label"
         raise InputError(f"{settings.data}: {name} (--label-column) holds no label")
+    test = _as_sets(test) if multi else test
     size = f"{len(test):,} rows to score"
     return Splits([], test, settings.data, (size, *notes, *noticed((), None, test)))
 
@@ -154,11 +167,14 @@ def _own_part(
     rows = read_table(Path(path))
     found = [_own_example(settings, Path(path), split, row) for row in rows]
     labelled = [e for e in found if e.label is not None]
-    if found and not labelled and split != "train":
+    none = sum(e.label == () for e in labelled)
+    if found and none == len(labelled) and split != "train":
         notes.append(f"{split} has no labels, so it is not scored")
         return None
     if len(labelled) < len(found):
         notes.append(f"{len(found) - len(labelled):,} rows of {split} without a label, left out")
+    if none:
+        notes.append(f"{none:,} rows of {split} without any label, taken as of none of the classes")
     return labelled
 
 
@@ -216,7 +232,7 @@ def _label(value: Any, separator: str | None) -> Label | None:
     """A class, or the classes of a text: a list, or names between separators."""
     if isinstance(value, list):
         return tuple(sorted({str(name).strip() for name in value}))
-    if value is None:
+    if value is None or value != value:  # NaN, which JSON of Python has for what is missing
         return None
     name = str(value).strip()
     if separator:

@@ -144,8 +144,13 @@ def located(question: Question) -> tuple[Answer, ...]:
     return tuple(answer for answer in found if answer is not None)
 
 
-def answer_notes(questions: Sequence[Question]) -> list[str]:
-    """Lines, with a count and the first ids, about answers that cannot be learnt as they are."""
+def answer_notes(questions: Sequence[Question], is_learnt: bool = True) -> list[str]:
+    """Lines, with a count and the first ids, about answers that do not stand where they should.
+
+    Args:
+        is_learnt: they are trained on; else scored by their texts alone, so that it does not matter
+            where they stand, but that no answer can be right if they stand nowhere.
+    """
     moved: list[str] = []
     lost: list[str] = []
     for question in questions:
@@ -156,10 +161,11 @@ def answer_notes(questions: Sequence[Question]) -> list[str]:
         if any((answer.text, answer.start) not in trimmed for answer in found):
             moved.append(question.id)
     notes = []
-    if moved:
+    if moved and is_learnt:
         notes.append(_named("answers stood elsewhere in their context, moved there", moved))
     if lost:
-        notes.append(_named("answers are not in their context, not trained on", lost))
+        done = "not trained on" if is_learnt else "scored as they are"
+        notes.append(_named(f"answers are not in their context, {done}", lost))
     return notes
 
 
@@ -271,4 +277,6 @@ def read_squad_data(
             raise InputError(f"no question of the {name} split has an answer")
     if not any(map(located, read["train"])):
         raise InputError("no question of the train split has an answer that is in its context")
-    return read, version_2, notes + [f"train: {line}" for line in answer_notes(read["train"])]
+    for name, rows in read.items():
+        notes += [f"{name}: {line}" for line in answer_notes(rows, is_learnt=name == "train")]
+    return read, version_2, notes

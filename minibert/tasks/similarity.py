@@ -144,6 +144,16 @@ class SimilarityTask(Task[ScoredPair, float]):
     def same(self, example: ScoredPair) -> str:
         return same_pair(example)
 
+    def check_parts(self, dev: Sequence[ScoredPair], test: Sequence[ScoredPair] | None) -> None:
+        for name, part in (("dev", dev), ("test", test or ())):
+            scores = {e.score for e in part}
+            if len(scores) == 1:
+                more = "; raise --dev-fraction or name --dev-data" if name == "dev" else ""
+                raise InputError(
+                    f"{len(part)} pair(s) in {name}, all with the score {scores.pop():g}; a "
+                    f"correlation needs two different ones{more}"
+                )
+
     # --- model -----------------------------------------------------------------------------------
 
     @property

@@ -26,12 +26,17 @@ class Parts(NamedTuple):
 def parts_of(
     task: Task[E, Any], splits: Splits[E], dev_fraction: float, limit: int | None
 ) -> Parts:
-    """The examples of a run; a dev split is cut where there is none."""
+    """The examples of a run; a dev split is cut where there is none.
+
+    Raises:
+        InputError: a class too small to be cut, or a part that cannot be scored.
+    """
     train, dev = splits.train, splits.dev
     if dev is None:
         train, dev = cut_dev(task, train, dev_fraction)
     if limit is not None:
         train = limit_examples(task, train, limit)
+    task.check_parts(dev, splits.test)
     if splits.test is None:
         return Parts(train, dev, dev, "dev")
     return Parts(train, dev, splits.test, "test")

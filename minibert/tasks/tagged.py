@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 from minibert.corpus import split_sentences
 from minibert.errors import InputError
 from minibert.files import read_text, whole_characters
-from minibert.tasks.entities import normalise_tags, spans_of
+from minibert.tasks.entities import normalise_tags
 
 
 class Sentence(NamedTuple):
@@ -110,12 +109,14 @@ def read_columns(
     out. Tags stay in the file's own scheme.
 
     Raises:
-        InputError: no sentences, or a line with fewer columns (file and line are named).
+        InputError: no sentences, or a line with fewer or more columns than others (file and line
+            are named): its last field need not be a tag.
     """
     sentences: list[Sentence] = []
     words: list[str] = []
     tags: list[str] = []
     comments = 0
+    first, width = 0, 0  # the first line of a word, and its columns
     for number, line in enumerate([*read_text(path).split("\n"), ""], 1):
         line = line.rstrip("\r")
         if not line.strip(" \t"):
@@ -138,6 +139,12 @@ def read_columns(
             raise InputError(
                 f"{path}, line {number}: {line.strip()!r} has {len(fields)} column(s); expected "
                 f"a word and its tag (columns {word_column} and {tag_column})"
+            )
+        first, width = (first, width) if first else (number, len(fields))
+        if len(fields) != width:
+            raise InputError(
+                f"{path}, line {number}: {line.strip()!r} has {len(fields)} columns, line {first} "
+                f"has {width}"
             )
         words.append(word)
         tags.append(tag)
@@ -191,19 +198,12 @@ def _strings(row: Any, keys: tuple[str, ...], place: str) -> list[str]:
 
 
 def _seen_before(splits: dict[str, list[Sentence]]) -> list[str]:
-    """Lines about what differs between train and the other splits."""
+    """Lines about sentences of train that other splits have, too."""
     notes = []
-    known = {span.type for e in splits.get("train", []) for span in spans_of(e.tags)}
     words = {tuple(e.words) for e in splits.get("train", [])}
     for split, rows in splits.items():
         if split == "train" or "train" not in splits:
             continue
-        types = Counter(span.type for e in rows for span in spans_of(e.tags))
-        for kind in sorted(types.keys() - known):
-            notes.append(
-                f"{split}: {types[kind]:,} entities of type {kind}, which train does not have; "
-                f"they count as missed"
-            )
         if shared := sum(tuple(e.words) in words for e in rows):
             notes.append(f"{split}: {shared:,} sentences occur in train, too")
     return notes

@@ -23,6 +23,7 @@ from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.files import whole_characters
 from minibert.losses import IGNORE_INDEX
+from minibert.runs import log_line
 from minibert.runtime import Runtime
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Source, Splits, Task
@@ -181,14 +182,21 @@ class TaggingTask(Task[Sentence, Tagged]):
         return [[f for _ in _sentences(e) for f in found[next(numbered)]] for e in examples]
 
     def _check_types(self, examples: Sequence[Sentence]) -> None:
-        """Raises InputError where the data has entities, but none of a type that is known."""
-        types = {tag[2:] for e in examples for tag in e.tags if tag != "O"}
+        """Tells of entities of types that the model does not have, which count as missed.
+
+        Raises:
+            InputError: the data has entities, but none of a type that is known.
+        """
+        types = Counter(span.type for e in examples for span in spans_of(e.tags))
         known = {tag[2:] for tag in self.tags if tag != "O"}
-        if types and not types & known:
+        if types and not types.keys() & known:
             raise InputError(
                 f"the model has the types {', '.join(sorted(known))}, the data "
                 f"{', '.join(sorted(types))}"
             )
+        if strange := sorted(types.keys() - known):
+            told = ", ".join(f"{types[kind]:,} of {kind}" for kind in strange)
+            log_line("types", f"entities that the model cannot find, counted as missed: {told}")
 
     def terms(self, forward: Callable[..., Any], batch: Batch) -> dict[str, Term]:
         logits, labels = forward(**inputs_of(batch)).logits, batch["labels"]
@@ -254,13 +262,19 @@ class TaggingTask(Task[Sentence, Tagged]):
         return {f"lexicon_{key}": figures[key] for key in ("precision", "recall", "f1")}
 
     def row(self, example: Sentence, prediction: Tagged) -> dict[str, Any]:
-        """`entities` stand at tokens, from first_token up to but without end_token."""
+        """`entities` stand at tokens, from first_token up to but without end_token.
+
+        Their start and end count characters of the tokens with a space between them.
+        """
+        places = joined_sentence(example.words, example.id).offsets
         entities = [
             {
                 "type": kind,
                 "text": " ".join(example.words[first:end]),
                 "first_token": first,
                 "end_token": end,
+                "start": places[first][0],
+                "end": places[end - 1][1],
                 "score": round(score, 6),
             }
             for (kind, first, end), score in prediction.spans.items()

@@ -9,7 +9,7 @@ from typing import Any
 from minibert.errors import InputError
 from minibert.generation_metrics import score_translation, sentence_chrf
 from minibert.parallel import PairSplits, TextPair, read_multi30k, read_parallel_folder
-from minibert.settings import FinetuneSettings
+from minibert.settings import FinetuneSettings, flag
 from minibert.tasks.base import Splits
 from minibert.tasks.writing import WritingTask
 
@@ -30,6 +30,12 @@ class TranslationTask(WritingTask):
         super().__init__(settings)
         if self.name == "multi30k":
             self.places, self.sample = ("data/downloads/multi30k",), "multi30k"
+        is_file = settings.data is not None and Path(settings.data).is_file()
+        for name in ("source_language", "target_language"):
+            if is_file and getattr(settings, name) != getattr(FinetuneSettings, name):
+                raise InputError(
+                    f"{flag(name)} is for a folder, whose files end in it; leave it out"
+                )
 
     def _languages(self) -> tuple[str, str]:
         source, target = self.settings.source_language, self.settings.target_language
@@ -46,7 +52,7 @@ class TranslationTask(WritingTask):
         folder = Path(self.settings.data or "")
         if not folder.is_dir():
             return super().read_own()
-        extra = [flag for flag, _ in self._named_paths() if flag != "--data"]
+        extra = [name for name, _ in self._named_paths() if name != "--data"]
         if extra:
             raise InputError(f"{extra[0]} goes with files; the folder {folder} has its own splits")
         return self.own_splits(*read_parallel_folder(folder, *self._languages()))

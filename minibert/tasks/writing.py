@@ -37,6 +37,7 @@ from minibert.parallel import (
 from minibert.runs import log_line
 from minibert.runtime import Runtime
 from minibert.seq2seq import BertForConditionalGeneration
+from minibert.settings import FinetuneSettings, flag
 from minibert.target_tokenizer import TARGET_FILE, TargetTokenizer, train_target_tokenizer
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.batches import Feature, flat, infer, inputs_of
@@ -106,6 +107,13 @@ class WritingTask(Task[TextPair, WrittenText]):
     no_repeat_ngram = 0
     target: TargetTokenizer
 
+    def __init__(self, settings: FinetuneSettings) -> None:
+        super().__init__(settings)
+        columns = ("text_column", "target_column", "label_column")
+        given = [name for name in columns if getattr(settings, name) is not None]
+        if settings.target_data is not None and given:
+            raise InputError(f"{flag(given[0])} is for a table, not for two files; leave it out")
+
     # --- what a family says ----------------------------------------------------------------------
 
     @abstractmethod
@@ -153,7 +161,7 @@ class WritingTask(Task[TextPair, WrittenText]):
             ("--dev-target-data", s.dev_target_data),
             ("--test-target-data", s.test_target_data),
         )
-        return super()._named_paths() + [(flag, path) for flag, path in targets if path is not None]
+        return super()._named_paths() + [(name, path) for name, path in targets if path is not None]
 
     def texts(self, example: TextPair) -> tuple[str, ...]:
         return (self.read_as(example.source),)
@@ -169,14 +177,15 @@ class WritingTask(Task[TextPair, WrittenText]):
             if self.settings.data is None:
                 raise InputError("--text-column and the like go with --data, a file of your own")
             return self.read_own()
-        extra = [flag for flag, _ in self._named_paths() if flag != "--data"]
+        extra = [name for name, _ in self._named_paths() if name != "--data"]
         if extra:
             raise InputError(
                 f"{extra[0]} goes with data of your own, as --task {self.names[-1]}; "
                 f"{self.name} has its own splits"
             )
         found = self.read_public(source.path)
-        return Splits(found.train, found.test, found.source, found.notes, found.dev)
+        notes = *found.notes, *_odd(found.train, found.dev, found.test)
+        return Splits(found.train, found.test, found.source, notes, found.dev)
 
     def _check_scorer(self) -> None:
         self.figures(["a"], [["a"]])  # one that is missing is missing before the work
@@ -219,13 +228,18 @@ class WritingTask(Task[TextPair, WrittenText]):
         notes = [f"{len(kept):,} pairs to train on", *dropped, *_odd(kept, dev, test)]
         return Splits(kept, test, str(self.settings.data), tuple(notes), dev)
 
-    def _own_part(self, path: str, target: str | None, split: str, flag: str) -> list[TextPair]:
+    def _own_part(self, path: str, target: str | None, split: str, named: str) -> list[TextPair]:
         if target is not None:
+            if is_table(Path(path)):
+                raise InputError(
+                    f"{named} {path} is a table; name its two columns with --text-column and "
+                    f"--target-column instead of {named.removesuffix('data')}target-data"
+                )
             return read_parallel_files(Path(path), Path(target), split)
         if not is_table(Path(path)):
             raise InputError(
-                f"{flag} {path} is neither a .csv, .tsv nor .jsonl; of two files of lines "
-                f"name the second with {flag.removesuffix('data')}target-data"
+                f"{named} {path} is neither a .csv, .tsv nor .jsonl; of two files of lines "
+                f"name the second with {named.removesuffix('data')}target-data"
             )
         s = self.settings
         target_column = s.target_column or s.label_column or "target"
