@@ -59,7 +59,7 @@ from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.batches import Feature, TaskData, flat, infer
 from minibert.tasks.splits import Parts, parts_of
 from minibert.tokenizer import WordPiece
-from minibert.train import Loop, LoopSettings
+from minibert.train import Loop, LoopSettings, NonFiniteError
 from minibert.world import World, join_world
 
 _PRETRAINED = "runs/pretrain"
@@ -284,7 +284,12 @@ class _Run:
         record = self._record(splits, start, loop, data)
         begun = self.begun is not None
         resume = settings.resume != "no"
-        state = carry_out(loop, start.model, folder, None if begun else record, resume)
+        try:
+            state = carry_out(loop, start.model, folder, None if begun else record, resume)
+        except NonFiniteError as error:
+            if folder is not None:
+                folder.note_divergence(str(error))
+            raise
         if folder is None or state is None:
             return RunResult(Path(), {})
         save_model(start.model, folder.path, self.world)

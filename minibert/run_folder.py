@@ -30,6 +30,7 @@ _OURS = (
     "similarity.json",
     "metrics.jsonl",
     "predictions.jsonl",
+    "diverged.json",
     "errors.txt",
     "profile.json",
     "checkpoints",
@@ -118,6 +119,17 @@ class RunFolder:
         """The final figures of a finished run, else None."""
         path = self.path / "results.json"
         return read_json(path, "") if path.is_file() else None
+
+    @property
+    def diverged(self) -> str:
+        """Why a run ended without a result: a loss that was no number; empty where it did not."""
+        path = self.path / "diverged.json"
+        return str(read_json(path, "").get("error", "")) if path.is_file() else ""
+
+    def note_divergence(self, error: str) -> None:
+        """Keeps why a run ended, for those who carry out many."""
+        if self.is_main:
+            write_json(self.path / "diverged.json", {"error": error})
 
     @property
     def is_empty(self) -> bool:

@@ -30,6 +30,7 @@ from minibert.progress import clock
 from minibert.run_folder import RunFolder
 from minibert.runs import log_line
 from minibert.settings import FinetuneSettings
+from minibert.train import NonFiniteError
 
 
 class Job(NamedTuple):
@@ -47,7 +48,7 @@ class Job(NamedTuple):
 
 
 # What becomes of finished jobs' figures; of one carried out whole by this call they hold
-# wall_seconds, from its start to its end.
+# wall_seconds, from its start to its end, and of one that ended without a result `diverged` alone.
 Taken = Callable[[Sequence[tuple[Job, dict[str, Any]]]], object]
 # Figures of jobs as they end, with the seconds from start to end of those carried out whole.
 Ends = Generator[tuple[Job, dict[str, Any], float | None]]
@@ -74,7 +75,8 @@ def carry_out_all(jobs: Sequence[Job], overwrite: bool, taken: Taken, at_once: i
 
     `taken` is called once with all jobs that were finished before, be they none, so that a table
     has them before the first run; then with each as it ends. A finished run keeps its weights and
-    loses its checkpoints, which are three times as large.
+    loses its checkpoints, which are three times as large. A run whose loss was no number would come
+    there again, so it counts as ended, too.
 
     Args:
         overwrite: do those anew that were begun with other settings, data or weights.
@@ -97,7 +99,8 @@ def carry_out_all(jobs: Sequence[Job], overwrite: bool, taken: Taken, at_once: i
     for job in jobs:
         if job.name in finished:
             _drop_checkpoints(job)  # of a run that outlived the command that began it
-            known.setdefault(job.kind, []).append(float(finished[job.name]["seconds"]))
+            if "seconds" in finished[job.name]:
+                known.setdefault(job.kind, []).append(float(finished[job.name]["seconds"]))
     taken([(job, finished[job.name]) for job in jobs if job.name in finished])
     waiting = [job for job in jobs if job.name not in finished]
     numbers = {job.name: number for number, job in enumerate(jobs, 1)}
@@ -112,8 +115,12 @@ def carry_out_all(jobs: Sequence[Job], overwrite: bool, taken: Taken, at_once: i
     with contextlib.closing(carried(tuple(waiting), changed, say)) as ends:
         for job, figures, seconds in ends:
             waiting.remove(job)
-            known.setdefault(job.kind, []).append(seconds or float(figures["seconds"]))
-            taken([(job, figures | ({"wall_seconds": seconds} if seconds else {}))])
+            if "diverged" in figures:
+                log_line("diverged", f"{job.name}: {figures['diverged']}")
+            else:
+                known.setdefault(job.kind, []).append(seconds or float(figures["seconds"]))
+                figures |= {"wall_seconds": seconds} if seconds else {}
+            taken([(job, figures)])
 
 
 def changed_jobs(jobs: Sequence[Job], overwrite: bool) -> set[str]:
@@ -163,7 +170,9 @@ def change(job: Job) -> str:
 
 
 def _results(job: Job) -> dict[str, Any] | None:
-    return RunFolder(job.settings.output).results
+    """The figures of a run that has ended, or that it diverged."""
+    folder = RunFolder(job.settings.output)
+    return folder.results or ({"diverged": folder.diverged} if folder.diverged else None)
 
 
 def _ready(job: Job, anew: bool) -> tuple[FinetuneSettings, bool]:
@@ -197,6 +206,8 @@ def _in_turn(jobs: Sequence[Job], changed: set[str], say: Callable[[Job], None])
         except Interrupted as stop:
             text = str(stop).replace("--resume goes on", "the same command goes on")
             raise Interrupted(text, stop.status) from None
+        except NonFiniteError:
+            pass  # its folder tells
         yield _end(job, started, goes_on)
 
 
@@ -268,7 +279,7 @@ def _started(job: Job, changed: set[str], folder: Path, at_once: int) -> _Proces
 def _check_ended(one: _Process) -> None:
     """Passes on what ended a process, by its status and the last line of its log."""
     status = one.process.returncode
-    if status == 0:
+    if status == 0 or (status == 1 and RunFolder(one.job.settings.output).diverged):
         return
     if status < 0:  # it had no last words
         said = f"killed by {signal.Signals(-status).name}"

@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from minibert.config import BertConfig
 from minibert.errors import InputError, did_you_mean
-from minibert.files import write_atomically, write_json
+from minibert.files import read_json, write_atomically, write_json
 from minibert.finetuning import choose_model, read_splits, with_recipe
+from minibert.model_folders import pinned
 from minibert.progress import clock
 from minibert.recipes import file_settings, is_given, shown
-from minibert.runs import dev_figure, log_line, of_seed, weights_digest
+from minibert.runs import dev_figure, log_line, model_config, of_seed, weights_digest
 from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import FinetuneSettings, flag
 from minibert.tasks import find_task
@@ -74,8 +76,10 @@ def search_settings(
     where = settings.output or f"runs/search-{base.task}"
     with claimed(where, "search.json") as output:
         start = weights_digest(folder)
-        base = dataclasses.replace(base, model=str(folder))
-        settings_of = _trials(base, chosen)
+        base = dataclasses.replace(base, model=_name_of(settings, folder))
+        before = _earlier(output.path, settings, set(grid[0]))
+        chosen = [*chosen, *(v for v in before if v not in chosen)]
+        settings_of = _trials(base, chosen, BertConfig.from_pretrained(folder))
         runs = [
             Job(
                 f"{name}, seed {seed}",
@@ -92,12 +96,12 @@ def search_settings(
             "task": base.task,
             "data": str(source.path),
             "is_sample": source.is_sample,
-            "model": str(folder),
+            "model": base.model,
             "weights": start,
             "limit": base.limit,
             "seeds": base.seeds,
             "figure": f"dev {select}",
-            "grid_size": len(grid),
+            "grid_size": len(grid) + sum(v not in grid for v in before),
             "held": _held(settings_of[trial_name(chosen[0])], chosen[0]),
             "trials": [{"name": trial_name(v), "settings": v, "dev": {}} for v in chosen],
         }
@@ -105,10 +109,14 @@ def search_settings(
         def taken(ended: Sequence[tuple[Job, dict[str, Any]]]) -> None:
             for job, figures in ended:
                 trial = next(t for t in search["trials"] if t["name"] == job.kind)
+                if "diverged" in figures:
+                    trial["diverged"] = figures["diverged"]
+                    continue
                 name, value = dev_figure(figures)
                 search["figure"] = f"dev {name}"
                 trial["dev"][str(job.settings.seed)] = value
-                trial["mean"] = statistics.fmean(trial["dev"].values())
+                if len(trial["dev"]) == base.seeds:  # one of few seeds may be a lucky one
+                    trial["mean"] = statistics.fmean(trial["dev"].values())
                 trial["seconds"] = trial.get("seconds", 0.0) + figures["seconds"]
                 trial["best_step"], trial["steps"] = figures["best_step"], figures["steps"]
             _write(output.path, search, settings_of)
@@ -117,6 +125,32 @@ def search_settings(
         print(as_markdown(search), end="", flush=True)
         print(f"best settings: {output.path / 'best.json'}", flush=True)
     return search
+
+
+def _earlier(folder: Path, settings: FinetuneSettings, tried: set[str]) -> list[dict[str, Any]]:
+    """The points of an earlier search in the folder that have ended; they stay in its table.
+
+    That nothing but what was tried differs is found where their runs are looked at.
+
+    Raises:
+        InputError: with other seeds, or over other settings, so that the two do not compare.
+    """
+    path = folder / "search.json"
+    before = read_json(path, "") if path.is_file() and not settings.overwrite else {}
+    points = [t["settings"] for t in before.get("trials", []) if "mean" in t or "diverged" in t]
+    was = {"seeds": before.get("seeds"), "over": sorted(points[0]) if points else []}
+    now = {"seeds": settings.seeds, "over": sorted(tried)}
+    if points and was != now:
+        raise InputError(
+            f"--output {folder} holds a search of {was['seeds']} seed(s) over "
+            f"{', '.join(was['over'])}; choose another --output"
+        )
+    return points
+
+
+def _name_of(settings: FinetuneSettings, folder: Path) -> str:
+    """What trials name as their model, so that later ones start from the same."""
+    return pinned(settings.model, folder) if settings.model else str(folder)
 
 
 def _check(settings: FinetuneSettings, trials: int | None, jobs: int) -> None:
@@ -135,13 +169,23 @@ def _check(settings: FinetuneSettings, trials: int | None, jobs: int) -> None:
 
 
 def _trials(
-    base: FinetuneSettings, chosen: Sequence[Mapping[str, float | str]]
+    base: FinetuneSettings, chosen: Sequence[Mapping[str, float | str]], config: BertConfig
 ) -> dict[str, FinetuneSettings]:
-    """The settings of each trial by its name; what a recipe adds is printed once."""
+    """The settings of each trial by its name, whole; what a recipe adds is printed once.
+
+    Raises:
+        InputError: values that the task or the model has no use for, before any is tried.
+    """
     settings_of, recipe = {}, ""
     for values in chosen:
-        own = dataclasses.replace(base, **values)  # type: ignore[arg-type]
-        settings_of[trial_name(values)], recipe = with_recipe(own)
+        own, recipe = with_recipe(dataclasses.replace(base, **values))  # type: ignore[arg-type]
+        task = find_task(own.task)(own)
+        model_config(own, config)
+        if not is_given(own, "epochs"):
+            own = dataclasses.replace(own, epochs=float(task.epochs))
+        if own.learning_rate is None and not task.is_open_ended:  # which goes by the decoder
+            own = dataclasses.replace(own, learning_rate=task.learning_rate)
+        settings_of[trial_name(values)] = own
     if recipe:
         log_line("recipe", recipe)
     return settings_of
@@ -197,7 +241,7 @@ def trial_name(values: Mapping[str, float | str]) -> str:
 
 def ordered(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The best mean on dev first, equal ones in the order of the grid, those without one last."""
-    return sorted(trials, key=lambda t: -t.get("mean", float("-inf")))
+    return sorted(trials, key=lambda t: float("inf") if "diverged" in t else -t.get("mean", -1e308))
 
 
 def _held(settings: FinetuneSettings, tried: Mapping[str, float | str]) -> dict[str, Any]:
@@ -212,7 +256,7 @@ def as_markdown(search: Mapping[str, Any]) -> str:
         lines += ["SAMPLE: a few bundled examples, for trying out; these are no results.", ""]
     if search["limit"]:
         lines += [f"QUICK LOOK: {search['limit']:,} training examples at most.", ""]
-    done = sum("mean" in t for t in search["trials"])
+    done = sum("mean" in t or "diverged" in t for t in search["trials"])
     lines += [
         f"{search['model']} on {search['data']}, {search['seeds']} seed(s) a trial; {done} of "
         f"{len(search['trials'])} trials are there, of a grid of {search['grid_size']}. The test "
@@ -234,7 +278,9 @@ def trial_table(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for trial in ordered(search["trials"]):
         cells = [shown(trial["settings"][name]) for name in names]
-        if "mean" in trial:
+        if "diverged" in trial:
+            cells += ["diverged", trial["diverged"].split(";")[0], "–"]
+        elif "mean" in trial:
             values = list(trial["dev"].values())
             sd = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             step = f"{trial['best_step']:,} of {trial['steps']:,}"
@@ -253,5 +299,5 @@ def _write(
     write_json(folder / "search.json", search | {"trials": trials})
     text = as_markdown(search)
     write_atomically(folder / "search.md", lambda p: p.write_text(text, encoding="utf-8"))
-    if "mean" in trials[0]:
+    if "mean" in trials[0] and "diverged" not in trials[0]:
         write_json(folder / "best.json", file_settings(settings_of[trials[0]["name"]]))

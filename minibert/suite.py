@@ -22,7 +22,7 @@ from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.files import bundled_data, read_json, read_text, write_atomically, write_json
 from minibert.finetuning import read_splits, start_folder, with_recipe
 from minibert.model_folders import pinned
-from minibert.recipes import file_settings
+from minibert.recipes import file_settings, is_given
 from minibert.runs import dev_figure, log_line, of_seed, weights_digest
 from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import FinetuneSettings, flag
@@ -158,6 +158,7 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
             "layers": config.num_hidden_layers,
             "hidden_size": config.hidden_size,
             "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.max_position_embeddings,
             "data": plan.data,
             "seeds": plan.seeds,
             "quick": plan.quick,
@@ -169,6 +170,11 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
         }
         path = output.path / "suite.json"
         before = read_json(path, "") if path.is_file() else {}
+        if before.get("weights") == digest:
+            # Tasks that this call leaves out stay in the table.
+            known = before.get("tasks", {})
+            suite["tasks"] = {name: known[name] for name in known if name not in sources}
+            suite["jobs"] = max(plan.jobs, before.get("jobs", 1))  # which the kept times are of
         if not before:
             write_json(path, suite)  # it tells the folder: baselines take minutes
         jobs: list[Job] = []
@@ -281,7 +287,8 @@ def _prepare(
     """A task's jobs; what is known of it before they run goes into `suite`."""
     log_line("data", source.said)
     entry = ENTRIES[name]
-    sides = {side: _side_settings(plan, name, source, side, files) for side in SIDES}
+    longest = suite["max_position_embeddings"]
+    sides = {side: _side_settings(plan, name, source, side, files, longest) for side in SIDES}
     base = sides["model"][0]
     task = find_task(name)(base)
     splits = read_splits(task, source)
@@ -294,9 +301,10 @@ def _prepare(
         "num_train": len(parts.train),
         "num_dev": len(parts.dev),
         "num_eval": len(parts.test),
-        "baselines": _baselines(Path(plan.output) / name, task, splits.fingerprint, parts, entry),
+        **_baselines(Path(plan.output) / name, task, splits.fingerprint, parts, entry),
         **{
-            side: {"settings": said, "figures": {}, "dev": {}, "seconds": {}, "wall_seconds": {}}
+            side: {"settings": said}
+            | {key: {} for key in ("figures", "dev", "seconds", "wall_seconds", "diverged")}
             for side, (_, said) in sides.items()
         },
     }
@@ -314,7 +322,12 @@ def _prepare(
 
 
 def _side_settings(
-    plan: Plan, name: str, source: Source, side: str, files: list[dict[str, Any]]
+    plan: Plan,
+    name: str,
+    source: Source,
+    side: str,
+    files: list[dict[str, Any]],
+    positions: int,
 ) -> tuple[FinetuneSettings, str]:
     """The settings of a task's runs, with a line about where they come from."""
     is_random = side == "random"
@@ -333,6 +346,9 @@ def _side_settings(
     if plan.data is not None:
         values["data"] = str(source.path)
     settings, recipe = with_recipe(FinetuneSettings.from_dict(values, "suite"))
+    if not is_given(settings, "max_seq_length"):
+        longest = min(settings.max_seq_length, positions)
+        settings = dataclasses.replace(settings, max_seq_length=longest)
     task = find_task(name)(settings)
     told = [f"rate {settings.learning_rate or task.learning_rate:g}"]
     epochs = f"{settings.epochs or task.epochs:g} epochs"
@@ -352,8 +368,12 @@ def _side_settings(
 
 def _baselines(
     folder: Path, task: Task[Any, Any], fingerprint: str, parts: Parts, entry: Entry
-) -> dict[str, float]:
-    """What classical methods reach, 0..100, by name; computed once and kept in baselines.json."""
+) -> dict[str, Any]:
+    """What classical methods reach, computed once and kept in baselines.json.
+
+    Returns:
+        baselines: 0..100, by name. baselines_lack: why there are none, or empty.
+    """
     path = folder / "baselines.json"
     basis = {"data": fingerprint, "limit": task.settings.limit, "num_train": len(parts.train)}
     kept = read_json(path, "") if path.is_file() else {}
@@ -363,7 +383,7 @@ def _baselines(
             figures = task.baselines(parts.train, parts.test)
         except (MissingExtraError, ValueError) as error:
             log_line("baseline", f"not scored: {error}")
-            return {}
+            return {"baselines": {}, "baselines_lack": str(error)}
         kept = {"basis": basis, "figures": figures}
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, kept)
@@ -374,7 +394,7 @@ def _baselines(
             is_cosine = (method, entry.figure) == ("tfidf", "spearman")
             title = "TF-IDF cosine" if is_cosine else _METHODS[method]
             found[title] = value * entry.scale
-    return found
+    return {"baselines": found, "baselines_lack": ""}
 
 
 def _with_wall(before: dict[str, Any], job: Job, figures: dict[str, Any]) -> dict[str, Any]:
@@ -387,6 +407,9 @@ def _with_wall(before: dict[str, Any], job: Job, figures: dict[str, Any]) -> dic
 
 def _add(side: dict[str, Any], entry: Entry, seed: int, figures: dict[str, Any]) -> None:
     """A finished run's figures among those of its side, with their mean and deviation."""
+    if "diverged" in figures:
+        side["diverged"][str(seed)] = figures["diverged"]
+        return
     side["figures"][str(seed)] = figures[entry.figure] * entry.scale
     side["dev_figure"], value = dev_figure(figures)
     side["dev"][str(seed)] = value * entry.scale

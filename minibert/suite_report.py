@@ -65,9 +65,13 @@ def _caption(suite: dict[str, Any]) -> list[str]:
         lines.append(_SAMPLE + ".")
     if suite["quick"]:
         lines.append(f"QUICK LOOK: {suite['quick']}; not the figures of whole runs.")
-    runs = [len(t[s]["figures"]) for t in suite["tasks"].values() for s in ("model", "random")]
+    sides = [(n, s, t[s]) for n, t in suite["tasks"].items() for s in ("model", "random")]
+    runs = [len(side["figures"]) + len(side.get("diverged", {})) for _, _, side in sides]
     if sum(runs) < suite["seeds"] * len(runs):
         lines.append(f"UNFINISHED: {sum(runs)} of {suite['seeds'] * len(runs)} runs are there.")
+    for name, start, side in sides:
+        for seed, why in side.get("diverged", {}).items():
+            lines.append(f"DIVERGED, and not in the mean: {name}, {start}, seed {seed}: {why}.")
     several = f"{suite['seeds']} seeds, mean ± standard deviation"
     seeds = several if suite["seeds"] > 1 else "one seed"
     lines.append(
@@ -82,6 +86,8 @@ def _caption(suite: dict[str, Any]) -> list[str]:
             f"Times are of {suite['jobs']} runs at a time, each on its share of the cores."
         )
     lines += [f"Left out: {name}, {why}." for name, why in suite["skipped"].items()]
+    lacking = ((n, t.get("baselines_lack", "")) for n, t in suite["tasks"].items())
+    lines += [f"No classical methods for {name}: {why}." for name, why in lacking if why]
     return lines
 
 

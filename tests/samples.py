@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minibert.corpus import ReaderOptions
@@ -54,6 +57,19 @@ def builder_of(folder: Path, documents: int, max_seq_length: int) -> ExampleBuil
     store = open_store(files, tokenizer, options, folder / "cache", num_processes=1)
     training, _ = split_documents(store, "nsp")
     return ExampleBuilder(store, tokenizer, training, ExampleOptions(max_seq_length=max_seq_length))
+
+
+def cut_to_positions(model: str, folder: Path, positions: int) -> str:
+    """A copy of a model folder that has so many positions."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = positions
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    name = next(n for n in tensors if n.endswith("position_embeddings.weight"))
+    tensors[name] = tensors[name][:positions].clone()
+    save_file(tensors, folder / "model.safetensors")
+    return str(folder)
 
 
 def quick_model(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
@@ -9,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import one_thread, quick_model  # noqa: F401
+from samples import cut_to_positions, one_thread, quick_model  # noqa: F401
 
 from minibert import series
 from minibert.cli import main
 from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
 from minibert.setting_search import DEFAULT_GRID, SEARCHED, drawn, ordered, search_settings
-from minibert.settings import FinetuneSettings
+from minibert.settings import Default, FinetuneSettings
 from minibert.tasks.classification import ClassificationTask
 
 QUICK: dict[str, Any] = {"max_steps": 2, "max_seq_length": 64, "device": "cpu", "precision": "fp32"}
@@ -132,7 +133,73 @@ def test_a_search_goes_on_and_a_wider_grid_keeps_its_trials(
     assert len(wider["trials"]) == 3
     with pytest.raises(InputError, match="was run otherwise: limit was None, now 8"):
         search_settings(settings(model, tmp_path / "out", limit=8), RATES)
+    narrow = search_settings(given, {"learning_rate": (1e-4,)})
+    assert (len(narrow["trials"]), narrow["grid_size"]) == (3, 3)
+    assert begun[-1] == 5e-4, "nothing was run again"
+    with pytest.raises(InputError, match="holds a search of 1 seed.s. over learning_rate; choose"):
+        search_settings(given, {"batch_size": (8,)})
+    with pytest.raises(InputError, match="holds a search of 1 seed.s. over learning_rate; choose"):
+        search_settings(settings(model, tmp_path / "out", seeds=2), RATES)
     assert len(json.loads((tmp_path / "out/search.json").read_text())["trials"]) == 3
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_trial_that_diverges_is_last_and_not_repeated(
+    model: str, tmp_path: Path, jobs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a rate that is far too high every loss is NaN, at every try."""
+    given = settings(model, tmp_path / "out")
+    rates = {"learning_rate": (1e38, 1e-3)}
+    found = search_settings(given, rates, jobs=jobs)
+    assert [t["settings"]["learning_rate"] for t in found["trials"]] == [1e38, 1e-3]
+    page = (tmp_path / "out/search.md").read_text()
+    assert page.splitlines()[-1].startswith("| 1e+38 | diverged | step 2: ")
+    assert "2 of 2 trials are there" in page
+    assert json.loads((tmp_path / "out/best.json").read_text())["learning_rate"] == 1e-3
+    capsys.readouterr()
+    search_settings(given, rates, jobs=jobs)
+    assert "finished: 2 of 2 runs are there" in capsys.readouterr().err
+
+
+def test_a_trial_counts_with_all_of_its_seeds(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, begun = series.finetune, []
+
+    def stopped(given: FinetuneSettings) -> Any:
+        begun.append(given.seed)
+        if len(begun) == 4:
+            raise Interrupted("stopped by SIGINT", 130)
+        return original(given)
+
+    monkeypatch.setattr(series, "finetune", stopped)
+    with pytest.raises(Interrupted):
+        search_settings(settings(model, tmp_path / "out", seeds=2), RATES)
+    assert "1 of 2 trials are there" in (tmp_path / "out/search.md").read_text()
+    assert json.loads((tmp_path / "out/best.json").read_text())["learning_rate"] == 1e-3
+
+
+def test_what_a_task_or_model_has_no_use_for_is_said_before_a_trial(
+    model: str, tmp_path: Path
+) -> None:
+    given = settings(model, tmp_path / "a", task="stsb")
+    with pytest.raises(InputError, match="--label-smoothing has no use in stsb"):
+        search_settings(given, {"label_smoothing": (0.0, 0.1)})
+    small = cut_to_positions(model, tmp_path / "small", 48)
+    given = dataclasses.replace(settings(small, tmp_path / "b"), max_seq_length=Default(256))
+    with pytest.raises(InputError, match="64 is beyond the model's 48 positions"):
+        search_settings(given, {"max_seq_length": (48, 64)})
+    assert not list(tmp_path.glob("[ab]/**/run.json"))
+
+
+def test_a_table_tells_the_rate_and_the_epochs_that_a_task_brought(
+    model: str, tmp_path: Path
+) -> None:
+    given = settings(model, tmp_path / "out", task="mrpc", max_steps=None, limit=4)
+    found = search_settings(given, {"batch_size": (2,)})
+    assert (found["held"]["learning_rate"], found["held"]["epochs"]) == (2e-4, 3.0)
+    best = json.loads((tmp_path / "out/best.json").read_text())
+    assert (best["learning_rate"], best["epochs"]) == (2e-4, 3.0)
 
 
 def test_a_part_of_a_grid_is_drawn_and_grows_by_others() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import one_thread, quick_model, write_reviews  # noqa: F401
+from samples import cut_to_positions, one_thread, quick_model, write_reviews  # noqa: F401
 
 import minibert
 from minibert import series, suite
@@ -224,6 +224,39 @@ def test_a_changed_setting_is_refused_and_overwrite_does_that_alone_anew(
     assert made["tasks"]["rte"]["random"]["settings"].startswith("rate 0.0002, 2 steps")
 
 
+def test_tasks_that_a_later_call_leaves_out_stay_in_the_table(
+    model: str, short: str, tmp_path: Path
+) -> None:
+    first = evaluate_suite(model, **options(tmp_path / "out", short, "rte"))
+    both = evaluate_suite(model, **options(tmp_path / "out", short, "mrpc"))
+    assert list(both["tasks"]) == ["rte", "mrpc"]
+    assert both["tasks"]["rte"] == json.loads(json.dumps(first["tasks"]["rte"]))
+    page = (tmp_path / "out/suite.md").read_text()
+    assert "| rte (SAMPLE) |" in page
+    assert "UNFINISHED" not in page
+
+
+def test_sequences_are_no_longer_than_the_model_allows(model: str, tmp_path: Path) -> None:
+    small = cut_to_positions(model, tmp_path / "small", 48)
+    where = {"output": str(tmp_path / "out"), "tasks": ("rte",), "seeds": 1}
+    made = evaluate_suite(small, **where, **QUICK)
+    assert "48 tokens" in made["tasks"]["rte"]["model"]["settings"]
+
+
+def test_a_run_that_diverges_is_named_and_the_others_go_on(
+    model: str, short: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rate.json"
+    file.write_text(json.dumps({"task": "rte", "max_seq_length": 64, "learning_rate": 1e38}))
+    given = options(tmp_path / "out", short, "mrpc") | {"tasks": ("rte", "mrpc")}
+    made = evaluate_suite(model, **given | {"settings": (*given["settings"], str(file))})
+    assert made["tasks"]["rte"]["model"]["diverged"]["0"].startswith("step 2: ")
+    assert made["tasks"]["mrpc"]["model"]["figures"].keys() == {"0"}
+    page = (tmp_path / "out/suite.md").read_text()
+    assert "DIVERGED, and not in the mean: rte, model, seed 0: step 2: " in page
+    assert "UNFINISHED" not in page
+
+
 def test_other_weights_in_the_same_folder_are_noticed(
     model: str, short: str, tmp_path: Path
 ) -> None:
@@ -385,6 +418,7 @@ def a_suite(**values: Any) -> dict[str, Any]:
             "dev": {},
             "seconds": {},
             "wall_seconds": {},
+            "diverged": {},
         }
         for side in ("model", "random")
     }
