@@ -13,19 +13,31 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.config import BertConfig
+from minibert.corpus import ReaderOptions
+from minibert.documents import Documents, Permutation
 from minibert.errors import InputError, MissingExtraError, did_you_mean
+from minibert.examples import (
+    ExampleBuilder,
+    ExampleOptions,
+    held_out_examples,
+    tokens_per_character,
+)
 from minibert.files import bundled_data, read_json, read_text, write_atomically, write_json
 from minibert.finetuning import read_splits, start_folder, with_recipe
+from minibert.masked import load_masked_lm
 from minibert.model_folders import pinned
+from minibert.pretraining_data import evaluate_pretraining
 from minibert.recipes import file_settings, is_given
 from minibert.runs import dev_figure, log_line, of_seed, weights_digest
 from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import FinetuneSettings, flag
+from minibert.store import open_store
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Task
@@ -72,6 +84,7 @@ _MLM = (
     *("tokens", "seconds"),
 )
 _MEASURED_CHARACTERS = 1 << 20
+_SCORED_LENGTH, _SCORED_EXAMPLES = 128, 1024  # of masked words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,6 +178,7 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
             "jobs": plan.jobs,
             "searches": [found for path in plan.settings if (found := _search_beside(path))],
             "mlm": held_out_figures(folder, plan.data),
+            "masked_words": {},
             "skipped": {},
             "tasks": {},
         }
@@ -175,6 +189,10 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
             known = before.get("tasks", {})
             suite["tasks"] = {name: known[name] for name in known if name not in sources}
             suite["jobs"] = max(plan.jobs, before.get("jobs", 1))  # which the kept times are of
+            suite["masked_words"] = before.get("masked_words", {})
+        if not suite["masked_words"]:
+            measured = masked_word_figures(folder, plan.data, plan.device, plan.precision)
+            suite["masked_words"] = measured
         if not before:
             write_json(path, suite)  # it tells the folder: baselines take minutes
         jobs: list[Job] = []
@@ -425,6 +443,43 @@ def _add(side: dict[str, Any], entry: Entry, seed: int, figures: dict[str, Any])
 # --- masked words ---------------------------------------------------------------------------------
 
 
+def masked_word_figures(
+    model: Path, data: str | None, device: str = "auto", precision: str | None = None
+) -> dict[str, Any]:
+    """How well a model finds masked words of one text, the same for all models.
+
+    Single sequences of 128 tokens, 15 % masked alike in every call, of
+    enwiki_text/enwiki-valid.txt.xz in the data, else of the bundled text, which models made here
+    may have read.
+
+    Returns:
+        text, max_seq_length, and the figures of `evaluate_pretraining` with
+        mlm_bits_per_character; nothing for a folder without a head for masked words.
+    """
+    try:
+        lm = load_masked_lm(model, device, precision)
+    except InputError:
+        return {}
+    text = _held_out_text(data)
+    length = min(_SCORED_LENGTH, lm.longest)
+    options = ExampleOptions(max_seq_length=length, nsp="none")
+    with tempfile.TemporaryDirectory() as cache:
+        store = open_store([text], lm.tokenizer, ReaderOptions(), Path(cache))
+        count = len(store.document_starts) - 1
+        documents = Documents(store, store.document_starts, Permutation(count, 0), range(count))
+        builder = ExampleBuilder(store, lm.tokenizer, documents, options)
+        examples = held_out_examples(builder, _SCORED_EXAMPLES)
+    figures = evaluate_pretraining(lm.model, examples, options.max_predictions, 32, lm.runtime)
+    bits = figures["mlm_loss"] / math.log(2) * tokens_per_character(lm.tokenizer, examples)
+    found = {"text": text.name, "max_seq_length": length, "mlm_bits_per_character": bits}
+    return found | figures
+
+
+def _held_out_text(data: str | None) -> Path:
+    held_out = Path(data or "") / _HELD_OUT
+    return held_out if data and held_out.is_file() else bundled_data() / "wiki.txt"
+
+
 def held_out_figures(model: Path, data: str | None) -> dict[str, Any]:
     """The held-out figures of a model's pretraining, none where the folder does not have them.
 
@@ -439,8 +494,7 @@ def held_out_figures(model: Path, data: str | None) -> dict[str, Any]:
     found = {key: results[key] for key in _MLM if key in results}
     if "mlm_bits_per_character" in results:
         return found | {"mlm_bits_per_character": results["mlm_bits_per_character"]}
-    held_out = Path(data or "") / _HELD_OUT
-    text = held_out if data and held_out.is_file() else bundled_data() / "wiki.txt"
+    text = _held_out_text(data)
     lines = read_text(text)[:_MEASURED_CHARACTERS].split("\n")
     tokenizer = WordPiece.from_pretrained(model)
     tokens = sum(map(len, tokenizer.ids(lines)))

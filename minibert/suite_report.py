@@ -93,9 +93,18 @@ def _caption(suite: dict[str, Any]) -> list[str]:
 
 def _masked(suite: dict[str, Any]) -> list[str]:
     """Lines on the held-out masked words of pretraining."""
-    mlm = suite["mlm"]
+    mlm, measured = suite["mlm"], suite["masked_words"]
+    lines = ["It has no head for masked words."]
+    if measured:
+        lines = [
+            f"Of {measured['text']}, {measured['masked_tokens']:,} words in sequences of "
+            f"{measured['max_seq_length']} tokens, 15 % masked: accuracy "
+            f"{measured['mlm_accuracy']:.1%}, loss {measured['mlm_loss']:.3f} nats, "
+            f"{measured['mlm_bits_per_character']:.3f} bits per character, by which vocabularies "
+            f"compare."
+        ]
     if not mlm:
-        return ["The folder holds no figures of pretraining."]
+        return [*lines, "The folder holds no figures of pretraining."]
     text = f"Masked words: accuracy {mlm['mlm_accuracy']:.1%}, loss {mlm['mlm_loss']:.3f} nats"
     if "unigram_entropy" in mlm:
         text += f" (word frequencies alone: {mlm['unigram_entropy']:.3f})"
@@ -104,7 +113,7 @@ def _masked(suite: dict[str, Any]) -> list[str]:
         text += f" (tokens a character as in {mlm['measured_on']})"
     if "nsp_accuracy" in mlm:
         text += f"; next sentence {mlm['nsp_accuracy']:.1%}"
-    lines = [f"{text}; of the held-out text of its own pretraining."]
+    lines.append(f"{text}; of the held-out text of its own pretraining.")
     if "tokens" in mlm and "seconds" in mlm:
         cost = f"{mlm['tokens'] / 1e6:,.1f} M tokens in {clock(mlm['seconds'])}"
         lines.append(f"It was pretrained on {cost}.")

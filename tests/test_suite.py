@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from samples import cut_to_positions, one_thread, quick_model, write_reviews  # noqa: F401
 
 import minibert
@@ -19,7 +20,14 @@ from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
 from minibert.series import seconds_left
 from minibert.settings import FinetuneSettings
-from minibert.suite import ENTRIES, Entry, evaluate_suite, find_set, held_out_figures
+from minibert.suite import (
+    ENTRIES,
+    Entry,
+    evaluate_suite,
+    find_set,
+    held_out_figures,
+    masked_word_figures,
+)
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
 
@@ -439,6 +447,7 @@ def a_suite(**values: Any) -> dict[str, Any]:
             "jobs": 1,
             "searches": [],
             "mlm": {},
+            "masked_words": {},
             "skipped": {},
             "tasks": {"imdb": task},
         },
@@ -492,6 +501,26 @@ def test_bits_per_character_are_those_of_the_formula(model: str, tmp_path: Path)
     (folder / "results.json").unlink()
     assert held_out_figures(folder, None) == {}
     assert "no figures of pretraining" in as_markdown(a_suite())
+
+
+def test_masked_words_of_one_text_are_scored_for_any_model(model: str, tmp_path: Path) -> None:
+    found = masked_word_figures(Path(model), None, "cpu", "fp32")
+    assert (found["text"], found["max_seq_length"]) == ("wiki.txt", 64)
+    assert 0 < found["mlm_bits_per_character"] < 6 * found["mlm_loss"]
+    # What pretraining scores by, on the same sequences; and the same in every call.
+    assert found == masked_word_figures(Path(model), None, "cpu", "fp32")
+    copy = Path(cut_to_positions(model, tmp_path / "other", 48))
+    (copy / "results.json").unlink()  # as a hub's
+    (copy / "run.json").unlink()
+    assert masked_word_figures(copy, None, "cpu", "fp32")["max_seq_length"] == 48
+    page = as_markdown(a_suite(masked_words=found))
+    assert "Of wiki.txt, " in page
+    headless = tmp_path / "headless"
+    shutil.copytree(model, headless)
+    tensors = load_file(headless / "model.safetensors")
+    kept = {name: part for name, part in tensors.items() if not name.startswith("cls.")}
+    save_file(kept, headless / "model.safetensors")
+    assert masked_word_figures(headless, None, "cpu", "fp32") == {}
     mlm = {"mlm_loss": 2.0, "mlm_accuracy": 0.5, "mlm_bits_per_character": 1.5}
     cost = {"tokens": 48_134_934, "seconds": 7337.0}
     assert "48.1 M tokens in 2 h 02 min" in as_html(a_suite(mlm=mlm | cost))
