@@ -5,7 +5,6 @@ In: example streams. Out: `StepData` for the loop, `Term`s of a batch, figures o
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from minibert.example_stream import ExampleStream
 from minibert.examples import Example, collate
 from minibert.losses import next_sentence_loss
 from minibert.runtime import Runtime
-from minibert.train import Batch, StepData, Term
+from minibert.train import Batch, StepData, Term, parted
 from minibert.world import ALONE, World
 
 RAMP_START = 0.25  # of a batch, where --batch-ramp begins
@@ -136,31 +135,17 @@ class PretrainingData:
         # Of micro-batches and processes it knows nothing: they change no step.
         examples = self.stream.take(math.ceil(batch * self.batch_share))
         own = list(self.world.share(examples))
-        is_filler = not own  # more processes than sequences
-        own = own or examples[:1]
-        parts = _parted(own, size, -(-len(examples) // self.world.size))
+        largest = -(-len(examples) // self.world.size)
+        parts, fillers = parted(own, size, largest, examples[0])
         counts = {"mlm": sum(len(e.mlm_positions) for e in examples)}
         if examples[0].next_sentence_label is not None:
             counts["nsp"] = len(examples)
         slots = self.stream.builder.options.max_predictions
-        batches = [collate(part, slots) for part in parts]
-        num_slots = sum(batch["input_ids"].numel() for batch in batches)
+        batches = [collate(list(part), slots) for part in parts]
+        real = batches[: len(batches) - fillers]
+        num_slots = sum(batch["input_ids"].numel() for batch in real)
         lengths = [len(e.input_ids) for e in examples]
-        return StepData(batches, counts, lengths, num_slots, is_filler)
-
-
-def _parted(own: list[Example], size: int, largest: int) -> list[list[Example]]:
-    """A process's share of a step in parts of at most `size`.
-
-    They are as many as those of the largest share: a sharded model's forward waits for all
-    processes. (Not of single sequences, with which the settings refuse unequal shares.)
-    """
-    parts = [own[i : i + size] for i in range(0, len(own), size)]
-    count = -(-largest // size)
-    if len(parts) < count <= len(own):
-        bounds = [i * len(own) // count for i in range(count + 1)]
-        parts = [own[start:stop] for start, stop in itertools.pairwise(bounds)]
-    return parts
+        return StepData(batches, counts, lengths, num_slots, fillers)
 
 
 @torch.no_grad()

@@ -138,12 +138,10 @@ def _earlier(folder: Path, settings: FinetuneSettings, tried: set[str]) -> list[
     path = folder / "search.json"
     before = read_json(path, "") if path.is_file() and not settings.overwrite else {}
     points = [t["settings"] for t in before.get("trials", []) if "mean" in t or "diverged" in t]
-    was = {"seeds": before.get("seeds"), "over": sorted(points[0]) if points else []}
-    now = {"seeds": settings.seeds, "over": sorted(tried)}
-    if points and was != now:
+    if points and (before["seeds"] != settings.seeds or points[0].keys() != tried):
         raise InputError(
-            f"--output {folder} holds a search of {was['seeds']} seed(s) over "
-            f"{', '.join(was['over'])}; choose another --output"
+            f"--output {folder} holds a search of {before['seeds']} seed(s) over "
+            f"{', '.join(points[0])}; choose another --output"
         )
     return points
 

@@ -129,7 +129,7 @@ def open_store(
     _sweep(cache_dir)
     _take_over(temporary)
     temporary.mkdir(parents=True, exist_ok=True)
-    keep = False
+    keep = is_broken = False
     try:
         counts, token_counts = _write(temporary, files, tokenizer, options, num_processes)
         np.save(temporary / "counts.npy", token_counts)
@@ -145,15 +145,17 @@ def open_store(
         _put_in_place(temporary, folder)
     except BrokenProcessPool:
         print("tokens: the worker processes ended; encoding in this one", file=sys.stderr)
-        return open_store(files, tokenizer, options, cache_dir, num_processes=1)
-    except Exception:
-        raise
-    except BaseException:  # Ctrl-C, SIGTERM: the next build goes on from here
-        keep = (temporary / _RECORD).is_file()
+        is_broken = keep = True
+    except BaseException as error:
+        # Ctrl-C, SIGTERM, a full disk: the next build goes on from here.
+        is_fault = isinstance(error, Exception) and not isinstance(error, OSError)
+        keep = not is_fault and (temporary / _RECORD).is_file()
         raise
     finally:
         if not keep:
             shutil.rmtree(temporary, ignore_errors=True)
+    if is_broken:
+        return open_store(files, tokenizer, options, cache_dir, num_processes=1)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"tokens: written to {folder}, {size / 1e6:,.0f} MB", file=sys.stderr)
     return TokenStore(folder)

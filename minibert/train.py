@@ -14,15 +14,16 @@ on the clock and on signals once a step; the main one alone writes and speaks.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,10 @@ from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime
 from minibert.sharding import clip_gradients
 
+T = TypeVar("T")
 Batch = Mapping[str, Tensor]
 _SAVE_SECONDS = 300.0  # between checkpoints when no number of steps is asked for
+_REPEATED_SECONDS = 20.0  # in which a launcher's second signal is the first one, passed on
 _EVALUATIONS = 10  # over the budget, when no number of steps is asked for
 
 
@@ -58,20 +61,41 @@ class StepData(NamedTuple):
 
     micro_batches: this process's, on the CPU. counts: labels of each loss term over the whole
     step, known before the first forward. lengths: real tokens of each sequence of the whole step.
-    num_slots: places in this process's batches, padding included. is_filler: there was no share
-    left for this process, so it computes a batch whose loss counts nothing.
+    num_slots: places in this process's batches, padding included. num_fillers: the last so many of
+    them stand in for what other processes have more, and their loss counts nothing.
     """
 
     micro_batches: list[dict[str, Tensor]]
     counts: dict[str, int]
     lengths: list[int]
     num_slots: int
-    is_filler: bool = False
+    num_fillers: int = 0
 
     @property
     def num_tokens(self) -> int:
         """Real tokens, no padding."""
         return sum(self.lengths)
+
+
+def parted(own: Sequence[T], size: int, largest: int, other: T) -> tuple[list[Sequence[T]], int]:
+    """A process's share of a step in micro-batches, as many as those of the largest share.
+
+    A sharded model's forward waits for all processes, so that none may take one more.
+
+    Args:
+        own: the share, which may be empty. size: of a micro-batch, at most. largest: of a share.
+        other: what a filler holds.
+
+    Returns:
+        The parts, and how many of the last are fillers.
+    """
+    count = -(-largest // size)
+    parts = [own[i : i + size] for i in range(0, len(own), size)]
+    if len(parts) < count <= len(own):
+        bounds = [i * len(own) // count for i in range(count + 1)]
+        parts = [own[start:stop] for start, stop in itertools.pairwise(bounds)]
+    fillers = count - len(parts)
+    return [*parts, *([[other]] * fillers)], fillers
 
 
 class Utilisation(NamedTuple):
@@ -285,6 +309,7 @@ class Loop:
         sums: dict[str, Tensor] = {}
         last = len(step.micro_batches) - 1
         for number, batch in enumerate(step.micro_batches):
+            is_filler = number > last - step.num_fillers
             placed = self.runtime.place(batch)
             with self._gradients_added_up(number == last):
                 with self.runtime.autocast():
@@ -293,13 +318,13 @@ class Loop:
                 total = sum(term.loss_sum / step.counts[name] for name, term in terms.items())
                 assert isinstance(total, Tensor)
                 # Processes' gradients are averaged, and what is asked for is their sum.
-                (total * (0 if step.is_filler else self.world.size)).backward()
+                (total * (0 if is_filler else self.world.size)).backward()
             for name, term in terms.items():
                 for key, value in (
                     (f"{name}_loss", term.loss_sum),
                     (f"{name}_hits", term.num_hits),
                 ):
-                    value = self._exact(value.detach() * (not step.is_filler))
+                    value = self._exact(value.detach() * (not is_filler))
                     sums[key] = sums[key] + value if key in sums else value
         sums["slots"] = torch.full_like(value, step.num_slots)
         together = self.world.sum(torch.stack(list(sums.values())))
@@ -520,19 +545,20 @@ class Loop:
             profiler = StepProfiler(self.folder.path / "profile.json", self.runtime.device)
         layout = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}  {postfix}"
         quiet = None if self.world.is_main else True  # None: where there is no terminal
-        with tqdm(total=1.0, initial=min(1.0, self.done), bar_format=layout, disable=quiet) as bar:
+        bar = tqdm(total=1.0, initial=min(1.0, self.done), bar_format=layout, disable=quiet)
+        with bar, contextlib.closing(profiler) if profiler else contextlib.nullcontext():
             after = self.done
             while not state.finished:
                 before = after
-                self.take_step()
-                if profiler:
-                    profiler.step()
+                with profiler.step() if profiler else contextlib.nullcontext():
+                    self.take_step()
                 self._agree()
                 after = self.done
                 state.finished = after >= 1.0  # decided once: the clock goes on meanwhile
                 if state.step % settings.log_every == 0 or state.finished:
                     self._emit(self.log_row(), bar)
                 if self._is_due(settings.eval_every, before, after) or state.finished:
+                    self._read_sums()  # waiting for steps is their time, not the evaluation's
                     self._emit(self.run_evaluation(), bar)
                     self._agree()  # a budget of seconds may have ended meanwhile
                     after = self.done
@@ -547,8 +573,6 @@ class Loop:
                     self._last_save = self._agreed_seconds
                 if self.stop_signal and not state.finished:
                     self._stop(saved)
-        if profiler:
-            profiler.close()
         if settings.select and self.folder:
             self.world.wait()  # until it is written
             load_best(self.folder.checkpoints, state.best_step, self.model)
@@ -562,6 +586,7 @@ class Loop:
     def _stop(self, saved: bool) -> None:
         if not saved:
             self.save()
+        self.world.wait()  # a launcher ends the others as soon as one is gone
         name = signal.Signals(self.stop_signal).name
         where = f"; --resume goes on from step {self.state.step}" if self.folder else ""
         raise Interrupted(f"stopped by {name}, state saved{where}", 128 + self.stop_signal)
@@ -591,10 +616,15 @@ def fit(loop: Loop, resume: bool = False) -> LoopState:
 
 
 class _Signals:
-    """While open, SIGINT and SIGTERM ask the loop to stop; a second one ends at once."""
+    """While open, SIGINT and SIGTERM ask the loop to stop; a second one ends at once.
+
+    Of several processes not within `_REPEATED_SECONDS`: a scheduler signals launcher and workers,
+    and the launcher then signals the workers again.
+    """
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
+        self.since = 0.0  # when the first came
 
     def __enter__(self) -> None:
         self.before = {}
@@ -606,8 +636,10 @@ class _Signals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.loop.stop_signal:
+            if self.loop.world.size > 1 and time.monotonic() - self.since < _REPEATED_SECONDS:
+                return
             raise Interrupted(f"stopped at once by {signal.Signals(number).name}", 128 + number)
-        self.loop.stop_signal = number
+        self.loop.stop_signal, self.since = number, time.monotonic()
         if self.loop.world.is_main:
             print("\nstopping after this step; once more ends at once", file=sys.stderr)
 

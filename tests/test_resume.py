@@ -116,6 +116,7 @@ def finetuning(world: Path, pretraining: Chain) -> Chain:
     flags: list[str | Path] = [
         *("--task", "imdb", "--data", world / "reviews", "--model", pretraining.whole),
         *LOOP,
+        *("--precision", "bf16"),
     ]
     return run_chain("finetune", flags, world / "finetuning", signal.SIGINT)
 

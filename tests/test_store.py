@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -450,6 +451,32 @@ def test_a_stopped_build_goes_on_and_ends_alike(
         assert (parted.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
     assert {p.name for p in parted.folder.iterdir()} == {p.name for p in whole.folder.iterdir()}
     assert [p.name for p in (tmp_path / "parted").iterdir()] == [parted.folder.name]
+
+
+def test_a_full_disk_keeps_what_is_encoded(
+    words: WordPiece,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = many_documents(tmp_path)
+    monkeypatch.setattr(encoding, "_BATCH_BYTES", 60)
+    monkeypatch.setattr(store, "_RECORD_BATCHES", 1)
+    encode, calls = encoding._encode, 0
+
+    def full(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return encode(*arguments)
+
+    monkeypatch.setattr(encoding, "_encode", full)
+    with pytest.raises(OSError, match="No space left"):
+        open_store(files, words, PLAIN, tmp_path / "cache", num_processes=1)
+    capsys.readouterr()
+    open_store(files, words, PLAIN, tmp_path / "cache", num_processes=1)
+    assert "going on after" in capsys.readouterr().err
 
 
 def test_a_build_that_goes_on_encodes_only_the_rest(

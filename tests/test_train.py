@@ -271,7 +271,7 @@ def test_what_is_not_finite_is_found_when_a_row_is_due(tmp_path: Path, ahead: No
         loop = line_loop(run, objective=objective, max_steps=20, log_every=4, save_every=5)
         with pytest.raises(NonFiniteError, match="step 6: fit loss is nan; the last checkpoint is"):
             fit(loop)
-    assert loop.state.step == 8
+    assert loop.state.step == 6, "an evaluation is due, which waits for the steps before it"
     saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
     assert saved == ["step-000000005"]
 
@@ -381,6 +381,47 @@ def test_a_profile_holds_the_fourth_step_and_what_follows(
     assert {f"ProfilerStep#{3 + i}" for i in range(traced)} <= names
     assert f"ms a step, over {traced} step(s)" in printed.out
     assert "aten::addmm" in printed.out
+
+
+def test_a_profile_tells_of_steps_and_not_of_evaluations(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def evaluate() -> dict[str, float]:
+        return {"fit": float(torch.rand(500, 500).erfinv().sum())}
+
+    options: dict[str, Any] = {"eval_every": 1, "evaluate": evaluate, "profile": True}
+    rows_at_rest(tmp_path / "run", [4, 2], max_steps=8, **options)
+    assert "aten::erfinv" in (tmp_path / "run/profile.json").read_text()
+    printed = capfd.readouterr().out
+    assert "aten::addmm" in printed
+    assert "aten::erfinv" not in printed
+
+
+def test_a_profile_of_a_run_that_is_stopped_is_written(tmp_path: Path) -> None:
+    def evaluate() -> dict[str, float]:
+        if loop.state.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"fit": 0.0}
+
+    with RunFolder(tmp_path / "run") as run:
+        options = {"max_steps": 20, "profile": True, "eval_every": 1, "evaluate": evaluate}
+        loop = line_loop(run, **options)
+        with pytest.raises(Interrupted):
+            fit(loop)
+    assert (tmp_path / "run/profile.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("own", "largest", "sizes", "fillers"),
+    [(5, 5, [4, 1], 0), (4, 5, [2, 2], 0), (1, 5, [1, 1], 1), (0, 5, [1, 1], 2), (3, 3, [3], 0)],
+)
+def test_shares_of_a_step_have_as_many_parts(
+    own: int, largest: int, sizes: list[int], fillers: int
+) -> None:
+    """A sharded model's forward waits for all processes."""
+    parts, found = train.parted(list(range(own)), 4, largest, 9)
+    assert ([len(part) for part in parts], found) == (sizes, fillers)
+    assert [i for part in parts[: len(parts) - found] for i in part] == list(range(own))
 
 
 def test_a_budget_of_epochs_is_announced_in_steps_and_time(

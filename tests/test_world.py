@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from samples import write_corpus, write_reviews
+from samples import corpus_text, write, write_corpus, write_reviews
 
 from minibert.cli import main
 from minibert.run_folder import read_metrics
@@ -127,7 +127,7 @@ def test_rounds_are_as_many_for_each_and_count_every_item_once() -> None:
 # Four processes share six sequences unevenly, in one or two micro-batches each; held-out batches
 # and rows of parameters do not divide by three.
 @pytest.mark.parametrize(
-    ("processes", "micro", "more"), [(2, "6", ()), (4, "1", ()), (3, "1", ("--shard",))]
+    ("processes", "micro", "more"), [(2, "6", ()), (3, "1", ()), (4, "1", ("--shard",))]
 )
 def test_pretraining_by_several_has_the_curve_of_one(
     world: Path, processes: int, micro: str, more: tuple[str, ...]
@@ -217,12 +217,16 @@ def test_one_process_alone_cannot_shard(world: Path, capsys: pytest.CaptureFixtu
     assert not (world / "lonely").exists()
 
 
-@pytest.mark.parametrize("more", [(), ("--shard",)])
-def test_finetuning_by_two_has_the_results_of_one(world: Path, more: tuple[str, ...]) -> None:
-    # 7 examples a batch and an odd number of them: the last batch may leave a process without one.
+@pytest.mark.parametrize(
+    ("size", "more"), [("7", ()), ("6", ("--shard", "--micro-batch-size", "2"))]
+)
+def test_finetuning_by_two_has_the_results_of_one(
+    world: Path, size: str, more: tuple[str, ...]
+) -> None:
+    # Shares of a batch are uneven, and the last batch may leave a process without one.
     flags = [
         *("--task", "imdb", "--data", world / "reviews", "--model", world / "alone"),
-        *("--max-seq-length", "32", "--batch-size", "7", "--epochs", "2", "--log-every", "1"),
+        *("--max-seq-length", "32", "--batch-size", size, "--epochs", "2", "--log-every", "1"),
         *("--device", "cpu", "--precision", "fp32", "--dropout", "0", "--seed", "3"),
     ]
     alone, two = (world / f"imdb-{name}{len(more)}" for name in ("alone", "two"))
@@ -239,13 +243,18 @@ def test_finetuning_by_two_has_the_results_of_one(world: Path, more: tuple[str, 
         assert row["score"] == pytest.approx(other["score"], abs=1e-4)
 
 
-@pytest.mark.parametrize("task", ["conll2003", "squad2", "stsb"])
+@pytest.mark.parametrize("task", ["conll2003", "squad2", "stsb", "translation"])
 def test_other_families_by_two_have_the_answers_of_one(world: Path, task: str) -> None:
     flags = [
         *("--task", task, "--model", world / "alone", "--max-steps", "6", "--log-every", "1"),
         *("--max-seq-length", "64", "--batch-size", "7", "--limit", "40"),
         *("--device", "cpu", "--precision", "fp32", "--dropout", "0"),
     ]
+    if task == "translation":  # of words that the model knows
+        lines = [line for line in corpus_text(documents=20).split("\n") if line]
+        source = write(world / "source.txt", "\n".join(lines))
+        target = write(world / "target.txt", "\n".join(lines).upper())
+        flags += ["--data", source, "--target-data", target]
     alone, two = (world / f"{task}-{name}" for name in ("alone", "two"))
     assert main(["finetune", *map(str, [*flags, "--output", alone])]) == 0
     finish(torchrun(2, "finetune", *flags, "--output", two))

@@ -455,6 +455,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"data": "rows.jsonl", "text_column": "fr"}, "no column 'fr'"),
     ({"data": "rows.jsonl", "target_column": "d", "text_column": "en"}, "did you mean 'de'"),
     ({"target_data": "train.de", "truncation": "windows"}, "--truncation windows has no use"),
+    ({"target_data": "train.de", "shard": True}, "--shard has no use in translation"),
     ({"target_data": "train.de", "text_column": "en"}, "--text-column is for a table, not for two"),
     ({"data": "rows.jsonl", "target_data": "train.de"}, "is a table; name its two columns with"),
     ({"target_data": "train.de", "source_language": "fr"}, "--source-language is for a folder"),

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from minibert.losses import IGNORE_INDEX
 from minibert.runtime import Runtime
-from minibert.train import Batch, StepData
+from minibert.train import Batch, StepData, parted
 from minibert.world import ALONE, World
 
 T = TypeVar("T")
@@ -152,19 +152,17 @@ class TaskData:
             self._order = self.order()
         chosen = [self.features[i] for i in self._order[self.batch]]
         own = chosen[self.world.rank :: self.world.size]
-        is_filler = not own  # more processes than features
-        own = chosen[:1] if is_filler else own
-        micro = [
-            self.collate(own[start : start + self.micro_batch_size])
-            for start in range(0, len(own), self.micro_batch_size)
-        ]
+        largest = -(-len(chosen) // self.world.size)
+        parts, fillers = parted(own, self.micro_batch_size, largest, chosen[0])
+        micro = [self.collate(part) for part in parts]
         self.batch += 1
         if self.batch == self.steps_per_epoch:
             self.epoch, self.batch, self._order = self.epoch + 1, 0, None
-        num_slots = sum(batch["input_ids"].numel() for batch in micro)
+        real = micro[: len(micro) - fillers]
+        num_slots = sum(batch["input_ids"].numel() for batch in real)
         # A step of features without any label adds nothing; its mean is 0, not 0 / 0.
         counts = {name: max(1, count) for name, count in self.count(chosen).items()}
-        return StepData(micro, counts, [f.length for f in chosen], num_slots, is_filler)
+        return StepData(micro, counts, [f.length for f in chosen], num_slots, fillers)
 
 
 def flat(parts: Sequence[Sequence[T]]) -> list[T]:

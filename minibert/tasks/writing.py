@@ -109,6 +109,11 @@ class WritingTask(Task[TextPair, WrittenText]):
 
     def __init__(self, settings: FinetuneSettings) -> None:
         super().__init__(settings)
+        if settings.shard:
+            raise InputError(
+                f"--shard has no use in {self.name}: while texts are written every process needs "
+                f"the whole model"
+            )
         columns = ("text_column", "target_column", "label_column")
         given = [name for name in columns if getattr(settings, name) is not None]
         if settings.target_data is not None and given:
