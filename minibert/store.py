@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import sys
 import time
@@ -125,7 +126,7 @@ def open_store(
     if num_processes is None:
         size = sum(path.stat().st_size for path in files)
         num_processes = num_cpus() if size >= _PARALLEL_FROM else 1
-    temporary = cache_dir / f".tokens-{key}.{os.getpid()}.tmp"
+    temporary = cache_dir / f".tokens-{key}.{_host()}{os.getpid()}.tmp"
     _sweep(cache_dir)
     _take_over(temporary)
     temporary.mkdir(parents=True, exist_ok=True)
@@ -193,8 +194,17 @@ def _take_over(folder: Path) -> None:
                 return
 
 
+def _host() -> str:
+    """This machine in the name of a half-written store: a cache may lie on a shared disk."""
+    name = platform.node().partition(".")[0]
+    return f"{name}-" if name else ""
+
+
 def _is_orphan(folder: Path) -> bool:
-    owner = folder.name.split(".")[-2]
+    """Whether nobody writes to a folder; of another machine's nobody here can tell."""
+    host, dash, owner = folder.name.split(".")[-2].rpartition("-")
+    if host + dash not in ("", _host()):
+        return time.time() - folder.stat().st_mtime > _KEPT_SECONDS
     return owner.isdigit() and int(owner) != os.getpid() and not _is_alive(int(owner))
 
 

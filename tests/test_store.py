@@ -442,7 +442,7 @@ def test_a_stopped_build_goes_on_and_ends_alike(
     if left is not None:  # as if that process were gone
         gone = subprocess.Popen([sys.executable, "-c", ""])
         gone.wait()
-        left.rename(left.with_name(left.name.replace(f".{os.getpid()}.", f".{gone.pid}.")))
+        left.rename(left.with_name(left.name.replace(f"{os.getpid()}.tmp", f"{gone.pid}.tmp")))
     capsys.readouterr()
     parted = open_store(files, words, PLAIN, tmp_path / "parted", num_processes=1)
     went_on = "going on after" in capsys.readouterr().err
@@ -451,6 +451,21 @@ def test_a_stopped_build_goes_on_and_ends_alike(
         assert (parted.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
     assert {p.name for p in parted.folder.iterdir()} == {p.name for p in whole.folder.iterdir()}
     assert [p.name for p in (tmp_path / "parted").iterdir()] == [parted.folder.name]
+
+
+def test_the_half_written_store_of_another_machine_is_left_alone(tmp_path: Path) -> None:
+    """Whose process numbers say nothing here."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    theirs = tmp_path / f".tokens-abc.elsewhere-{gone.pid}.tmp"
+    ours = tmp_path / f".tokens-abc.{store._host()}{gone.pid}.tmp"
+    for folder in (theirs, ours):
+        folder.mkdir()
+    store._sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [theirs.name]
+    os.utime(theirs, (0, 0))
+    store._sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_keeps_what_is_encoded(
