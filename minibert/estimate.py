@@ -36,9 +36,8 @@ from minibert.config import BertConfig
 from minibert.decoder_config import DecoderConfig
 from minibert.kernels import SCORES_HELD
 
-_MOMENTS = 2  # of AdamW, float32 like weights and gradients
+MOMENTS = 2  # of AdamW, float32 like weights and gradients
 _COUNTED_UNITS = 8  # F before and after the activation where F = 4 D, as `HELD` was counted
-_STORED = 2 * (1 + _MOMENTS) + 1  # copies of all weights in a run folder: see `run_folder_bytes`
 
 
 class Held(NamedTuple):
@@ -183,6 +182,7 @@ def step_memory(
     fused_attention: bool = False,
     target_lengths: Sequence[int] = (),
     trained: int | None = None,
+    moments: float = MOMENTS,
 ) -> Memory:
     """Memory of an optimiser step on one device, by the formula at the head of this file.
 
@@ -195,6 +195,7 @@ def step_memory(
         target_lengths: m, tokens to be written for each sequence, by the decoder that the config
             carries; none without one.
         trained: those of the parameters that have gradients and moments; None: all.
+        moments: of each of these, in the mean.
     """
     decoder = DecoderConfig.of(config) if target_lengths else None
     count = num_parameters(config, decoder) if parameters is None else parameters
@@ -207,16 +208,17 @@ def step_memory(
     scores = min(scores, SCORES_HELD * (8 if fused_attention else 1))
     scores *= _SCORE_BYTES[precision] + (4 if fused_attention else 0)
     own, learnt = (4 * n / shards for n in (count, count if trained is None else trained))
-    return Memory(own, learnt, _MOMENTS * learnt, _WORKING * held + scores)
+    return Memory(own, learnt, moments * learnt, _WORKING * held + scores)
 
 
-def run_folder_bytes(parameters: int, keeps_best: bool = False) -> int:
-    """Disk that a run folder takes: two checkpoints with AdamW's moments, and the final weights.
+def run_folder_bytes(parameters: int, keeps_best: bool = False, moments: float = MOMENTS) -> int:
+    """Disk that a run folder takes: two checkpoints with moments, and the final weights.
 
     Args:
         keeps_best: the best weights so far are kept as well, as fine-tuning does.
+        moments: of each parameter, in the mean.
     """
-    return 4 * parameters * (_STORED + keeps_best)
+    return round(4 * parameters * (2 * (1 + moments) + 1 + keeps_best))
 
 
 def told_bytes(count: float) -> str:

@@ -262,13 +262,21 @@ def print_estimate(loop: Loop, model: nn.Module) -> None:
         steps = loop.settings.budget.max_steps
         whole = f", {steps * flops:.2e} FLOP for the budget" if steps else ""
         log_line("arithmetic", f"{flops:.2e} FLOP a step{whole}")
-    disk = run_folder_bytes(parameters, loop.settings.select is not None)
+    keeps_best = loop.settings.select is not None
+    disk = run_folder_bytes(parameters, keeps_best, _held_moments(loop) / parameters)
     log_line("disk", f"{told_bytes(disk)} for checkpoints and weights")
+
+
+def _held_moments(loop: Loop) -> int:
+    """Numbers that the optimiser keeps after a step: AdamW two a weight, Muon's matrices one."""
+    state = loop.optimizer.state.values()
+    return sum(x.numel() for kept in state for x in kept.values() if torch.is_tensor(x) and x.ndim)
 
 
 def _memory_of(batch: Batch, loop: Loop, model: nn.Module, parameters: int) -> Memory:
     """What a step with a micro-batch takes."""
     config: BertConfig = model.config  # type: ignore[assignment]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     targets = batch["labels"] != IGNORE_INDEX if hasattr(model, "decoder_config") else None
     return step_memory(
         config,
@@ -279,7 +287,8 @@ def _memory_of(batch: Batch, loop: Loop, model: nn.Module, parameters: int) -> M
         shards=loop.world.size if is_sharded(model) else 1,
         fused_attention=loop.runtime.device.type != "cpu",
         target_lengths=() if targets is None else targets.sum(1).tolist(),
-        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        trained=trained,
+        moments=_held_moments(loop) / trained,
     )
 
 

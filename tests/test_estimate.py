@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from minibert import runs
 from minibert.config import PRESETS, BertConfig, preset
 from minibert.decoder_config import DecoderConfig
 from minibert.estimate import (
@@ -25,6 +27,7 @@ from minibert.estimate import (
     told_bytes,
 )
 from minibert.heads import BertForPreTraining
+from minibert.optim import build_muon, build_optimizer
 from minibert.seq2seq import BertForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,3 +198,22 @@ def test_the_document_holds_the_tables_that_the_command_prints(scaling: Any) -> 
 def test_factors_are_those_that_counting_gives(scaling: Any) -> None:
     found = scaling.count_held("fp32", 0.1)
     assert found == pytest.approx(tuple(HELD["fp32", True]), rel=0.1, abs=0.5)
+
+
+@pytest.mark.parametrize("build", [build_optimizer, build_muon])
+def test_moments_are_those_that_the_optimiser_holds(tiny_config: BertConfig, build: Any) -> None:
+    """Muon has one for each of the layers' matrices, so that a run takes less than with AdamW."""
+    model = BertForPreTraining(tiny_config)
+    loop: Any = SimpleNamespace(optimizer=build(model, 1e-3, 0.01))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    loop.optimizer.step()
+    parameters = sum(p.numel() for p in model.parameters())
+    named = model.named_parameters()
+    matrices = sum(p.numel() for n, p in named if ".layers." in n and p.ndim == 2)
+    spared = matrices if build is build_muon else 0
+    moments = runs._held_moments(loop)
+    assert moments == 2 * parameters - spared
+    assert run_folder_bytes(parameters, moments=moments / parameters) == 4 * (
+        3 * parameters + 2 * moments
+    )
