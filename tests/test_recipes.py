@@ -40,11 +40,16 @@ def test_every_entry_names_a_task_and_a_page_that_is_there() -> None:
 
 def test_an_entry_is_for_pretrained_or_for_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fill().learning_rate == 5e-4
-    assert fill(random_weights=True).learning_rate is None  # no rate was chosen on dev
-    other = Recipe("imdb", 4, 256, True, "", learning_rate=1e-4)
-    monkeypatch.setattr(recipes, "RECIPES", (*RECIPES, other))
+    assert fill(random_weights=True).learning_rate == 2e-4
+    monkeypatch.setattr(recipes, "RECIPES", RECIPES[:1])
     assert fill().learning_rate == 5e-4
-    assert fill(random_weights=True).learning_rate == 1e-4
+    assert fill(random_weights=True).learning_rate is None
+
+
+def test_pretrained_and_random_weights_read_the_same_of_a_review() -> None:
+    """Else a table of both would compare what they read."""
+    settings = [fill(random_weights=start) for start in (False, True)]
+    assert len({(s.max_seq_length, s.truncation) for s in settings}) == 1
 
 
 def test_what_was_not_measured_keeps_its_defaults() -> None:

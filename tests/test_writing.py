@@ -485,7 +485,9 @@ def test_bad_input_is_one_line_and_status_2(
     for name, value in values.items():
         if value is not None:
             is_path = name.endswith("data")
-            flags += [f"--{name.replace('_', '-')}", str(tmp_path / value if is_path else value)]
+            flags.append(f"--{name.replace('_', '-')}")
+            if value is not True:
+                flags.append(str(tmp_path / value if is_path else value))
     output = str(tmp_path / "out")
     command = ["finetune", "--model", str(world / "start"), "--max-seq-length", "16", *flags]
     assert main([*command, "--output", output]) == 2
