@@ -492,6 +492,10 @@ def held_out_figures(model: Path, data: str | None) -> dict[str, Any]:
     if "mlm_loss" not in results:
         return {}
     found = {key: results[key] for key in _MLM if key in results}
+    run = model / "run.json"
+    settings = read_json(run, "").get("settings", {}) if run.is_file() else {}
+    if settings.get("model") and not settings.get("random_weights"):
+        found["went_on"] = True  # from another model, whose tokens are not among these
     if "mlm_bits_per_character" in results:
         return found | {"mlm_bits_per_character": results["mlm_bits_per_character"]}
     text = _held_out_text(data)

@@ -116,7 +116,10 @@ def _masked(suite: dict[str, Any]) -> list[str]:
     lines.append(f"{text}; of the held-out text of its own pretraining.")
     if "tokens" in mlm and "seconds" in mlm:
         cost = f"{mlm['tokens'] / 1e6:,.1f} M tokens in {clock(mlm['seconds'])}"
-        lines.append(f"It was pretrained on {cost}.")
+        before = (
+            "It went on from another model, with" if "went_on" in mlm else "It was pretrained on"
+        )
+        lines.append(f"{before} {cost}.")
     return lines
 
 

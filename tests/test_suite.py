@@ -498,6 +498,12 @@ def test_bits_per_character_are_those_of_the_formula(model: str, tmp_path: Path)
     assert held_out_figures(folder, None)["measured_on"] == "wiki.txt"
     (folder / "results.json").write_text(json.dumps(results | {"mlm_bits_per_character": 1.5}))
     assert held_out_figures(folder, None) == results | {"mlm_bits_per_character": 1.5}
+    run = json.loads((folder / "run.json").read_text())
+    run["settings"]["model"] = "owner/name"
+    (folder / "run.json").write_text(json.dumps(run))
+    went_on = held_out_figures(folder, None) | {"tokens": 3e6, "seconds": 60.0}
+    page = as_markdown(a_suite(mlm=went_on))
+    assert "It went on from another model, with 3.0 M tokens in 60 s." in page
     (folder / "results.json").unlink()
     assert held_out_figures(folder, None) == {}
     assert "no figures of pretraining" in as_markdown(a_suite())
