@@ -641,7 +641,9 @@ class _Signals:
             raise Interrupted(f"stopped at once by {signal.Signals(number).name}", 128 + number)
         self.loop.stop_signal, self.since = number, time.monotonic()
         if self.loop.world.is_main:
-            print("\nstopping after this step; once more ends at once", file=sys.stderr)
+            several = self.loop.world.size > 1
+            more = f"once more after {_REPEATED_SECONDS:.0f} s" if several else "once more"
+            print(f"\nstopping after this step; {more} ends at once", file=sys.stderr)
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():

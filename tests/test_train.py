@@ -411,6 +411,23 @@ def test_a_profile_of_a_run_that_is_stopped_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "run/profile.json").exists()
 
 
+def test_a_signal_that_a_launcher_passes_on_is_no_second_wish(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(train.time, "monotonic", lambda: now)
+    world = SimpleNamespace(size=2, is_main=True)
+    loop: Any = SimpleNamespace(stop_signal=0, world=world)
+    signals = train._Signals(loop)
+    signals._handle(signal.SIGTERM, None)
+    signals._handle(signal.SIGTERM, None)
+    assert loop.stop_signal == signal.SIGTERM
+    assert capsys.readouterr().err.count("once more after 20 s ends at once") == 1
+    now += 21
+    with pytest.raises(Interrupted, match="stopped at once by SIGTERM"):
+        signals._handle(signal.SIGTERM, None)
+
+
 @pytest.mark.parametrize(
     ("own", "largest", "sizes", "fillers"),
     [(5, 5, [4, 1], 0), (4, 5, [2, 2], 0), (1, 5, [1, 1], 1), (0, 5, [1, 1], 2), (3, 3, [3], 0)],
