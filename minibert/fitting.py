@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from minibert.errors import InputError
+from minibert.estimate import MOMENTS
 from minibert.machine import available_memory
 from minibert.runs import log_line
 from minibert.runtime import Runtime
 from minibert.settings import RunSettings
 from minibert.train import Batch, Objective
 
-_MOMENTS = 2  # tensors as large as the parameters that AdamW makes at the first step
 _BACKWARD = 2  # a backward pass needs about as much again as the forward pass kept
 _GIB = 1 << 30
 
@@ -79,7 +79,7 @@ def fit_in(trial: Trial, size: int) -> bool:
     """
     parameters = list(trial.model.parameters())
     try:
-        kept = [torch.empty_like(p) for p in parameters for _ in range(_MOMENTS)]
+        kept = [torch.empty_like(p) for p in parameters for _ in range(MOMENTS)]
         with _alone(trial.forward):
             _loss(trial, size).backward()
         del kept
@@ -112,7 +112,7 @@ def _room_for(trial: Trial) -> Callable[[int], bool]:
     one, two = kept_bytes(trial, 1), kept_bytes(trial, 2)
     each = two - one
     weights = sum(p.numel() * p.element_size() for p in trial.model.parameters())
-    fixed = weights * (1 + _MOMENTS) + (one - each) * _BACKWARD
+    fixed = weights * (1 + MOMENTS) + (one - each) * _BACKWARD
     room = available_memory() // trial.runtime.world.local_size
     log_line(
         "micro-batch",

@@ -109,22 +109,32 @@ def search_settings(
         def taken(ended: Sequence[tuple[Job, dict[str, Any]]]) -> None:
             for job, figures in ended:
                 trial = next(t for t in search["trials"] if t["name"] == job.kind)
-                if "diverged" in figures:
-                    trial["diverged"] = figures["diverged"]
-                    continue
-                name, value = dev_figure(figures)
-                search["figure"] = f"dev {name}"
-                trial["dev"][str(job.settings.seed)] = value
-                if len(trial["dev"]) == base.seeds:  # one of few seeds may be a lucky one
-                    trial["mean"] = statistics.fmean(trial["dev"].values())
-                trial["seconds"] = trial.get("seconds", 0.0) + figures["seconds"]
-                trial["best_step"], trial["steps"] = figures["best_step"], figures["steps"]
+                _add(trial, job.settings.seed, figures, base.seeds)
+                if "diverged" not in figures:  # what chose may be known from the data alone
+                    search["figure"] = f"dev {dev_figure(figures)[0]}"
             _write(output.path, search, settings_of)
 
         carry_out_all(runs, settings.overwrite, taken, jobs)
         print(as_markdown(search), end="", flush=True)
-        print(f"best settings: {output.path / 'best.json'}", flush=True)
+        best = output.path / "best.json"
+        print(f"best settings: {best}" if best.is_file() else "every trial diverged", flush=True)
     return search
+
+
+def _add(trial: dict[str, Any], seed: int, figures: Mapping[str, Any], seeds: int) -> None:
+    """What a run of a trial has reached, or that it diverged.
+
+    Args:
+        seeds: of a trial; with all of them it has a mean, since one of few may be a lucky one.
+    """
+    if "diverged" in figures:
+        trial["diverged"] = figures["diverged"]
+        return
+    trial["dev"][str(seed)] = dev_figure(figures)[1]
+    if len(trial["dev"]) == seeds:
+        trial["mean"] = statistics.fmean(trial["dev"].values())
+    trial["seconds"] = trial.get("seconds", 0.0) + figures["seconds"]
+    trial["best_step"], trial["steps"] = figures["best_step"], figures["steps"]
 
 
 def _earlier(folder: Path, settings: FinetuneSettings, tried: set[str]) -> list[dict[str, Any]]:

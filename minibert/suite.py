@@ -32,6 +32,7 @@ from minibert.files import bundled_data, read_json, read_text, write_atomically,
 from minibert.finetuning import read_splits, start_folder, with_recipe
 from minibert.masked import load_masked_lm
 from minibert.model_folders import pinned
+from minibert.predict import run_of
 from minibert.pretraining_data import evaluate_pretraining
 from minibert.recipes import file_settings, is_given
 from minibert.runs import dev_figure, log_line, of_seed, weights_digest
@@ -492,8 +493,7 @@ def held_out_figures(model: Path, data: str | None) -> dict[str, Any]:
     if "mlm_loss" not in results:
         return {}
     found = {key: results[key] for key in _MLM if key in results}
-    run = model / "run.json"
-    settings = read_json(run, "").get("settings", {}) if run.is_file() else {}
+    settings = run_of(model).get("settings", {})
     if settings.get("model") and not settings.get("random_weights"):
         found["went_on"] = True  # from another model, whose tokens are not among these
     if "mlm_bits_per_character" in results:
