@@ -1,12 +1,15 @@
 """Figures of written texts, by the field's own scorers: BLEU, chrF and ROUGE, all 0 to 100.
 
-The scorers come with the extra `tasks`. Texts are compared as they stand, cased.
+The scorers come with the extra `tasks`. Texts are compared as they stand, cased. What a word is
+follows the script of the references, since the scorers' own rule knows Latin letters alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from tokenizers import normalizers, pre_tokenizers
 
 from minibert.errors import InputError, MissingExtraError
 
@@ -25,6 +28,9 @@ class TranslationScore(NamedTuple):
 def score_translation(predictions: Sequence[str], references: References) -> TranslationScore:
     """BLEU (Papineni et al. 2002) and chrF2 (Popović 2015) by sacrebleu (Post 2018), as it is.
 
+    Where most letters of the references are Chinese characters, BLEU counts those (sacrebleu's
+    `zh`); with its default, `13a`, a sentence would be one word. The signature says which.
+
     Raises:
         MissingExtraError: sacrebleu is not installed.
         InputError: not as many references as predictions, or none.
@@ -36,7 +42,8 @@ def score_translation(predictions: Sequence[str], references: References) -> Tra
         raise MissingExtraError(
             "BLEU and chrF need sacrebleu: pip install 'minibert[tasks]'"
         ) from None
-    bleu, chrf = BLEU(), CHRF()
+    bleu = BLEU(tokenize="zh") if _share(references, _is_chinese) > 0.5 else BLEU()
+    chrf = CHRF()
     # One stream for every place in the lists of references; a missing one is None.
     most = max(map(len, references))
     streams: Any = [
@@ -58,14 +65,16 @@ def sentence_chrf(prediction: str, references: Sequence[str]) -> float:
     return float(sacrebleu.sentence_chrf(prediction, list(references)).score)
 
 
-def score_summaries(predictions: Sequence[str], references: References) -> dict[str, float]:
+def score_summaries(predictions: Sequence[str], references: References) -> dict[str, Any]:
     """ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004) by rouge-score, stemmed: the mean F1 of all texts.
 
     A text with several references counts with the mean of its scores against each, as if every
-    reference were an example.
+    reference were an example. rouge-score knows the words of a to z alone; where most letters of
+    the references are others, words are BERT's (parted at blanks and punctuation, Chinese
+    characters one by one) and not stemmed.
 
     Returns:
-        rouge1, rouge2, rougeL, 0 to 100.
+        rouge1, rouge2, rougeL, 0 to 100; rouge_words, "bert", where words are BERT's.
 
     Raises:
         MissingExtraError: rouge-score is not installed.
@@ -77,14 +86,38 @@ def score_summaries(predictions: Sequence[str], references: References) -> dict[
     except ImportError:
         raise MissingExtraError("ROUGE needs rouge-score: pip install 'minibert[tasks]'") from None
     kinds = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(kinds, use_stemmer=True)
+    is_latin = _share(references, lambda letter: not letter.isascii()) <= 0.5
+    scorer = RougeScorer(kinds, use_stemmer=True, tokenizer=None if is_latin else _BertWords())
     totals = dict.fromkeys(kinds, 0.0)
     for prediction, wanted in zip(predictions, references, strict=True):
         for reference in wanted:
             found = scorer.score(reference, prediction)
             for kind in kinds:
                 totals[kind] += found[kind].fmeasure / len(wanted)
-    return {kind: 100 * total / len(predictions) for kind, total in totals.items()}
+    figures = {kind: 100 * total / len(predictions) for kind, total in totals.items()}
+    return figures if is_latin else figures | {"rouge_words": "bert"}
+
+
+def _share(references: References, holds: Callable[[str], bool]) -> float:
+    """The share of the references' letters for which something holds; 0 without letters."""
+    letters = [c for refs in references for ref in refs for c in ref if c.isalpha()]
+    return sum(map(holds, letters)) / max(1, len(letters))
+
+
+def _is_chinese(letter: str) -> bool:
+    return "\u3400" <= letter <= "\u9fff" or "\uf900" <= letter <= "\ufaff" or letter > "\U0001ffff"
+
+
+class _BertWords:
+    """A tokenizer as rouge-score takes one: words of any script, punctuation left out."""
+
+    def __init__(self) -> None:
+        self.normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=True)
+        self.parter = pre_tokenizers.BertPreTokenizer()
+
+    def tokenize(self, text: str) -> list[str]:
+        parts = self.parter.pre_tokenize_str(self.normalizer.normalize_str(text))
+        return [part for part, _ in parts if any(c.isalnum() for c in part)]
 
 
 def _check(predictions: Sequence[str], references: References) -> None:

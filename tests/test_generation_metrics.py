@@ -96,3 +96,29 @@ def test_a_missing_scorer_is_named_with_the_line_that_installs_it(
     assert callable(score)
     with pytest.raises(MissingExtraError, match=r"pip install 'minibert\[tasks\]'"):
         score(["a"], [["a"]])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "北京今天下雨了，很大。",
+        "Сегодня идёт дождь.",
+        "आज बारिश हो रही है।",
+        "今日は雨が降っています。",
+    ],
+)
+def test_texts_of_every_script_have_words(text: str) -> None:
+    pytest.importorskip("rouge_score")
+    found = score_summaries([text], [[text]])
+    assert found["rouge_words"] == "bert"
+    assert [found["rouge1"], found["rougeL"]] == [100, 100]
+    assert score_summaries([text], [["雪 Снег बर्फ"]])["rouge1"] == 0
+
+
+def test_chinese_is_scored_by_its_characters() -> None:
+    pytest.importorskip("sacrebleu")
+    found = score_translation(["北京今天下雨了，很大。"], [["北京今天下雨了，非常大。"]])
+    assert "tok:zh" in found.bleu_signature
+    assert 50 < found.bleu < 90
+    for text in ("Ein Mann", "1 2 3 4"):  # whose letters are Latin, or none
+        assert "tok:13a" in score_translation([text], [[text]]).bleu_signature
