@@ -25,9 +25,11 @@ from minibert.errors import InputError
 from minibert.files import read_text, write_atomically
 from minibert.model_folders import open_model_folder
 from minibert.predict import load_embedder
+from minibert.quantised import Int8Linear
 from minibert.runs import log_line, weights_digest
 
 _BLOCK = 16384  # rows of the index that are compared at once
+_QUERIES = 256  # with so many queries
 _VERSION = 1  # of how an index is made
 
 
@@ -119,13 +121,14 @@ def _index(
     log_line("index", f"{len(texts):,} sentences, made once and kept as {path}")
 
     def write(temporary: Path) -> None:
-        made = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         bar = tqdm(total=len(texts), desc="embedding", unit="sentence", delay=1, leave=False)
-        with bar:
-            for start, part in embedder.embed_in_parts(texts, batch_size):
-                made[start : start + len(part)] = part
+        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        # Written, not mapped: a full disk is then an error and not a signal that kills.
+        with bar, temporary.open("wb") as handle:
+            np.lib.format.write_array_header_1_0(handle, header)
+            for _, part in embedder.embed_in_parts(texts, batch_size):
+                handle.write(part.astype("<f2").tobytes())
                 bar.update(len(part))
-        made.flush()
 
     cache_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(path, write)
@@ -137,7 +140,9 @@ def _key(embedder: Any, folder: Path, texts: list[str]) -> str:
     settings = embedder.task.settings
     facts = [_VERSION, weights_digest(folder), settings.max_seq_length, settings.truncation]
     vocabulary = (folder / "tokenizer.json", folder / "vocab.txt", folder / "config.json")
-    digest = hashlib.sha256(repr([*facts, embedder.runtime.precision]).encode())
+    is_int8 = any(isinstance(part, Int8Linear) for part in embedder.model.modules())
+    precision = "int8" if is_int8 else embedder.runtime.precision
+    digest = hashlib.sha256(repr([*facts, precision]).encode())
     for file in vocabulary:
         digest.update(file.read_bytes() if file.is_file() else b"\0")
     for text in texts:
@@ -155,6 +160,12 @@ def nearest(queries: np.ndarray, index: np.ndarray, top: int) -> list[list[tuple
     Returns:
         Of each query at most `top` times (row, cosine).
     """
+    parts = (queries[i : i + _QUERIES] for i in range(0, len(queries), _QUERIES))
+    return [hits for part in parts for hits in _nearest(part, index, top)]
+
+
+def _nearest(queries: np.ndarray, index: np.ndarray, top: int) -> list[list[tuple[int, float]]]:
+    """`nearest` for as many queries as are compared at once."""
     asked = torch.from_numpy(np.ascontiguousarray(queries, np.float32)).T
     scores = np.empty((len(queries), 0), np.float32)
     rows = np.empty((len(queries), 0), np.int64)

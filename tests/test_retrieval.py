@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 from pathlib import Path
@@ -91,6 +92,42 @@ def test_search_equals_brute_force_and_keeps_its_index(
     assert f"from {index}" in capsys.readouterr().err
     index.write_bytes(index.read_bytes()[:200])  # damaged: made anew
     assert search(*given, top=4, cache_dir=kept) == found
+
+
+def test_many_queries_are_compared_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    queries, index = (rng.standard_normal((n, 8)).astype(np.float32) for n in (7, 50))
+    whole = nearest(queries, index, 3)
+    seen = []
+    real = retrieval._nearest
+    monkeypatch.setattr(retrieval, "_QUERIES", 3)
+    monkeypatch.setattr(
+        retrieval, "_nearest", lambda q, i, top: seen.append(len(q)) or real(q, i, top)
+    )
+    found = nearest(queries, index, 3)
+    assert seen == [3, 3, 1]
+    assert [[row for row, _ in hits] for hits in found] == [[r for r, _ in hits] for hits in whole]
+
+
+def test_a_full_disk_ends_in_a_line_and_leaves_nothing(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    line = ["search", world / "model", "--input", world / "lines.txt", "storm"]
+    assert main([*map(str, line), "--cache-dir", str(tmp_path / "kept")]) == 1
+    assert "no space left" in capsys.readouterr().err.splitlines()[-1]
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_an_index_is_of_its_precision(world: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("storm\nriver\n")
+    for precision in ("fp32", "int8"):
+        search(world / "model", file, ["storm"], precision=precision, cache_dir=tmp_path / "kept")
+    assert len(list((tmp_path / "kept").iterdir())) == 2
 
 
 def test_an_index_is_of_its_sentences_and_its_model(world: Path, tmp_path: Path) -> None:
