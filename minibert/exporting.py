@@ -28,6 +28,7 @@ from minibert.tokenizer import WordPiece
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _WEIGHTS = "model.safetensors"
 _PARTS = "parts.json"
+_POOLING = "1_Pooling/config.json"
 _LOG = ("run.json", "results.json", "metrics.jsonl")
 _OF_A_TASK = ("qa.json", "similarity.json", "target_tokenizer.json")
 
@@ -71,7 +72,7 @@ def export(
     tensors = _joined(path) if (path / _PARTS).is_file() else read_tensors(path)
     config = BertConfig.from_pretrained(path)
     check_vocabulary(WordPiece.from_pretrained(path), config)
-    load_tensors(BertModel(config), tensors, str(path))  # refuses what is no BERT
+    _check_encoder(BertModel(config), tensors, path)
     beside = _files_beside(path, log)
     stale = _stale(output)
     _check_output(path, output, {*stale, *beside}, overwrite)
@@ -83,6 +84,7 @@ def export(
     size = (output / _WEIGHTS).stat().st_size
     write_json(output / "config.json", _published_config(config))
     for name in beside:
+        (output / name).parent.mkdir(exist_ok=True)
         _copy(path / name, output / name)
     if part_mib is not None:
         _cut(output, part_mib << 20)
@@ -97,6 +99,14 @@ def export(
     }
 
 
+def _check_encoder(model: BertModel, tensors: dict[str, Tensor], path: Path) -> None:
+    """Refuses what is no BERT, or lacks a part that every one of them has."""
+    new = load_tensors(model, tensors, str(path)).newly_initialised
+    missing = [name for name in new if not name.startswith("pooler.")]
+    if missing:
+        raise InputError(f"{path} lacks {len(missing)} weights of its encoder, {missing[0]} first")
+
+
 def _check_finished(folder: Path) -> None:
     """Refuses a run that is still going on, whose weights are not there or not the last."""
     if (folder / "run.json").is_file() and not (folder / "results.json").is_file():
@@ -109,6 +119,8 @@ def _files_beside(folder: Path, log: bool) -> list[str]:
     own -= {"config.json", _PARTS, "profile.json", *_LOG}
     own -= {name for name in own if name.startswith(".") or name.endswith(".index.json")}
     wanted = own | set(_LOG if log else ())
+    if "modules.json" in own:  # a sentence model's list of its parts
+        wanted.add(_POOLING)
     return sorted(name for name in wanted if (folder / name).is_file())
 
 

@@ -10,9 +10,10 @@ from minibert.files import bundled_models, model_path
 from minibert.machine import launched
 
 BUNDLED = "minibert-small-en"  # what fine-tuning starts from where nothing was pretrained
-# What is fetched of a hub's repository: of its first level, nothing that could run code.
+# What is fetched of a hub's repository: of its first level, nothing that could run code; and of
+# 1_Pooling/, where sentence models say how their vectors are made.
 _FETCHED = ["config.json", "model.safetensors", "vocab.txt", "*.json"]
-_BELOW = ["*/*"]
+_BELOW = ["[!1]*/*"]
 
 
 def bundled_names() -> list[str]:

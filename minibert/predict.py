@@ -14,7 +14,7 @@ from minibert.files import read_json
 from minibert.model_folders import open_model_folder
 from minibert.quantised import quantise_linears
 from minibert.run_folder import RunFolder
-from minibert.runs import check_vocabulary, log_line
+from minibert.runs import check_vocabulary, log_line, trained_positions
 from minibert.runtime import Runtime, start_runtime
 from minibert.settings import FinetuneSettings
 from minibert.tasks import FAMILIES, TASKS, find_task
@@ -61,16 +61,19 @@ def load_embedder(
         What has `embed`; as `load` gives it for a bi-encoder.
 
     Raises:
-        InputError: no model there, or a precision that is unknown or not for this device.
+        InputError: no model there, one that was published with another vector than the mean, or a
+            precision that is unknown or not for this device.
     """
     path = open_model_folder(str(folder))
     run = run_of(path)
     config = BertConfig.from_pretrained(path)
     task = _task_of(run, config, path)
     similarity = find_task("similarity")
+    _check_pooling(path)
     if not (isinstance(task, similarity) and task.settings.mode == "bi-encoder"):
         log_line("vectors", f"{path} is no bi-encoder, so its vectors tell less of what is alike")
-        values = {"task": "similarity", "mode": "bi-encoder", "max_seq_length": _room(path, config)}
+        room = min(_room(path, config), run.get("settings", {}).get("max_seq_length") or 512)
+        values = {"task": "similarity", "mode": "bi-encoder", "max_seq_length": room}
         task = similarity(FinetuneSettings.from_dict(values))
     return _opened(path, task, run, device, precision)
 
@@ -81,11 +84,24 @@ def run_of(path: Path) -> dict[str, Any]:
 
 
 def _room(path: Path, config: BertConfig) -> int:
-    """Tokens a text where no run says it; a published sentence model names them."""
+    """Tokens a text where no run of the task says it; a published sentence model names them."""
     file = path / "sentence_bert_config.json"
     found = read_json(file, "").get("max_seq_length") if file.is_file() else None
     own = found if isinstance(found, int) and found > 2 else 512
-    return min(512, config.max_position_embeddings, own)
+    return min(512, trained_positions(path, config), own)
+
+
+def _check_pooling(path: Path) -> None:
+    """Refuses a published sentence model whose vectors are not the mean over tokens."""
+    file = path / "1_Pooling" / "config.json"
+    found = read_json(file, "") if file.is_file() else {}
+    modes = [key.removeprefix("pooling_mode_") for key, on in found.items() if on is True]
+    modes = [m for m in modes if f"pooling_mode_{m}" in found] or [found.get("pooling_mode")]
+    if modes not in ([None], ["mean"], ["mean_tokens"]):
+        raise InputError(
+            f"{path} makes vectors by {', '.join(map(str, modes))} (1_Pooling/config.json); only "
+            f"the mean over tokens is built here, so expected a model with mean_tokens"
+        )
 
 
 def _opened(
@@ -94,17 +110,31 @@ def _opened(
     """A model folder as what predicts a task."""
     config = BertConfig.from_pretrained(path)
     model = task.model_class.from_pretrained(path)
-    if any(name.startswith(task.head) for name in model.load_report.newly_initialised):
-        head = " or ".join(name.removesuffix(".") for name in task.head)
-        raise InputError(
-            f"{path} is a {', '.join(config.architectures) or 'model'} without a {head}; "
-            f"fine-tune it first: python finetune.py --task {task.name} --model {path}"
-        )
+    _check_whole(path, model, task, config)
     tokenizer = WordPiece.from_pretrained(path)
     check_vocabulary(tokenizer, config)
     task.restore(path, config, tokenizer)
     runtime = place_for_prediction(model, run, device, precision)
     return task.predictor(model, runtime)
+
+
+def _check_whole(path: Path, model: Any, task: Task[Any, Any], config: BertConfig) -> None:
+    """Refuses a model whose answers would be those of weights that no one trained."""
+    new = model.load_report.newly_initialised
+    if any(name.startswith(task.head) for name in new):
+        head = " or ".join(name.removesuffix(".") for name in task.head)
+        raise InputError(
+            f"{path} is a {', '.join(config.architectures) or 'model'} without a {head}; "
+            f"fine-tune it first: python finetune.py --task {task.name} --model {path}"
+        )
+    # A head that does not read the pooler does not train it.
+    read = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    missing = [name for name in new if name in read]
+    if missing:
+        raise InputError(
+            f"{path} lacks {len(missing)} of its weights, {missing[0]} first; expected all that "
+            f"config.json speaks of ({config.num_hidden_layers} layers)"
+        )
 
 
 def place_for_prediction(

@@ -16,6 +16,7 @@ import minibert
 from minibert.cli import main
 from minibert.config import BertConfig
 from minibert.errors import InputError, Interrupted
+from minibert.exporting import export
 from minibert.finetuning import finetune
 from minibert.losses import squared_error
 from minibert.metrics import pearson, spearman
@@ -432,6 +433,38 @@ def test_any_model_folder_gives_vectors(world: Path, tmp_path: Path) -> None:
     plain: Any = minibert.load(bare)  # a bare BERT is a sentence model
     assert plain.task.settings.max_seq_length == 20
     np.testing.assert_allclose(plain.embed(["storm"]), model.embed(["storm"]), atol=1e-6)
+
+
+def test_vectors_do_not_read_places_that_were_never_trained(world: Path) -> None:
+    start: Any = minibert.load_embedder(world / "start")
+    run = json.loads((world / "start" / "run.json").read_text())
+    assert start.task.settings.max_seq_length == run["settings"]["max_seq_length"] < 512
+    crossed: Any = minibert.load_embedder(world / "cross-encoder")
+    run = json.loads((world / "cross-encoder" / "run.json").read_text())
+    assert crossed.task.settings.max_seq_length == run["settings"]["max_seq_length"]
+
+
+def test_published_models_of_another_vector_are_refused(world: Path, tmp_path: Path) -> None:
+    bare, exported = tmp_path / "bare", tmp_path / "exported"
+    BertModel.from_pretrained(world / "start").save_pretrained(bare)
+    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"):
+        (bare / name).write_bytes((world / "start" / name).read_bytes())
+    (bare / "modules.json").write_text("[]")
+    (bare / "1_Pooling").mkdir()
+    modes = {"word_embedding_dimension": 128, "pooling_mode_mean_tokens": True}
+    for more, is_mean in (
+        ({"pooling_mode_cls_token": False, "include_prompt": True}, True),
+        ({"pooling_mode_cls_token": True}, False),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, False),
+    ):
+        (bare / "1_Pooling" / "config.json").write_text(json.dumps(modes | more))
+        if is_mean:
+            minibert.load_embedder(bare)
+            continue
+        with pytest.raises(InputError, match="makes vectors by .*cls_token.*only the mean"):
+            minibert.load_embedder(bare)
+    export(bare, exported)  # all that its list of parts speaks of
+    assert (exported / "1_Pooling" / "config.json").is_file()
 
 
 def test_what_is_wrong_is_said_by_the_commands(
