@@ -13,15 +13,18 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from minibert.errors import InputError, Interrupted, MissingExtraError, did_you_mean
+from minibert.errors import InputError, Interrupted, MissingExtraError, TextError, did_you_mean
+from minibert.files import read_text
 from minibert.flags import parsers, settings_from
 from minibert.machine import launched
 from minibert.settings import FinetuneSettings, PretrainSettings
+
+_SLICE_BATCHES = 64  # batches whose answers are found before the first of them is printed
 
 
 def _pretrain(values: dict[str, Any]) -> None:
@@ -41,47 +44,127 @@ def _finetune(values: dict[str, Any]) -> None:
 
 
 def _predict(values: dict[str, Any]) -> None:
-    texts = _texts_of(values, "predict")
+    lines = _texts_of(values, "predict")
     from minibert.predict import load
 
     predictor = load(values["folder"], values["device"], values["precision"])
-    given = [predictor.task.parse_line(text) for text in texts]
-    for found in predictor.predict(given, values["batch_size"]):
+    batch_size, parse = values["batch_size"], predictor.task.parse_line
+
+    def check(texts: list[str]) -> None:
+        predictor.examples([parse(text) for text in texts])
+
+    def answer(texts: list[str]) -> list[Any]:
+        return predictor.predict([parse(text) for text in texts], batch_size)
+
+    def show(found: Any) -> None:
         _print_row(found if isinstance(found, dict) else dataclasses.asdict(found))
 
+    _print_answers(lines, check, _in_slices(answer, batch_size), show)
 
-def _texts_of(values: dict[str, Any], verb: str) -> list[str]:
+
+class _Line(NamedTuple):
+    """A text, and where it was given, as in "line 6"."""
+
+    place: str
+    text: str
+
+
+def _texts_of(values: dict[str, Any], verb: str) -> list[_Line]:
     """Texts as typed, or the lines of --input or of standard input.
 
     Raises:
         InputError: there are none, or they cannot be read.
     """
-    texts = _typed(values["texts"])
+    lines = _typed(values["texts"])
     if values["input"] is not None:
-        if texts:
+        if lines:
             raise InputError("give texts or --input, not both")
         path = Path(values["input"])
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             raise InputError(f"--input {path} is not a file; expected one text a line")
-        try:
-            content = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"--input {path}: byte {error.start} is not UTF-8") from None
-        texts = _lines(content)
-    if not texts:
+        if path.suffix == ".csv":
+            raise InputError(
+                f"--input {path} is a table; expected one text a line, or JSON lines with a "
+                f'"text" each (another name than .csv has it read so)'
+            )
+        lines = _lines(read_text(path))
+    if not lines:
         raise InputError(f"nothing to {verb}; give TEXT, --input FILE, or - for standard input")
-    return texts
+    return lines
+
+
+def _print_answers(
+    lines: list[_Line],
+    check: Callable[[list[str]], object],
+    answer: Callable[[list[str]], Iterable[Any]],
+    show: Callable[[Any], None],
+) -> None:
+    """Prints the answer to each text as soon as it is known.
+
+    Of several, one that `check` refuses has an object with its "error" in its place, so that the
+    output stays in step with the input.
+
+    Args:
+        check: raises InputError where one of some texts cannot be answered.
+        answer: texts -> their answers, in their order.
+
+    Raises:
+        InputError: at the end, that some could not be answered; at once, if there is but one text.
+    """
+    texts = [line.text for line in lines]
+    refused = _refused(check, texts) if len(texts) > 1 else {}
+    answers = iter(answer([text for number, text in enumerate(texts) if number not in refused]))
+    for number, text in enumerate(texts):
+        if number in refused:
+            _print_row({"text": text, "error": refused[number]})
+        else:
+            show(next(answers))
+    for number, reason in refused.items():
+        raise InputError(
+            f"{len(refused):,} of {len(texts):,} could not be answered; the first, "
+            f"{lines[number].place}: {reason}"
+        )
+
+
+def _refused(
+    check: Callable[[list[str]], object], texts: list[str], first: int = 0
+) -> dict[int, str]:
+    """Place -> reason, of the texts that `check` refuses; found by halving what it refuses."""
+    try:
+        check(texts)
+    except InputError as error:
+        if len(texts) == 1:
+            return {first: error.reason if isinstance(error, TextError) else str(error)}
+        half = len(texts) // 2
+        return _refused(check, texts[:half], first) | _refused(check, texts[half:], first + half)
+    return {}
+
+
+def _in_slices(
+    answer: Callable[[list[str]], list[Any]], batch_size: int
+) -> Callable[[list[str]], Iterator[Any]]:
+    """The same, some batches at a time, so that rows come while later texts wait."""
+
+    def answers(texts: list[str]) -> Iterator[Any]:
+        for start in range(0, len(texts), _SLICE_BATCHES * batch_size):
+            yield from answer(texts[start : start + _SLICE_BATCHES * batch_size])
+
+    return answers
 
 
 def _fill_mask(values: dict[str, Any]) -> None:
-    texts = _texts_of(values, "fill")
+    lines = _texts_of(values, "fill")
     if values["top"] < 1:
         raise InputError(f"--top is {values['top']}, must be above 0")
     model = _masked_lm(values)
-    for found in model.fill_mask(texts, values["top"], values["batch_size"]):
+
+    def answer(texts: list[str]) -> list[Any]:
+        return model.fill_mask(texts, values["top"], values["batch_size"])
+
+    def show(found: Any) -> None:
         if values["json"] or not sys.stdout.isatty():
             _print_row(_rounded(dataclasses.asdict(found)))
-            continue
+            return
         print(_printable(found.text))
         for number, candidates in enumerate(found.masks, 1):
             if len(found.masks) > 1:
@@ -89,24 +172,35 @@ def _fill_mask(values: dict[str, Any]) -> None:
             for candidate in candidates:
                 print(_printable(f"  {candidate.probability:7.2%}  {candidate.token}"))
 
+    _print_answers(lines, model.check_masks, _in_slices(answer, values["batch_size"]), show)
+
 
 def _score(values: dict[str, Any]) -> None:
-    texts = _texts_of(values, "score")
+    lines = _texts_of(values, "score")
     model = _masked_lm(values)
-    pll, tokens, characters = 0.0, 0, 0
-    for found in model.iter_scores(texts, values["within_word"], values["batch_size"]):
+    pll, tokens, characters, sentences = 0.0, 0, 0, 0
+
+    def answer(texts: list[str]) -> Iterator[Any]:
+        return model.iter_scores(texts, values["within_word"], values["batch_size"])
+
+    def show(found: Any) -> None:
+        nonlocal pll, tokens, characters, sentences
         row = dataclasses.asdict(found)
         pieces = {name: row.pop(name) for name in ("pieces", "log_probs")}
         _print_row(_rounded(row | pieces if values["per_token"] else row))
         pll, tokens = pll + found.pll, tokens + found.tokens
-        characters += len(found.sentence.strip())
-    if len(texts) > 1:
-        from minibert.masked import figures_of
-        from minibert.runs import log_line
+        characters, sentences = characters + len(found.sentence.strip()), sentences + 1
 
-        figures = figures_of(pll, tokens, characters).items()
-        told = ", ".join(f"{name} {value:,.4f}" for name, value in figures)
-        log_line("all", f"{len(texts):,} sentences, {tokens:,} tokens, {told}")
+    try:
+        _print_answers(lines, model.iter_scores, answer, show)
+    finally:
+        if len(lines) > 1 and tokens:
+            from minibert.masked import figures_of
+            from minibert.runs import log_line
+
+            figures = figures_of(pll, tokens, characters).items()
+            told = ", ".join(f"{name} {value:,.4f}" for name, value in figures)
+            log_line("all", f"{sentences:,} sentences, {tokens:,} tokens, {told}")
 
 
 def _masked_lm(values: dict[str, Any]) -> Any:
@@ -127,7 +221,7 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _typed(words: list[str]) -> list[str]:
+def _typed(words: list[str]) -> list[_Line]:
     """Texts from the command line, or for "-" the lines of standard input.
 
     Raises:
@@ -137,7 +231,7 @@ def _typed(words: list[str]) -> list[str]:
         if any("\ud800" <= c <= "\udfff" for c in text):  # how Python shows bytes it cannot read
             raise InputError(f"text {number} is not UTF-8")
     if words != ["-"]:
-        return list(words)
+        return [_Line(f"text {number}", word) for number, word in enumerate(words, 1)]
     try:
         return _lines(sys.stdin.buffer.read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -157,7 +251,7 @@ def _print_row(row: dict[str, Any]) -> None:
 
 
 def _search(values: dict[str, Any]) -> None:
-    queries = _typed(values.pop("queries"))
+    queries = [line.text for line in _typed(values.pop("queries"))]
     if not queries:
         raise InputError("nothing to search for; give QUERY, or - for standard input")
     from minibert.retrieval import search
@@ -168,9 +262,10 @@ def _search(values: dict[str, Any]) -> None:
             _print_row({"query": query, **hit._asdict()})
 
 
-def _lines(content: str) -> list[str]:
+def _lines(content: str) -> list[_Line]:
     """One text a line; blank lines are left out."""
-    return [line.removesuffix("\r") for line in content.split("\n") if line.strip()]
+    numbered = enumerate(content.split("\n"), 1)
+    return [_Line(f"line {n}", line.removesuffix("\r")) for n, line in numbered if line.strip()]
 
 
 def _evaluate(values: dict[str, Any]) -> None:

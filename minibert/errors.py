@@ -13,6 +13,18 @@ class InputError(ValueError):
     """
 
 
+class TextError(InputError):
+    """One of several texts, or other inputs, that cannot be answered.
+
+    Attributes:
+        reason: what is wrong with it, without its number.
+    """
+
+    def __init__(self, number: int, reason: str, noun: str = "text") -> None:
+        super().__init__(f"{noun} {number} {reason}")
+        self.reason = reason
+
+
 class MissingExtraError(ImportError):
     """An optional library is not installed; the message holds the line that installs it."""
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minibert.config import BertConfig
-from minibert.errors import InputError
+from minibert.errors import InputError, TextError
 from minibert.files import whole_characters
 from minibert.heads import BertForPreTraining
 from minibert.model_folders import open_model_folder
@@ -197,6 +197,10 @@ class MaskedLM:
             answers.append(FilledText(text, filled, candidates))
         return answers
 
+    def check_masks(self, texts: Sequence[str]) -> None:
+        """Raises what `fill_mask` would raise for the first of the texts that it does not take."""
+        self._with_masks(_texts(texts))
+
     def _with_masks(self, texts: list[str]) -> list[Feature]:
         """[CLS] text [SEP] with the mask's id at each mask."""
         tokenizer = self.tokenizer
@@ -205,18 +209,20 @@ class MaskedLM:
         features = []
         for number, (text, own) in enumerate(zip(texts, parts, strict=True), 1):
             if len(own) == 1:
-                raise InputError(
-                    f"text {number} ({text:.40}) has no {MASK}; write {MASK}, the model's mask "
-                    f"token, where a word is to be found"
+                raise TextError(
+                    number,
+                    f"({text:.40}) has no {MASK}; write {MASK}, the model's mask token, where a "
+                    f"word is to be found",
                 )
             row = [tokenizer.cls_id, *next(ids)]
             for _ in own[1:]:
                 row += [tokenizer.mask_id, *next(ids)]
             row.append(tokenizer.sep_id)
             if len(row) > self.longest:
-                raise InputError(
-                    f"text {number} ({text:.40}...) has {len(row)} tokens with [CLS] and [SEP]; "
-                    f"the model has learnt to read {self.longest} at most"
+                raise TextError(
+                    number,
+                    f"({text:.40}...) has {len(row)} tokens with [CLS] and [SEP]; the model has "
+                    f"learnt to read {self.longest} at most",
                 )
             features.append(Feature({"input_ids": np.array(row, np.int64)}, {}))
         return features
@@ -252,7 +258,7 @@ class MaskedLM:
             return iter(())
         ids, lengths = self.tokenizer.flat_ids(given)
         for number in np.flatnonzero(lengths == 0):
-            raise InputError(f"sentence {number + 1} ({given[number]!r:.40}) holds no token")
+            raise TextError(int(number) + 1, f"({given[number]!r:.40}) holds no token", "sentence")
         return self._scored(given, ids, lengths.tolist(), within_word, batch_size)
 
     def _scored(
@@ -391,7 +397,7 @@ def _texts(given: str | Sequence[str]) -> list[str]:
     texts = [given] if isinstance(given, str) else list(given)
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str):
-            raise InputError(f"text {number} is {text!r:.60}; expected a string")
+            raise TextError(number, f"is {text!r:.60}; expected a string")
     return [whole_characters(text) for text in texts]
 
 

@@ -18,14 +18,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from samples import one_thread, write_corpus, write_reviews  # noqa: F401
 
 import minibert
 from minibert import checkpoint, cli, finetuning, pretraining
 from minibert.cli import main
 from minibert.errors import InputError
+from minibert.exporting import export
 from minibert.run_folder import read_metrics
 from minibert.settings import FinetuneSettings, PretrainSettings, recipe
+from minibert.tasks.base import Predictor
 
 TINY = [
     *("--max-seq-length", "32", "--batch-size", "8", "--max-steps", "3", "--log-every", "1"),
@@ -69,6 +72,7 @@ def write_wrong_things(world: Path) -> None:
     (world / "sentence.txt").write_text("One sentence stands here alone.\n")
     (world / "latin.txt").write_bytes(text.encode() + b"\ncaf\xe9 au lait\n")
     (world / "folder").mkdir()
+    (world / "table.csv").write_text("text,label\na fine film,pos\n")
     (world / "lines.jsonl").write_text('{"body": "text"}\n')
     for name, content in {
         "unknown": {"batchsize": 8},
@@ -218,6 +222,7 @@ BAD_OTHERS = {
     "pretrained only": ("predict W/pretrained text", ["without a classifier", "finetune"]),
     "no text": ("predict W/finetuned", ["nothing to predict"]),
     "text and input": ("predict W/finetuned text --input W/corpus.txt", ["not both"]),
+    "a table": ("predict W/finetuned --input W/table.csv", ["table.csv is a table", "JSON lines"]),
     "missing input": ("predict W/finetuned --input W/none.txt", ["none.txt is not a file"]),
     "input not utf-8": ("predict W/finetuned --input W/latin.txt", ["latin.txt", "UTF-8"]),
     "no batch": ("predict W/finetuned text --batch-size 0", ["--batch-size"]),
@@ -229,6 +234,54 @@ BAD_OTHERS = {
     "unknown split": ("evaluate W/finetuned --split dev", ["dev", "test"]),
     "unknown data set": ("download imbd", ["imbd"]),
 }
+
+
+def test_json_lines_with_labels_are_read_by_their_text(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": "a fine film", "label": "pos"}, {"text": "a fine film"}]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    capsys.readouterr()
+    assert main(["predict", str(world / "finetuned"), "--input", str(tmp_path / "own.jsonl")]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first == second
+    assert first["text"] == "a fine film"
+
+
+def test_answers_are_printed_while_later_texts_wait(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_SLICE_BATCHES", 1)
+    real, seen = Predictor.predict, []
+
+    def predict(self: Predictor, given: list[str], batch_size: int) -> list[Any]:
+        seen.append(given)
+        if len(seen) == 2:
+            raise RuntimeError("the disk fell out")
+        return real(self, given, batch_size)
+
+    monkeypatch.setattr(Predictor, "predict", predict)
+    capsys.readouterr()
+    line = ["predict", str(world / "finetuned"), "--batch-size", "2", "one", "two", "three"]
+    assert main(line) == 1
+    shown = [json.loads(row)["text"] for row in capsys.readouterr().out.splitlines()]
+    assert (shown, seen) == (["one", "two"], [["one", "two"], ["three"]])
+
+
+def test_folders_that_lack_a_layer_are_refused(world: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(world / "finetuned", cut, ignore=shutil.ignore_patterns("checkpoints"))
+    tensors = load_file(cut / "model.safetensors")
+    kept = {name: value for name, value in tensors.items() if ".layer.1." not in name}
+    assert len(kept) < len(tensors)
+    save_file(kept, cut / "model.safetensors")
+    for use in (
+        minibert.load,
+        minibert.load_embedder,
+        lambda folder: export(folder, tmp_path / "exported"),
+    ):
+        with pytest.raises(InputError, match=r"cut lacks 12 .*layers\.1\..* first"):
+            use(cut)
 
 
 def parted(word: str) -> list[str]:

@@ -431,6 +431,30 @@ def test_fill_mask_from_arguments_file_and_standard_input(
     assert rows_of(capsys, *line, "-") == rows
 
 
+def test_one_bad_line_does_not_refuse_the_others(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = tmp_path / "texts.txt"
+    for command, bad, wanted in (
+        ("fill-mask", "storm", "(storm) has no [MASK]; write [MASK]"),
+        ("score", "\u200b", "('\\u200b') holds no token"),
+    ):
+        line = [command, "--model", str(folder), "--precision", "fp32", "--batch-size", "1"]
+        good = ["the [MASK]", "storm [MASK] river"]
+        alone = [row for text in good for row in rows_of(capsys, *line, text)]
+        texts.write_text(f"\n{good[0]}\n\n{bad}\n{good[1]}\n")
+        assert main([*line, "--input", str(texts)]) == 2
+        out, err = capsys.readouterr()
+        rows = [json.loads(row) for row in out.splitlines()]
+        assert [rows[0], rows[2]] == alone
+        assert rows[1]["text"] == bad
+        assert rows[1]["error"].startswith(wanted)
+        wanted = f"minibert: 1 of 3 could not be answered; the first, line 4: {wanted}"
+        assert err.splitlines()[-1].startswith(wanted)
+        if command == "score":
+            assert "all: 2 sentences" in err
+
+
 def test_on_a_terminal_masked_words_are_a_table(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

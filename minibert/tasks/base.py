@@ -397,14 +397,14 @@ class Task(ABC, Generic[E, P]):
 
 
 def text_in(line: str) -> str:
-    """The text of a JSON object with that key alone, which may have line breaks; else the line."""
+    """The text of a JSON object that has a "text", which may have line breaks; else the line."""
     if not line.lstrip().startswith("{"):
         return line
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return line
-    is_text = isinstance(row, dict) and row.keys() == {"text"} and isinstance(row["text"], str)
+    is_text = isinstance(row, dict) and isinstance(row.get("text"), str)
     return row["text"] if is_text else line
 
 
@@ -440,6 +440,8 @@ class Predictor:
         Raises:
             InputError: an input is not what the task takes.
         """
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}, must be above 0")
         examples = self.examples(given)
         if not examples:
             return []

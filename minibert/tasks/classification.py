@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from minibert.config import BertConfig
-from minibert.errors import InputError, did_you_mean
+from minibert.errors import InputError, TextError, did_you_mean
 from minibert.files import whole_characters
 from minibert.heads import BertForSequenceClassification
 from minibert.losses import classification_loss, multi_label_loss
@@ -406,7 +406,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         wanted = "two texts, as a tab between them or a list of two" if self.pairs else "a string"
         fits = isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)
         if not fits or len(texts) != (2 if self.pairs else 1):
-            raise InputError(f"text {number} is {given!r:.60}; expected {wanted}")
+            raise TextError(number, f"is {given!r:.60}; expected {wanted}")
         first, *second = map(whole_characters, texts)
         return LabelledText(str(number), first, None, *second)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minibert.config import BertConfig
 from minibert.corpus import split_sentences
-from minibert.errors import InputError
+from minibert.errors import InputError, TextError
 from minibert.files import read_json, whole_characters, write_json
 from minibert.runtime import Runtime
 from minibert.settings import FinetuneSettings
@@ -312,7 +312,7 @@ class QATask(Task[Question, Reply]):
             texts = [given.get("question"), given.get("context")]
         fits = isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)
         if not fits or len(texts) != 2:
-            raise InputError(f"input {number} is {given!r:.60}; expected {_WANTED}")
+            raise TextError(number, f"is {given!r:.60}; expected {_WANTED}", "input")
         question, context = map(whole_characters, texts)
         return Question(str(number), question, context, ())
 

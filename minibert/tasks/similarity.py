@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minibert.config import BertConfig
-from minibert.errors import InputError, MissingExtraError
+from minibert.errors import InputError, MissingExtraError, TextError
 from minibert.files import read_json, whole_characters, write_json
 from minibert.heads import BertForSequenceClassification
 from minibert.losses import squared_error
@@ -303,9 +303,9 @@ class SimilarityTask(Task[ScoredPair, float]):
             texts = [given[key] for key in ("text", "text_pair") if key in given]
         fits = isinstance(texts, list | tuple) and all(isinstance(t, str) for t in texts)
         if not fits or len(texts) != 2:
-            raise InputError(
-                f"text {number} is {given!r:.60}; expected two texts, as a tab between them or a "
-                f"list of two"
+            raise TextError(
+                number,
+                f"is {given!r:.60}; expected two texts, as a tab between them or a list of two",
             )
         first, second = map(whole_characters, texts)
         return ScoredPair(str(number), first, second, None)
@@ -372,7 +372,7 @@ class SimilarityPredictor(Predictor):
         given = [texts] if isinstance(texts, str) else list(texts)
         for number, text in enumerate(given, 1):
             if not isinstance(text, str):
-                raise InputError(f"text {number} is {text!r:.60}; expected a string")
+                raise TextError(number, f"is {text!r:.60}; expected a string")
         different = list(dict.fromkeys(given))
         vectors = np.zeros((len(different), self.width), np.float32)
         for start, part in self.embed_in_parts(different, batch_size, normalize):

@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from minibert.config import BertConfig
-from minibert.errors import InputError
+from minibert.errors import InputError, TextError
 from minibert.files import whole_characters
 from minibert.losses import IGNORE_INDEX
 from minibert.runs import log_line
@@ -315,8 +315,8 @@ class TaggingTask(Task[Sentence, Tagged]):
             return plain_sentence(whole_characters(words), str(number))
         if isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words):
             return joined_sentence([whole_characters(word) for word in words], str(number))
-        raise InputError(
-            f"text {number} is {given!r:.60}; expected a string, or a list of words (its tokens)"
+        raise TextError(
+            number, f"is {given!r:.60}; expected a string, or a list of words (its tokens)"
         )
 
     def answer(self, example: Sentence, prediction: Tagged) -> TaggedText:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from minibert.config import BertConfig
 from minibert.decoder_config import DecoderConfig
-from minibert.errors import InputError
+from minibert.errors import InputError, TextError
 from minibert.files import whole_characters, write_atomically
 from minibert.flops import generation_flops
 from minibert.generation import GenerationSettings, generate, rehearse
@@ -498,7 +498,7 @@ class WritingTask(Task[TextPair, WrittenText]):
 
     def example_of(self, given: Any, number: int) -> TextPair:
         if not isinstance(given, str):
-            raise InputError(f"text {number} is {given!r:.60}; expected a string")
+            raise TextError(number, f"is {given!r:.60}; expected a string")
         return TextPair(str(number), whole_characters(given), ())
 
     def answer(self, example: TextPair, prediction: WrittenText) -> Answer:
