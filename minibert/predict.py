@@ -95,12 +95,13 @@ def _check_pooling(path: Path) -> None:
     """Refuses a published sentence model whose vectors are not the mean over tokens."""
     file = path / "1_Pooling" / "config.json"
     found = read_json(file, "") if file.is_file() else {}
-    modes = [key.removeprefix("pooling_mode_") for key, on in found.items() if on is True]
-    modes = [m for m in modes if f"pooling_mode_{m}" in found] or [found.get("pooling_mode")]
-    if modes not in ([None], ["mean"], ["mean_tokens"]):
+    prefix = "pooling_mode_"
+    modes = [key.removeprefix(prefix) for key in found if key.startswith(prefix) and found[key]]
+    named = ", ".join(modes) or str(found.get("pooling_mode", "mean"))
+    if named not in ("mean", "mean_tokens"):
         raise InputError(
-            f"{path} makes vectors by {', '.join(map(str, modes))} (1_Pooling/config.json); only "
-            f"the mean over tokens is built here, so expected a model with mean_tokens"
+            f"{path} makes vectors by {named} (1_Pooling/config.json); only the mean over tokens "
+            f"is built here, so expected a model with mean_tokens"
         )
 
 
