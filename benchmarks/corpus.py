@@ -6,7 +6,7 @@ The text is repeated until it has each size. A vocabulary of 30,522 is made from
 into a store, and a run is begun on the store up to its first batch, each in a process of its own,
 as `pretrain.py` does it. Memory is the most that the main process and any one worker have held;
 of a beginning run what it adds, without the store's mapped pages, which the system takes back when
-it needs them. Small sizes are measured several times, and medians shown; 1,000 MB once.
+it needs them. Small sizes may be measured several times, and medians are shown; 1,000 MB once.
 """
 
 from __future__ import annotations
@@ -151,12 +151,13 @@ def measure(name: str, rounds: int, texts: list[Path]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as where:
         text = Path(where) / "text.txt"
         write_text(texts, megabytes, text)
-        for number in range(max(1, min(rounds, int(_MEASURED_MEGABYTES / megabytes)))):
+        times = max(1, min(rounds, int(_MEASURED_MEGABYTES / megabytes)))
+        for number in range(times):
             folder = Path(where) / str(number)
             folder.mkdir()
             for stage, found in stages.items():
                 found.append(_stage(stage, text, folder))
-        return {"bytes": text.stat().st_size, "stages": stages}
+        return {"bytes": text.stat().st_size, "rounds": times, "stages": stages}
 
 
 def medians(found: dict[str, Any]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from minibert.adaptation import Adapted, adapt, check_text, made_before_training
 from minibert.compiling import compile_if_it_pays
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError, did_you_mean
-from minibert.files import bundled_data, write_atomically, write_json, write_jsonl
+from minibert.files import bundled_data, read_json, write_atomically, write_json, write_jsonl
 from minibert.fitting import Trial, micro_batch_size
 from minibert.machine import launched
 from minibert.model import init_weights
@@ -90,7 +90,9 @@ def _start(settings: FinetuneSettings) -> tuple[Path, str]:
     if settings.model:
         return open_model_folder(settings.model, settings.cache_dir), "as named"
     if (Path(_PRETRAINED) / "results.json").is_file():
-        return Path(_PRETRAINED), f"the finished run here; --model {BUNDLED} is the bundled one"
+        text = read_json(Path(_PRETRAINED) / "results.json", "").get("dataset", "some text")
+        why = f"the finished run here, of {text}; --model {BUNDLED} is the bundled model"
+        return Path(_PRETRAINED), why
     if bundled := bundled_model():
         return bundled, f"bundled, since {_PRETRAINED} holds no finished run; --model names another"
     raise InputError(
@@ -214,16 +216,12 @@ def _finetune_once(settings: FinetuneSettings, recipe: str) -> RunResult:
     """One run with one seed; `recipe` is the line about what was filled in."""
     started = time.perf_counter()
     task = find_task(settings.task)(settings)
-    source = task.find_data()
-    log_line("data", source.said)
-    if recipe:
-        log_line("recipe", recipe)
     with join_world() as world:
         if settings.dry_run:
-            return _Run(None, task, source, world, started).carry_out()
+            return _Run(None, task, world, started).carry_out(recipe)
         output, kept = settings.output or f"runs/{task.name}", made_before_training(settings)
         with RunFolder(output, world.is_main, kept) as folder:
-            return _Run(folder, task, source, world, started).carry_out()
+            return _Run(folder, task, world, started).carry_out(recipe)
 
 
 @dataclass
@@ -244,21 +242,25 @@ class _Run:
         self,
         folder: RunFolder | None,
         task: Task[Any, Any],
-        source: Source,
         world: World,
         started: float,
     ) -> None:
-        self.folder, self.task, self.source, self.world = folder, task, source, world
+        self.folder, self.task, self.world = folder, task, world
         self.settings, self.started = task.settings, started
         # Seconds of a budget in minutes that the scoring at the end was planned to take, and that
         # are kept for it by now.
         self.planned: float | None = None
         self.kept: float | None = None
 
-    def carry_out(self) -> RunResult:
-        """The whole run."""
+    def carry_out(self, recipe: str) -> RunResult:
+        """The whole run; `recipe` is the line about what was filled in."""
         settings, task, folder = self.settings, self.task, self.folder
+        # Before data is looked for, which may take long: the folder may not be used.
         self.begun = begun_run(folder, "finetune", settings, self.world)
+        self.source = task.find_data()
+        log_line("data", self.source.said)
+        if recipe:
+            log_line("recipe", recipe)
         splits, parts = self._read()
         if folder is not None and self.begun is not None:
             folder.check_same_data(splits.fingerprint)

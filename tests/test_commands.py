@@ -28,7 +28,8 @@ from minibert.errors import InputError
 from minibert.exporting import export
 from minibert.run_folder import read_metrics
 from minibert.settings import FinetuneSettings, PretrainSettings, recipe
-from minibert.tasks.base import Predictor
+from minibert.tasks.base import Predictor, Source
+from minibert.tasks.classification import ClassificationTask
 
 TINY = [
     *("--max-seq-length", "32", "--batch-size", "8", "--max-steps", "3", "--log-every", "1"),
@@ -234,6 +235,17 @@ BAD_OTHERS = {
     "unknown split": ("evaluate W/finetuned --split dev", ["dev", "test"]),
     "unknown data set": ("download imbd", ["imbd"]),
 }
+
+
+def test_a_folder_that_may_not_be_used_is_said_before_data_is_looked_for(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_data(self: ClassificationTask) -> Source:
+        raise AssertionError("looked for")
+
+    monkeypatch.setattr(ClassificationTask, "find_data", find_data)
+    message, _ = complaint(finetune_line(world, "--output", world / "finetuned"), 2, capsys)
+    assert "exists (--resume goes on, --overwrite starts anew)" in message
 
 
 def test_json_lines_with_labels_are_read_by_their_text(

@@ -290,3 +290,11 @@ def test_tracked_files_name_no_machine_path_and_no_issue_number() -> None:
                 if machine.search(line) or issue.search(line):
                     found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
     assert not found
+
+
+def test_contributing_names_every_module() -> None:
+    table = re.findall(r"^\| .*", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M)
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", "\n".join(table)))))
+    # Of the tasks it names what the families share.
+    wanted = {name for name in modules() if "." not in name} - {"__main__", "models"}
+    assert wanted - named == set()

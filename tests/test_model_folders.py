@@ -67,9 +67,10 @@ def test_an_own_finished_run_comes_before_the_bundled_model(
     make_model_folder(bundled / BUNDLED)
     own = make_model_folder(Path("runs/pretrain"))
     assert finetuned_from() == bundled / BUNDLED  # not finished
-    (own / "results.json").write_text("{}")
+    (own / "results.json").write_text('{"dataset": "corpus.txt"}')
     assert finetuned_from() == own
-    assert "model: runs/pretrain (weights; the finished run here" in capsys.readouterr().err
+    wanted = "model: runs/pretrain (weights; the finished run here, of corpus.txt; --model mini"
+    assert wanted in capsys.readouterr().err
     assert finetuned_from(BUNDLED) == bundled / BUNDLED
 
 
