@@ -59,6 +59,7 @@ def repeat(
         goes_on = folder.check_may_start(settings.resume, settings.overwrite)
         if goes_on:
             folder.check_same_settings("finetune", settings.to_dict())
+            folder.drop_half_written()
             if folder.results is not None:
                 return finished_run(folder)
         start = _start(settings, choose, folder.read_run()["resolved"] if goes_on else {})
@@ -111,10 +112,8 @@ def _start(
 
 
 def _begin(folder: RunFolder, settings: FinetuneSettings, start: dict[str, str]) -> None:
+    folder.drop_seeds()  # also where the run before was of one seed
     folder.clear()
-    for old in folder.path.glob("seed-*"):
-        if (old / "run.json").is_file():
-            shutil.rmtree(old)
     record = {"command": "finetune", "settings": settings.to_dict(), "resolved": start}
     folder.write_run(record | {"versions": versions()})
 
