@@ -367,7 +367,7 @@ def test_utilisation_and_padding_are_those_of_the_window(tmp_path: Path) -> None
         assert row["mfu"] == pytest.approx(row["tokens_per_second"] / 3 * 10 / 100)
 
 
-@pytest.mark.parametrize(("steps", "traced"), [(12, 5), (5, 2), (2, 0)])
+@pytest.mark.parametrize(("steps", "traced"), [(12, 5), (5, 2), (3, 0), (2, 0)])
 def test_a_profile_holds_the_fourth_step_and_what_follows(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], steps: int, traced: int
 ) -> None:
