@@ -112,19 +112,16 @@ def load_last_checkpoint(
 ) -> dict[str, Any] | None:
     """Restores the last checkpoint that is whole; returns its state, None where there is none.
 
-    Damaged later ones are removed: they must not push whole ones out.
+    Damaged ones on the way are removed: they must not push out those that come.
     """
     for temporary in folder.glob(".*.tmp"):  # what a killed process left half-written
         shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
-    damaged = []
     for path in reversed(_checkpoints(folder)):
         fault = _fault(path)
         if fault:
             log.warning("checkpoint %s is damaged (%s); trying the one before", path.name, fault)
-            damaged.append(path)
+            shutil.rmtree(path)
             continue
-        for later in damaged:
-            shutil.rmtree(later)
         _load_weights(model, path / "model.safetensors")
         _restore_moments(model, optimizer, load_file(path / "optimizer.safetensors"))
         state: dict[str, Any] = json.loads((path / "state.json").read_text())

@@ -124,11 +124,19 @@ def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSet
             raise InputError(f"{path} is a run's, with every setting; leave --recipe out")
         given = _of_earlier_run(content, path) if "command" in content else content
         settings.check_names(given, str(path))  # the rest is checked with the flags put in
-        budgets = {"max_steps", "epochs", "max_minutes"}
-        if budgets & values.keys():  # a flag replaces the file's budget, whichever kind it is
-            given = {k: v for k, v in given.items() if k not in budgets}
+        given = _without_replaced_budgets(given, values)
     named = recipe(name, {**given, **values}) if name else {}
     return settings.from_dict({**named, **given, **values})
+
+
+def _without_replaced_budgets(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A file's settings without the budgets that a flag replaces, whichever kind it is."""
+    for budgets in ({"max_steps", "epochs", "max_minutes"}, {"adapt_epochs", "adapt_minutes"}):
+        if budgets & values.keys():
+            given = {k: v for k, v in given.items() if k not in budgets}
+    if values.get("max_minutes"):  # of which the adaptation takes minutes
+        given = {k: v for k, v in given.items() if k != "adapt_epochs"}
+    return given
 
 
 def _of_earlier_run(run: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -64,9 +64,11 @@ class StepProfiler:
             print(text, file=sys.stderr)
 
     def _finish(self, traced: profile) -> None:
+        steps = min(_STEPS, self._steps - _WAIT - _WARMUP)
+        if steps < 1:  # the run ends before the first of them does
+            return
         self.done = True
         traced.export_chrome_trace(str(self.path))
-        steps = min(_STEPS, self._steps - _WAIT - _WARMUP)
         on_device = self.device.type == "cuda"
         events = traced.events()
         assert events is not None

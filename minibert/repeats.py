@@ -31,6 +31,7 @@ from minibert.runs import (
 )
 from minibert.runtime import versions
 from minibert.settings import FinetuneSettings
+from minibert.train import NonFiniteError
 
 _SPEED = ("seconds", "steps", "best_step")  # what has no mean worth telling
 
@@ -51,6 +52,7 @@ def repeat(
     Raises:
         InputError: among several processes, or a folder or model that may not be used so.
         Interrupted: by a signal; `--resume` goes on in the seed that it stopped.
+        NonFiniteError: every seed diverged.
     """
     if launched().size > 1:
         raise InputError("--seeds runs one seed after the other in one process; leave torchrun out")
@@ -59,6 +61,7 @@ def repeat(
         goes_on = folder.check_may_start(settings.resume, settings.overwrite)
         if goes_on:
             folder.check_same_settings("finetune", settings.to_dict())
+            folder.drop_half_written()
             if folder.results is not None:
                 return finished_run(folder)
         start = _start(settings, choose, folder.read_run()["resolved"] if goes_on else {})
@@ -72,21 +75,23 @@ def repeat(
                 folder.forget()
             raise
         of_all = shared or Adapted(Path(start["start"]), start["start_weights"], {})
-        seeds = range(settings.seed, settings.seed + settings.seeds)
-        runs: dict[int, RunResult] = {}
-        for seed in seeds:
-            log_line("seed", f"{seed}, {len(runs) + 1} of {settings.seeds}")
-            one = _of_seed(settings, folder.path, seed, of_all.folder, shared is not None)
-            _respell_start(one, of_all.weights)
-            runs[seed] = run_one(one)
-        best = max(seeds, key=lambda seed: dev_figure(runs[seed].figures)[1])
+        each = {
+            seed: _of_seed(settings, folder.path, seed, of_all.folder, shared is not None)
+            for seed in range(settings.seed, settings.seed + settings.seeds)
+        }
+        runs, diverged = _carried_out(each, of_all.weights, run_one)
+        best = max(runs, key=lambda seed: dev_figure(runs[seed].figures)[1])
         own = {**start, "adapted": shared and shared.weights}
         _take_over(folder, settings, runs[best].folder, own)
         results = _summary({seed: run.figures for seed, run in runs.items()}) | {"best_seed": best}
         if shared is not None:
             results["adapted"] = shared.notes
+        if diverged:
+            results["diverged"] = {str(seed): why for seed, why in diverged.items()}
         write_json(folder.path / "results.json", results)
         closing_table(results, folder.path)
+        for seed, why in diverged.items():
+            print(f"diverged, and not in the means: seed {seed}: {why}", flush=True)
         return RunResult(folder.path, results, runs[best].model)
 
 
@@ -111,12 +116,44 @@ def _start(
 
 
 def _begin(folder: RunFolder, settings: FinetuneSettings, start: dict[str, str]) -> None:
+    folder.drop_seeds()  # also where the run before was of one seed
     folder.clear()
-    for old in folder.path.glob("seed-*"):
-        if (old / "run.json").is_file():
-            shutil.rmtree(old)
     record = {"command": "finetune", "settings": settings.to_dict(), "resolved": start}
     folder.write_run(record | {"versions": versions()})
+
+
+def _carried_out(
+    each: dict[int, FinetuneSettings],
+    weights: str,
+    run_one: Callable[[FinetuneSettings], RunResult],
+) -> tuple[dict[int, RunResult], dict[int, str]]:
+    """The results by seed; and of those whose loss was no number, why they ended.
+
+    Such a one would come there again, so it is not tried again.
+
+    Args:
+        each: the settings by seed. weights: the digest of what all start from.
+
+    Raises:
+        NonFiniteError: no seed has a result.
+    """
+    runs: dict[int, RunResult] = {}
+    diverged: dict[int, str] = {}
+    for number, (seed, one) in enumerate(each.items(), 1):
+        log_line("seed", f"{seed}, {number} of {len(each)}")
+        _respell_start(one, weights)
+        before = RunFolder(one.output)
+        try:
+            if before.results is None and before.diverged:
+                raise NonFiniteError(before.diverged)
+            runs[seed] = run_one(one)
+        except NonFiniteError as error:
+            diverged[seed] = str(error)
+            log_line("diverged", f"seed {seed}: {error}")
+    if not runs:
+        seed, why = next(iter(diverged.items()))
+        raise NonFiniteError(f"every seed diverged; seed {seed}: {why}")
+    return runs, diverged
 
 
 def _respell_start(settings: FinetuneSettings, digest: str) -> None:
@@ -169,7 +206,7 @@ def _take_over(
 
 
 def _summary(figures: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation (of a sample) of every figure, and each seed's own.
+    """Mean and, of several, standard deviation (of a sample) of every figure, and each seed's own.
 
     A whole number that all seeds share stays as it is.
     """
@@ -181,7 +218,9 @@ def _summary(figures: dict[int, dict[str, Any]]) -> dict[str, Any]:
         differs = isinstance(value, int) and any(run[key] != value for run in runs)
         if isinstance(value, float) or differs:
             values = [float(run[key]) for run in runs]
-            summary |= {key: statistics.fmean(values), f"{key}_sd": statistics.stdev(values)}
+            summary[key] = statistics.fmean(values)
+            if len(values) > 1:
+                summary[f"{key}_sd"] = statistics.stdev(values)
         elif isinstance(value, (str, int)):
             summary[key] = value
     summary["seconds"] = sum(float(run["seconds"]) for run in runs)

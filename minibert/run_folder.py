@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -162,7 +163,10 @@ class RunFolder:
         return False
 
     def clear(self) -> None:
-        """Removes an earlier run's files, and nothing else."""
+        """Removes an earlier run's files, with the runs of its seeds, and nothing else."""
+        (self.path / _OURS[0]).unlink(missing_ok=True)
+        if self._has_seeds():
+            self.drop_seeds()
         for name in _OURS:
             if name in self.kept:
                 continue
@@ -173,8 +177,30 @@ class RunFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        for half_written in self.path.glob(".*.tmp"):
-            half_written.unlink()
+        self.drop_half_written()
+
+    def _has_seeds(self) -> bool:
+        """Whether the run here is one of several seeds; other runs' sub-folders are not theirs."""
+        with contextlib.suppress(InputError):
+            return int(self.read_run()["settings"].get("seeds", 1)) > 1
+        return False
+
+    def drop_seeds(self) -> None:
+        """Removes the runs in `seed-N`, each at once: one half removed could not be gone on with.
+
+        To be done while there is a run.json, without which the folder is no run's.
+        """
+        for seed in self.path.glob("seed-*"):
+            if (seed / "run.json").is_file():
+                gone = self.path / f".{seed.name}.{os.getpid()}.tmp"
+                shutil.rmtree(gone, ignore_errors=True)
+                seed.rename(gone)
+                shutil.rmtree(gone)
+
+    def drop_half_written(self) -> None:
+        """Removes what a killed process was about to write, or to remove; the lock must be held."""
+        for path in self.path.glob(".*.tmp"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def forget(self) -> None:
         """Removes a run that could not begin, unless something was trained in it."""

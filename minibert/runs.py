@@ -76,6 +76,7 @@ def _begun_run(
     if folder is None or not folder.check_may_start(settings.resume, settings.overwrite):
         return None
     folder.check_same_settings(command, settings.to_dict())
+    folder.drop_half_written()
     run = folder.read_run()
     differ = {k: v for k, v in versions().items() if run["versions"].get(k) != v}
     if differ:

@@ -116,6 +116,7 @@ def search_settings(
 
         carry_out_all(runs, settings.overwrite, taken, jobs)
         print(as_markdown(search), end="", flush=True)
+        search["trials"] = ordered(search["trials"])
         best = output.path / "best.json"
         print(f"best settings: {best}" if best.is_file() else "every trial diverged", flush=True)
     return search
@@ -202,7 +203,9 @@ def _trials(
 def _grid(
     settings: FinetuneSettings, tried: Mapping[str, Sequence[float | str]]
 ) -> list[dict[str, float | str]]:
-    """Every combination, in the order given.
+    """Every combination, values in the order given, settings in that of `SEARCHED`.
+
+    So trials are the same, with the same names, in whatever order the settings are given.
 
     Raises:
         InputError: no values, values of a setting that is given, or ones that fail its checks.
@@ -219,6 +222,7 @@ def _grid(
         tried = {n: v for n, v in DEFAULT_GRID.items() if not is_given(settings, n)}
         if not tried:
             raise InputError("nothing to search; name values, as in --try-epochs 3 5")
+    tried = {name: tried[name] for name in SEARCHED if name in tried}
     columns = [dict.fromkeys(values) for values in tried.values()]  # each value once
     grid: list[dict[str, float | str]] = [
         dict(zip(tried, values, strict=True)) for values in itertools.product(*columns)
@@ -302,10 +306,12 @@ def trial_table(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _write(
     folder: Path, search: dict[str, Any], settings_of: Mapping[str, FinetuneSettings]
 ) -> None:
-    """search.json, search.md and, with a trial to choose, best.json."""
+    """search.json, search.md and, with a trial to choose, best.json; without one there is none."""
     trials = ordered(search["trials"])
     write_json(folder / "search.json", search | {"trials": trials})
     text = as_markdown(search)
     write_atomically(folder / "search.md", lambda p: p.write_text(text, encoding="utf-8"))
     if "mean" in trials[0] and "diverged" not in trials[0]:
         write_json(folder / "best.json", file_settings(settings_of[trials[0]["name"]]))
+    else:
+        (folder / "best.json").unlink(missing_ok=True)  # of a search that was done anew

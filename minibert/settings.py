@@ -80,7 +80,7 @@ def recipe(name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
     Args:
         given: what is set beside it. Where `max_seq_length` is, no shorter length comes first that
-            would not be shorter.
+            would not be shorter; nor does one where `short_length` is None.
 
     Raises:
         InputError: unknown name; the nearest one is offered.
@@ -89,8 +89,10 @@ def recipe(name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         tail = did_you_mean(name, PRETRAINING_RECIPES)
         raise InputError(f"--recipe {name!r} is unknown{tail}")
     found = dict(PRETRAINING_RECIPES[name])
-    longest = (given or {}).get("max_seq_length")
-    if isinstance(longest, int) and longest <= found.get("short_length", 0):
+    given = given or {}
+    longest, short = given.get("max_seq_length"), found.get("short_length", 0)
+    is_too_long = isinstance(longest, int) and longest <= short
+    if short and (is_too_long or given.get("short_length", short) is None):
         del found["short_length"], found["short_share"]
     return found
 

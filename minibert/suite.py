@@ -14,7 +14,7 @@ import dataclasses
 import math
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,10 +174,7 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
             "vocab_size": config.vocab_size,
             "max_position_embeddings": config.max_position_embeddings,
             "data": plan.data,
-            "seeds": plan.seeds,
-            "quick": plan.quick,
             "jobs": plan.jobs,
-            "searches": [found for path in plan.settings if (found := _search_beside(path))],
             "mlm": held_out_figures(folder, plan.data),
             "masked_words": {},
             "skipped": {},
@@ -186,9 +183,7 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
         path = output.path / "suite.json"
         before = read_json(path, "") if path.is_file() else {}
         if before.get("weights") == digest:
-            # Tasks that this call leaves out stay in the table.
-            known = before.get("tasks", {})
-            suite["tasks"] = {name: known[name] for name in known if name not in sources}
+            suite["tasks"] = _kept_tasks(before, sources)
             suite["jobs"] = max(plan.jobs, before.get("jobs", 1))  # which the kept times are of
             suite["masked_words"] = before.get("masked_words", {})
         if not suite["masked_words"]:
@@ -216,6 +211,20 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
         jobs.sort(key=lambda job: job.settings.seed)
         carry_out_all(jobs, plan.overwrite, taken, plan.jobs)
     return suite
+
+
+def _kept_tasks(before: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The tasks of an earlier table that this call leaves out; they stay as they are.
+
+    An older version kept what its last call was, for all tasks alike.
+    """
+    older = {"seeds": before.get("seeds", 1), "quick": before.get("quick", "")}
+    searches = before.get("searches", [])
+    return {
+        name: older | {"searches": [s for s in searches if s.get("task") == name]} | task
+        for name, task in before.get("tasks", {}).items()
+        if name not in names
+    }
 
 
 def write_tables(folder: Path, suite: dict[str, Any]) -> None:
@@ -291,10 +300,11 @@ def _settings_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def _search_beside(path: str) -> dict[str, Any] | None:
-    """The search that wrote a settings file, if its table still lies beside it."""
-    table = Path(path).with_name("search.json")
-    return read_json(table, "") if Path(path).name == "best.json" and table.is_file() else None
+def _searches_beside(paths: Sequence[str], name: str) -> list[dict[str, Any]]:
+    """The searches of a task that wrote settings files, if their tables still lie beside them."""
+    tables = [Path(p).with_name("search.json") for p in paths if Path(p).name == "best.json"]
+    found = [read_json(table, "") for table in tables if table.is_file()]
+    return [search for search in found if search.get("task") == name]
 
 
 # --- jobs -----------------------------------------------------------------------------------------
@@ -320,6 +330,9 @@ def _prepare(
         "num_train": len(parts.train),
         "num_dev": len(parts.dev),
         "num_eval": len(parts.test),
+        "seeds": plan.seeds,
+        "quick": plan.quick,
+        "searches": _searches_beside(plan.settings, name),
         **_baselines(Path(plan.output) / name, task, splits.fingerprint, parts, entry),
         **{
             side: {"settings": said}

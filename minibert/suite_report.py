@@ -58,22 +58,37 @@ def _cells(name: str, task: dict[str, Any]) -> list[str]:
     ]
 
 
+def _by(suite: dict[str, Any], key: str) -> dict[Any, str]:
+    """The values of a key of the tasks, with those that have it, as in " (rte, squad)".
+
+    Calls differ in them, and each does its own tasks. Where all have the same, none is named.
+    """
+    found: dict[Any, list[str]] = {}
+    for name, task in suite["tasks"].items():
+        found.setdefault(task[key], []).append(name)
+    return {v: f" ({', '.join(names)})" if len(found) > 1 else "" for v, names in found.items()}
+
+
 def _caption(suite: dict[str, Any]) -> list[str]:
     """What must be known to read the table, what weakens it first."""
     lines = []
     if any(task["is_sample"] for task in suite["tasks"].values()):
         lines.append(_SAMPLE + ".")
-    if suite["quick"]:
-        lines.append(f"QUICK LOOK: {suite['quick']}; not the figures of whole runs.")
+    for quick, which in _by(suite, "quick").items():
+        if quick:
+            lines.append(f"QUICK LOOK{which}: {quick}; not the figures of whole runs.")
     sides = [(n, s, t[s]) for n, t in suite["tasks"].items() for s in ("model", "random")]
+    wanted = [suite["tasks"][name]["seeds"] for name, _, _ in sides]
     runs = [len(side["figures"]) + len(side.get("diverged", {})) for _, _, side in sides]
-    if sum(runs) < suite["seeds"] * len(runs):
-        lines.append(f"UNFINISHED: {sum(runs)} of {suite['seeds'] * len(runs)} runs are there.")
+    there = sum(map(min, runs, wanted))
+    if there < sum(wanted):
+        lines.append(f"UNFINISHED: {there} of {sum(wanted)} runs are there.")
     for name, start, side in sides:
         for seed, why in side.get("diverged", {}).items():
             lines.append(f"DIVERGED, and not in the mean: {name}, {start}, seed {seed}: {why}.")
-    several = f"{suite['seeds']} seeds, mean ± standard deviation"
-    seeds = several if suite["seeds"] > 1 else "one seed"
+    counts = _by(suite, "seeds")
+    told = [(f"{n} seeds" if n > 1 else "one seed") + which for n, which in counts.items()]
+    seeds = " or ".join(told) + (", mean ± standard deviation" if max(counts) > 1 else "")
     lines.append(
         f"{suite['model']} (weights {suite['weights']}): {suite['layers']} layers of "
         f"{suite['hidden_size']}, vocabulary {suite['vocab_size']:,}. Fine-tuned with {seeds}, "
@@ -131,6 +146,10 @@ def _settings(suite: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def _searches(suite: dict[str, Any]) -> list[dict[str, Any]]:
+    return [search for task in suite["tasks"].values() for search in task["searches"]]
+
+
 def _searched(search: dict[str, Any]) -> str:
     """The heading over the trials of a search."""
     start = "random weights" if search["held"].get("random_weights") else "pretrained weights"
@@ -152,7 +171,7 @@ def as_markdown(suite: dict[str, Any]) -> str:
         "## Settings",
         _markdown_table(("task", "start", "settings"), _settings(suite)),
     ]
-    for search in suite["searches"]:
+    for search in _searches(suite):
         head, rows = trial_table(search)
         parts += [f"### {_searched(search)}", _markdown_table(tuple(head), rows)]
     return "\n\n".join(parts) + "\n"
@@ -206,7 +225,7 @@ def as_html(suite: dict[str, Any]) -> str:
             *(
                 f"<h3>{html.escape(_searched(search))}</h3>"
                 + _html_table(tuple(trial_table(search)[0]), trial_table(search)[1])
-                for search in suite["searches"]
+                for search in _searches(suite)
             ),
             "</body></html>\n",
         ]

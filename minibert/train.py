@@ -535,7 +535,7 @@ class Loop:
         """Steps until the budget is used up, logging, evaluating and saving on the way.
 
         Raises:
-            Interrupted: after SIGINT or SIGTERM, with the state saved.
+            Interrupted: after SIGINT or SIGTERM, also in the last step, with the state saved.
             NonFiniteError: a loss or gradient that is not a number.
         """
         settings, state = self.settings, self.state
@@ -571,7 +571,9 @@ class Loop:
                 if saved:
                     self.save()
                     self._last_save = self._agreed_seconds
-                if self.stop_signal and not state.finished:
+                if state.finished:
+                    self._agree()  # on a signal that came while the state was saved
+                if self.stop_signal:
                     self._stop(saved)
         if settings.select and self.folder:
             self.world.wait()  # until it is written

@@ -383,3 +383,18 @@ def test_a_damaged_checkpoint_does_not_push_out_a_whole_one(tmp_path: Path) -> N
     assert (load_last_checkpoint(tmp_path, model, optimizer) or {})["step"] == 1
     save_checkpoint(tmp_path, 2, model, optimizer, {"loop": {}, "step": 2})
     assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-000000001", "step-000000002"]
+
+
+def test_what_begins_anew_keeps_its_checkpoints_where_all_before_were_damaged(
+    tmp_path: Path,
+) -> None:
+    model, optimizer = make()
+    for step in (5, 9):
+        save_checkpoint(tmp_path, step, model, optimizer, {"loop": {}})
+        flip(tmp_path / f"step-{step:09d}/model.safetensors")
+    assert load_last_checkpoint(tmp_path, model, optimizer) is None
+    save_best(tmp_path, 1, model)
+    save_checkpoint(tmp_path, 1, model, optimizer, {"loop": {"best_step": 1}})
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["best-000000001.safetensors", "step-000000001"]
+    load_best(tmp_path, 1, model)

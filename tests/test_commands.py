@@ -692,6 +692,25 @@ def test_a_file_is_judged_with_the_flags_in_place(
         assert name == "recipe" or getattr(settings, name) == value
 
 
+@pytest.mark.parametrize(
+    ("file", "flags", "left"),
+    [
+        ({"adapt_epochs": 2.0}, {"adapt_minutes": 3.0}, (None, 3.0)),
+        ({"adapt_minutes": 3.0}, {"adapt_epochs": 2.0}, (2.0, None)),
+        ({"adapt_epochs": 2.0}, {"max_minutes": 30.0}, (None, None)),
+        ({"adapt_minutes": 3.0}, {"max_minutes": 30.0}, (None, 3.0)),
+        ({"adapt_epochs": 2.0}, {"epochs": 1.0}, (2.0, None)),
+    ],
+)
+def test_a_flag_replaces_the_budget_of_an_adaptation_in_a_file(
+    tmp_path: Path, file: dict[str, Any], flags: dict[str, Any], left: tuple[float | None, ...]
+) -> None:
+    (tmp_path / "own.json").write_text(json.dumps({"task": "imdb", "adapt": ["auto"], **file}))
+    found = cli.settings_from({"config": str(tmp_path / "own.json"), **flags}, FinetuneSettings)
+    assert isinstance(found, FinetuneSettings)
+    assert (found.adapt_epochs, found.adapt_minutes) == left
+
+
 def test_a_recipe_stands_between_the_defaults_and_what_is_given(
     world: Path, tmp_path: Path
 ) -> None:
@@ -714,6 +733,8 @@ def test_a_recipe_stands_between_the_defaults_and_what_is_given(
     assert (run["optimizer"], run["mask_prob"]) == ("muon", 0.3)
     assert run["max_seq_length"] < parts["short_length"] and run["short_length"] is None
     assert recipe("small-budget", {"max_seq_length": parts["short_length"] + 1}) == parts
+    without = {k: v for k, v in parts.items() if k not in ("short_length", "short_share")}
+    assert recipe("small-budget", {"short_length": None}) == without
     in_notebook = {"recipe": "small-budget", "output": str(tmp_path / "notebook")}
     written = {k: v for k, v in run.items() if k not in ("output", *parts)}
     found = {k: v for k, v in run.items() if k in ("batch_size", "max_seq_length")}

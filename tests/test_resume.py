@@ -213,6 +213,17 @@ def unfinished(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     return folder
 
 
+def test_what_a_kill_left_half_written_goes_on_resume(
+    world: Path, unfinished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = unfinished / ".model.safetensors.4711.tmp"
+    half.write_bytes(b"half")
+    complaint(short_flags(world, "--output", unfinished), capsys)
+    assert half.exists(), "it is not touched where nothing is gone on with"
+    assert run_here(short_flags(world, "--output", unfinished, "--resume"), capsys)[0] == 0
+    assert not half.exists()
+
+
 def test_resume_without_a_folder_is_an_error(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,3 +52,46 @@ def test_a_readme_beside_a_run_that_writes_none_is_left_alone(tmp_path: Path) ->
         (tmp_path / name).write_text("mine")
     RunFolder(tmp_path).clear()
     assert [path.name for path in tmp_path.iterdir()] == ["README.txt"]
+
+
+def a_run(path: Path, **settings: Any) -> RunFolder:
+    path.mkdir()
+    folder = RunFolder(path)
+    folder.write_run({"settings": settings, "resolved": {}, "versions": {}})
+    return folder
+
+
+def test_the_runs_of_seeds_go_with_theirs_alone(tmp_path: Path) -> None:
+    for seeds in (1, 2):
+        folder = a_run(tmp_path / str(seeds), seeds=seeds)
+        for number in (0, 1):
+            a_run(folder.path / f"seed-{number}")
+        (folder.path / "seed-notes").mkdir()
+        (folder.path / "seed-notes/notes.txt").write_text("mine")
+        folder.clear()
+        left = sorted(path.name for path in folder.path.iterdir())
+        assert left == (["seed-notes"] if seeds == 2 else ["seed-0", "seed-1", "seed-notes"])
+
+
+def test_a_stop_while_old_seeds_are_removed_leaves_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = a_run(tmp_path / "run", seeds=2)
+    (folder.path / "results.json").write_text("{}")
+    for number in (0, 1):
+        a_run(folder.path / f"seed-{number}")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            folder.clear()
+    assert folder.results is None
+    assert len(list(folder.path.glob("seed-*/run.json"))) == 1
+    with folder:
+        assert folder.check_may_start("no", overwrite=True) is False
+        folder.clear()
+        assert [path.name for path in folder.path.iterdir()] == [".lock"]
+
+
+def stopped(path: Path, ignore_errors: bool = False) -> None:
+    if not ignore_errors:
+        raise KeyboardInterrupt

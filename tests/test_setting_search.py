@@ -151,7 +151,7 @@ def test_a_trial_that_diverges_is_last_and_not_repeated(
     given = settings(model, tmp_path / "out")
     rates = {"learning_rate": (1e38, 1e-3)}
     found = search_settings(given, rates, jobs=jobs)
-    assert [t["settings"]["learning_rate"] for t in found["trials"]] == [1e38, 1e-3]
+    assert [t["settings"]["learning_rate"] for t in found["trials"]] == [1e-3, 1e38]
     page = (tmp_path / "out/search.md").read_text()
     assert page.splitlines()[-1].startswith("| 1e+38 | diverged | step 2: ")
     assert "2 of 2 trials are there" in page
@@ -159,6 +159,30 @@ def test_a_trial_that_diverges_is_last_and_not_repeated(
     capsys.readouterr()
     search_settings(given, rates, jobs=jobs)
     assert "finished: 2 of 2 runs are there" in capsys.readouterr().err
+
+
+def test_a_search_that_is_done_anew_leaves_no_best_of_the_one_before(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = tmp_path / "out/best.json"
+    search_settings(settings(model, tmp_path / "out"), {"learning_rate": (1e-3,)})
+    assert best.is_file()
+    anew = settings(model, tmp_path / "out", limit=8, overwrite=True)
+    search_settings(anew, {"learning_rate": (1e38,)})
+    assert not best.exists()
+    assert capsys.readouterr().out.endswith("every trial diverged\n")
+
+
+def test_trials_are_the_same_in_whatever_order_they_are_asked_for(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minibert.setting_search.carry_out_all", lambda *given: None)
+    tried: dict[str, Any] = {"dropout": (0.0, 0.1), "learning_rate": (1e-3, 1e-4)}
+    other = dict(reversed(tried.items()))
+    given = settings(model, tmp_path / "out")
+    found = [search_settings(given, one, trials=3)["trials"] for one in (tried, other)]
+    assert found[0] == found[1]
+    assert found[0][0]["name"].startswith("learning-rate-0.001_dropout-")
 
 
 def test_a_trial_counts_with_all_of_its_seeds(

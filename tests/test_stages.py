@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,15 +23,15 @@ from samples import one_thread, write_corpus, write_reviews  # noqa: F401
 import minibert
 from minibert import finetuning
 from minibert.config import BertConfig
-from minibert.errors import InputError
+from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
 from minibert.pretraining import default_learning_rate, default_steps, pretrain
 from minibert.run_folder import read_metrics
 from minibert.runs import RunResult
-from minibert.tasks.classification import tfidf_baseline
+from minibert.tasks.classification import ClassificationTask, tfidf_baseline
 from minibert.tasks.labelled_sets import read_imdb
-from minibert.train import Loop
+from minibert.train import Loop, NonFiniteError
 
 ROOT = Path(__file__).parent.parent
 LOOP: dict[str, Any] = {
@@ -266,6 +268,66 @@ def test_seeds_give_mean_and_deviation_and_the_best_model(
         finetune_in(world, "seeds", seeds=3, **options)
     again = finetune_in(world, "seeds", seeds=2, overwrite=True, **options)
     assert sorted(p.name for p in again.folder.glob("seed-*")) == ["seed-4", "seed-5"]
+
+
+def test_a_signal_in_the_last_evaluation_of_a_seed_stops_before_the_next(
+    world: Path, pretrained: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"model": str(pretrained.folder), "seeds": 2}
+    figures, calls = ClassificationTask.dev_figures, 0
+
+    def stopped(*given: Any) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return figures(*given)
+
+    monkeypatch.setattr(ClassificationTask, "dev_figures", stopped)
+    with pytest.raises(Interrupted, match="resume goes on from step 2") as caught:
+        finetune_in(world, "stopped", **options)
+    assert caught.value.status == 143
+    folder = world / "stopped"
+    assert [p.name for p in folder.glob("seed-*")] == ["seed-0"]
+    assert not (folder / "seed-0/results.json").exists()
+    assert len(finetune_in(world, "stopped", resume=True, **options).figures["seeds"]) == 2
+    assert calls == 2, "the last evaluation of the first seed was not made again"
+
+
+def test_a_seed_that_diverges_is_named_and_the_others_go_on(
+    world: Path,
+    pretrained: RunResult,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = {"model": str(pretrained.folder), "seeds": 2}
+    carry_out, begun, bad = finetuning.carry_out, list[int](), {0}
+
+    def diverging(loop: Loop, *given: Any) -> Any:
+        begun.append(loop.settings.seed)
+        state = carry_out(loop, *given)
+        if loop.settings.seed in bad:
+            raise NonFiniteError("step 2: the loss is nan")
+        return state
+
+    monkeypatch.setattr(finetuning, "carry_out", diverging)
+    run = finetune_in(world, "diverged", **options)
+    assert run.figures["diverged"] == {"0": "step 2: the loss is nan"}
+    assert [own["seed"] for own in run.figures["seeds"]] == [1]
+    assert run.figures["best_seed"] == 1
+    assert run.figures["loss"] == run.figures["seeds"][0]["loss"]
+    assert "loss_sd" not in run.figures, "one seed has no deviation"
+    told = "diverged, and not in the means: seed 0: step 2: the loss is nan\n"
+    assert capsys.readouterr().out.endswith(told)
+    # It would come there again.
+    (run.folder / "results.json").unlink()
+    assert finetune_in(world, "diverged", resume=True, **options).figures == run.figures
+    assert begun == [0, 1]
+    bad.add(1)
+    for resume in (False, True):
+        with pytest.raises(NonFiniteError, match="every seed diverged; seed 0: step 2"):
+            finetune_in(world, "all-diverged", resume=resume, **options)
+    assert begun == [0, 1, 0, 1]
 
 
 def test_all_seeds_start_from_the_model_that_was_chosen_first(

@@ -244,6 +244,44 @@ def test_tasks_that_a_later_call_leaves_out_stay_in_the_table(
     assert "UNFINISHED" not in page
 
 
+def test_what_a_call_was_stays_with_its_own_tasks(model: str, short: str, tmp_path: Path) -> None:
+    flags = ["--task", "rte", "--model", model, "--max-steps", "1", "--max-seq-length", "64"]
+    flags += ["--device", "cpu", "--precision", "fp32", "--output", str(tmp_path / "search")]
+    assert main(["search-settings", *flags, "--try-learning-rate", "1e-3"]) == 0
+    out = tmp_path / "out"
+    quick = options(out, short, "rte", seeds=2, max_steps=1)
+    evaluate_suite(model, **quick | {"settings": (str(tmp_path / "search/best.json"),)})
+    evaluate_suite(model, **options(out, short, "mrpc", limit=8))
+
+    def check(second: str) -> None:
+        page = (out / "suite.md").read_text()
+        assert "QUICK LOOK (rte): 1 steps a fine-tuning; not the figures" in page
+        assert f"QUICK LOOK (mrpc): {second}; not the figures" in page
+        assert "with 2 seeds (rte) or one seed (mrpc), mean ± standard deviation, in" in page
+        assert "### Searched on dev: rte from pretrained weights" in page
+        assert "UNFINISHED" not in page
+        assert '<p class="warning">QUICK LOOK (rte): 1 steps' in (out / "suite.html").read_text()
+
+    check("8 training examples a task at most, 2 steps a fine-tuning")
+    # An older version said it once, of its last call.
+    suite = json.loads((out / "suite.json").read_text())
+    del suite["tasks"]["mrpc"]
+    for key in ("seeds", "quick", "searches"):
+        suite[key] = suite["tasks"]["rte"].pop(key)
+    (out / "suite.json").write_text(json.dumps(suite))
+    shutil.rmtree(out / "mrpc")
+    evaluate_suite(model, **options(out, short, "mrpc"))
+    check("2 steps a fine-tuning")
+
+
+def test_a_missing_run_of_one_task_is_not_made_up_by_another() -> None:
+    suite = a_suite()
+    three = suite["tasks"]["imdb"]["model"]
+    whole = {**suite["tasks"]["imdb"], "seeds": 1, "model": three, "random": three}
+    suite["tasks"]["rte"] = whole
+    assert "UNFINISHED: 5 of 8 runs are there" in as_markdown(suite)
+
+
 def test_sequences_are_no_longer_than_the_model_allows(model: str, tmp_path: Path) -> None:
     small = cut_to_positions(model, tmp_path / "small", 48)
     where = {"output": str(tmp_path / "out"), "tasks": ("rte",), "seeds": 1}
@@ -417,7 +455,7 @@ def test_the_table_tells_all_that_a_settings_file_changed(
 # --- figures and pages ----------------------------------------------------------------------------
 
 
-def a_suite(**values: Any) -> dict[str, Any]:
+def a_suite(quick: str = "", **values: Any) -> dict[str, Any]:
     """A suite of one task with three seeds of the model and none of random weights."""
     sides: dict[str, Any] = {
         side: {
@@ -438,14 +476,12 @@ def a_suite(**values: Any) -> dict[str, Any]:
         **{"figure": "accuracy", "scored": "test", "is_sample": False, "dataset": "imdb"},
         **{"num_train": 22500, "num_dev": 2500, "num_eval": 25000},
         **{"baselines": {"TF-IDF": 88.0, "NB-SVM": 91.0}, **sides},
+        **{"seeds": 3, "quick": quick, "searches": []},
     }
     whole = {
         **{"model": "<m>", "weights": "abc", "layers": 4, "hidden_size": 256, "vocab_size": 8192},
         **{
-            "seeds": 3,
-            "quick": "",
             "jobs": 1,
-            "searches": [],
             "mlm": {},
             "masked_words": {},
             "skipped": {},

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from samples import (
     Repeated,
@@ -366,7 +367,7 @@ def test_utilisation_and_padding_are_those_of_the_window(tmp_path: Path) -> None
         assert row["mfu"] == pytest.approx(row["tokens_per_second"] / 3 * 10 / 100)
 
 
-@pytest.mark.parametrize(("steps", "traced"), [(12, 5), (5, 2), (2, 0)])
+@pytest.mark.parametrize(("steps", "traced"), [(12, 5), (5, 2), (3, 0), (2, 0)])
 def test_a_profile_holds_the_fourth_step_and_what_follows(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], steps: int, traced: int
 ) -> None:
@@ -615,6 +616,27 @@ def test_a_signal_saves_and_stops_after_the_step(
     assert caught.value.status == status
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-000000003"]
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_signal_in_the_last_evaluation_stops_and_resume_takes_no_further_step(
+    tmp_path: Path,
+) -> None:
+    def evaluate() -> dict[str, float]:
+        if loop.state.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"fit": -loop.state.step}
+
+    with RunFolder(tmp_path / "run") as folder:
+        options = {"max_steps": 3, "eval_every": 1, "select": "fit"}
+        loop = line_loop(folder, evaluate=evaluate, **options)
+        with pytest.raises(Interrupted, match="resume goes on from step 3") as caught:
+            fit(loop)
+        assert caught.value.status == 143
+        again = line_loop(folder, **options)
+        state = fit(again, resume=True)
+    assert (state.step, state.best_step, state.finished) == (3, 1, True)
+    with (tmp_path / "run/checkpoints/best-000000001.safetensors").open("rb") as best:
+        assert same_tensors(weights_of(again.model), safetensors.torch.load(best.read()))
 
 
 @pytest.mark.parametrize(
