@@ -27,10 +27,12 @@ from minibert.errors import InputError
 READER_VERSION = 1  # part of every cache key: raise it when the same file gives other sentences
 _DIGEST_WHOLE = 64 << 20  # bytes up to which a file is read whole to know it again
 _BLOCK = 1 << 20  # bytes read at a time, and characters of a document handed on at a time
+_HEAD = 1 << 16  # bytes that tell what a file is
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"PK\x03\x04": "zip"}
 _DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error)
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_JSON_OBJECT = re.compile(rb'\{[ \t]*"(?:[^"\\\n]|\\.)*"[ \t]*:')  # how one begins
 
 
 @dataclass(frozen=True)
@@ -191,13 +193,13 @@ def check_readable(path: Path) -> None:
     """Looks at the head of a file, blank space before it left out.
 
     Raises:
-        InputError: it is empty, UTF-16, compressed under a plain name, or binary.
+        InputError: it is empty, UTF-16, packed or JSON lines under another name, or binary.
     """
     try:
         with _open(path) as handle:
-            head = handle.read(1 << 16)
+            head = handle.read(_HEAD)
             while head and not head.strip():
-                head = handle.read(1 << 16)
+                head = handle.read(_HEAD)
     except _DAMAGE as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not head.strip():
@@ -207,10 +209,25 @@ def check_readable(path: Path) -> None:
     for magic, name in _MAGIC.items():
         if head.startswith(magic):
             raise InputError(f"{path} is a {name} file; name it .gz, .xz or .bz2, or unpack it")
+    if head[257:262] == b"ustar":
+        raise InputError(f"{path} is a tar archive; unpack it and name what it holds")
+    if not is_json_lines(path) and _begins_with_json(head):
+        raise InputError(f"{path} holds JSON lines; name it .jsonl, packed .jsonl.gz, to read them")
     control = sum(head.count(bytes([b])) for b in range(32) if b not in (0, 9, 10, 12, 13, 27))
     # Text holds next to no control bytes; a few NULs are a known blemish and are dropped later.
     if control > 0.01 * len(head) or head.count(0) > 0.1 * len(head):
         raise InputError(f"{path} is binary; expected UTF-8 text")
+
+
+def _begins_with_json(head: bytes) -> bool:
+    """Whether the first line that is not blank is a JSON object, or begins as one and is cut."""
+    line, line_end, _ = head.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")
+    if not _JSON_OBJECT.match(line):
+        return False
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return not line_end and len(head) >= _HEAD
 
 
 def _lines(path: Path, errors: str, longest: int | None) -> Iterator[str]:

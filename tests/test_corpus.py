@@ -9,11 +9,13 @@ import json
 import lzma
 import os
 import re
+import tarfile
 import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -156,9 +158,13 @@ def test_json_line_longer_than_a_block_is_read_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", COMPRESSORS)
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_compressed_file_reads_as_its_content(tmp_path: Path, name: str, ending: str) -> None:
-    content = '{"text": "one 中"}\n{"text": "two"}\n'
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.txt", "one 中\n\ntwo\n"), ("a.jsonl", '{"text": "one 中"}\n{"text": "two"}\n')],
+)
+def test_compressed_file_reads_as_its_content(
+    tmp_path: Path, name: str, content: str, ending: str
+) -> None:
     plain = write(tmp_path / name, content)
     packed = write(tmp_path / (name + ending.upper()), COMPRESSORS[ending](content.encode()))
     check_readable(packed)
@@ -282,6 +288,45 @@ def test_file_that_is_no_text_is_named_with_the_reason(
     with pytest.raises(InputError, match=said) as caught:
         check_readable(path)
     assert str(path) in str(caught.value)
+
+
+JSON_LINE = b'{"text": "One.", "id": 3}\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        JSON_LINE * 3,
+        b"\xef\xbb\xbf" + JSON_LINE,
+        b"\n \n" + JSON_LINE[:-1],
+        b'{ "a \\" b" :' + b"5" * 70_000 + b"}",
+    ],
+    ids=["lines", "mark", "blank", "long"],
+)
+@pytest.mark.parametrize("name", ["c4.json", "train.ndjson", "a.txt", "c4.json.gz"])
+def test_json_lines_under_another_name_are_refused(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    path = write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(InputError, match=r"holds JSON lines; name it \.jsonl"):
+        check_readable(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"oops": said he}', b'{\n "a": 1\n}', b'["a"]\n', b"{name}: text\n", b'"Hm": {"a": 1}\n'],
+)
+def test_text_that_is_no_json_line_is_readable(tmp_path: Path, content: bytes) -> None:
+    check_readable(write(tmp_path / "a.txt", content))
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz")])
+def test_an_archive_of_text_is_refused(tmp_path: Path, name: str, mode: Any) -> None:
+    text = write(tmp_path / "a.txt", "Some words.\n" * 2000)
+    with tarfile.open(tmp_path / name, mode) as archive:
+        archive.add(text, arcname="a.txt")
+    with pytest.raises(InputError, match="is a tar archive; unpack it"):
+        check_readable(tmp_path / name)
 
 
 @pytest.mark.parametrize("ending", COMPRESSORS)
