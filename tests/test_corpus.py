@@ -628,6 +628,22 @@ def test_content_digest_sees_both_ends_and_the_size(tmp_path: Path, size: int) -
     assert corpus.content_digest(write(tmp_path / "b", content)) in digests
 
 
+def test_content_digest_of_a_large_file_is_that_of_its_copy_and_sees_blocks_all_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "_DIGEST_WHOLE", 64 << 10)  # 1,024 blocks of 64 bytes
+    content = os.urandom(1 << 20)
+    path, copy = write(tmp_path / "a", content), write(tmp_path / "b", content)
+    os.utime(copy, (1, 1))
+    digest = corpus.content_digest(path)
+    assert corpus.content_digest(copy) == digest
+    for at in (0, len(content) // 3, len(content) // 2, len(content) - 1200):
+        # An edit of a line or more, which a block falls into wherever it begins.
+        changed = content[:at] + bytes(1200) + content[at + 1200 :]
+        assert corpus.content_digest(write(tmp_path / "c", changed)) != digest
+    assert corpus.content_digest(write(tmp_path / "c", content + b"x")) != digest
+
+
 def test_text_size_of_a_compressed_file_is_estimated_as_four_times_its_own(tmp_path: Path) -> None:
     assert corpus.text_bytes(write(tmp_path / "a.txt", "x" * 100)) == 100
     assert corpus.text_bytes(write(tmp_path / "a.txt.gz", "x" * 100)) == 400
