@@ -234,7 +234,7 @@ def _begins_with_json(head: bytes) -> bool:
 
 def _lines(path: Path, errors: str, longest: int | None) -> Iterator[str]:
     """Decoded lines without their ends; lines over `longest` characters come in parts."""
-    rest, offset = "", 0
+    parts, offset = [""], 0  # of the line that has not ended
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     begun = cut_before = False
     with _open(path) as handle:
@@ -255,7 +255,10 @@ def _lines(path: Path, errors: str, longest: int | None) -> Iterator[str]:
             if text and not begun:
                 begun, text = True, text.removeprefix("\ufeff")
             offset += len(fresh)
-            *whole, rest = (rest + text).split("\n")
+            parts.append(text)
+            if fresh and longest is None and "\n" not in text:
+                continue  # joined once, at the end of the line
+            *whole, rest = "".join(parts).split("\n")
             for line in whole:
                 if not cut_before or line.strip():
                     yield line.removesuffix("\r")
@@ -268,6 +271,7 @@ def _lines(path: Path, errors: str, longest: int | None) -> Iterator[str]:
                     yield rest[:cut]
                     cut_before = True
                 rest = rest[cut:]
+            parts = [rest]
             if not fresh:
                 if rest:
                     yield rest.removesuffix("\r")

@@ -154,6 +154,22 @@ def test_json_line_longer_than_a_block_is_read_whole(tmp_path: Path) -> None:
     assert documents(path) == [[text]]
 
 
+def test_time_to_read_a_json_line_grows_with_the_line_not_its_square(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Blocks of 256 bytes: a line of 8 MiB joined anew with each would copy 128 GiB.
+    monkeypatch.setattr(corpus, "_BLOCK", 1 << 8)
+    line = '{"text": "' + "word " * (8 * MIB // 5) + '"}'
+    path = write(tmp_path / "a.jsonl", f'{{"text": "a"}}\n{line}\n{{"text": "b"}}')
+    started = time.process_time()
+    assert [len(lines[0]) for lines, _ in read_pieces(path, PLAIN)] == [
+        1,
+        len(line) - 12,
+        1,
+    ]
+    assert time.process_time() - started < 2
+
+
 # --- compression -------------------------------------------------------------------------------
 
 
