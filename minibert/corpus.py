@@ -169,6 +169,18 @@ def piece_bytes(piece: Piece) -> int:
     return len("".join(piece.lines).encode(errors="replace")) + len(piece.lines)
 
 
+class ReadingError(InputError):
+    """A file that cannot be read as it is; a flag of commands that read a corpus would help.
+
+    Attributes:
+        without_flag: the message for commands that lack the flag.
+    """
+
+    def __init__(self, message: str, flag: str) -> None:
+        super().__init__(message + flag)
+        self.without_flag = message
+
+
 class EmptyFileError(InputError):
     """A file holds nothing but white space."""
 
@@ -248,9 +260,10 @@ def _lines(path: Path, errors: str, longest: int | None) -> Iterator[str]:
                 text = decoder.decode(fresh, final=not fresh)
             except UnicodeDecodeError as error:
                 at = offset - pending + error.start
-                raise InputError(
+                raise ReadingError(
                     f"{path}: byte {at} is not UTF-8 (0x{error.object[error.start]:02x}); "
-                    f"convert the file or use --encoding-errors replace"
+                    f"convert it to UTF-8",
+                    " or use --encoding-errors replace",
                 ) from None
             if text and not begun:
                 begun, text = True, text.removeprefix("\ufeff")
@@ -313,15 +326,25 @@ def _json_documents(path: Path, options: ReaderOptions) -> Iterator[Piece]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number} is not JSON: {error}") from None
-        text = record.get(options.text_field) if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            raise InputError(
-                f"{path}, line {number} has no text under {options.text_field!r} (it has: {keys}); "
-                f"name the field with --text-field"
-            )
+        text = _text_of(record, options.text_field, f"{path}, line {number}")
         text = text.encode(errors="replace").decode()  # halves of surrogate pairs
         yield Piece([part for part in text.splitlines() if part.strip()], True)
+
+
+def _text_of(record: Any, field: str, where: str) -> str:
+    """The text of a JSON line's document."""
+    if isinstance(record, dict) and field not in record:
+        raise ReadingError(
+            f"{where} has no text under {field!r} (it has: {', '.join(record)}); "
+            f"rename the key to {field!r}",
+            " or name it with --text-field",
+        )
+    text = record[field] if isinstance(record, dict) else record
+    if text is record or not isinstance(text, str):
+        found = json.dumps(text)[:40]
+        at = "" if text is record else f" under {field!r}"
+        raise InputError(f'{where} has {found}{at}; expected {{{json.dumps(field)}: "..."}}')
+    return text
 
 
 # --- sentences ---------------------------------------------------------------------------------
