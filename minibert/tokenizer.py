@@ -32,17 +32,29 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _VOCAB_STEPS = ((1 << 20, 4096), (30 << 20, 8192), (1 << 30, 16384))
 _LARGEST_DEFAULT = 30522
 _LONGEST_WORD = 100  # characters; WordPiece makes a longer word [UNK]
-_LONG_RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_WORD + 1},}}")
 # BERT makes every ASCII symbol a word of its own and drops control characters, so that a NUL is
 # free to stand for the end of a text.
 _TEXT_END = b"\0"
 _MARKS = [bytes([c]) for c in string.punctuation.encode()] + [_TEXT_END]
 _CONTROLS = bytes({*range(32), 127} - set(b"\t\n\r"))
 # Nor do ideographs join others to words, where the normalizer parts them.
-_CHINESE_WORDS = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]|[^\u3400-\u4dbf\u4e00-\u9fff]+")
+_IDEOGRAPHS = r"\u3400-\u4dbf\u4e00-\u9fff"
+_CHINESE_WORDS = re.compile(rf"[{_IDEOGRAPHS}]|[^{_IDEOGRAPHS}]+")
 _END_ID = (1 << 32) - 1  # what stands for the end of a text among ids
 _REMEMBERED_PARTS, _REMEMBERED_BYTES = 1 << 17, 48  # longer parts seldom come again
+# Where a word may be too long; marks in common use end it, others merely have the text looked at.
+_WIDE_MARKS = "".join(
+    chr(c)
+    for c in (*range(0x2010, 0x3100), *range(0xFF00, 0xFFF0))
+    if unicodedata.category(chr(c))[0] == "P"
+)
 _COVERAGE = 0.9999  # share of the text's characters that get a piece; rarer ones become [UNK]
+
+
+def _long_run(chinese: bool) -> re.Pattern[str]:
+    """Finds a run of characters that no space, mark or, if they are parted, ideograph ends."""
+    ends = rf"\s{re.escape(string.punctuation + _WIDE_MARKS)}{_IDEOGRAPHS if chinese else ''}"
+    return re.compile(rf"(?<![^{ends}])[^{ends}]{{{_LONGEST_WORD + 1}}}")
 
 
 VOCAB_RULE = "4,096 below 1 MiB, 8,192 below 30 MiB, 16,384 below 1 GiB, then 30,522"
@@ -275,11 +287,12 @@ def train_wordpiece(
             characters.
     """
     normalizer, splitter = _normalizer(lowercase, chinese), pre_tokenizers.BertPreTokenizer()
+    long_run = _long_run(chinese)
 
     def usable() -> Iterator[str]:
         """The text without words that become [UNK] for their length: they cost its square."""
         for text in texts():
-            if _LONG_RUN.search(text):
+            if long_run.search(text):
                 words = splitter.pre_tokenize_str(normalizer.normalize_str(text))
                 text = " ".join(word for word, _ in words if len(word) <= _LONGEST_WORD)
             yield text

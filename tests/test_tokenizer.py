@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from minibert.tokenizer import (
     SPECIAL_TOKENS,
     WordPiece,
     _build,
+    _long_run,
     default_vocab_size,
     train_wordpiece,
 )
@@ -408,3 +410,39 @@ def test_text_without_spaces_between_its_words_enters_the_vocabulary() -> None:
     url = "silver/garden?river=miller&" * 20
     tokens = train_wordpiece(lambda: iter([chinese, url]), 200, exact=False).tokens
     assert {"磨", "silver", "garden", "miller"} <= set(tokens)
+
+
+_SAYING = "河边的磨坊主，把银子藏在花园里。他說：「走吧！」（笑）" * 20
+
+
+@pytest.mark.parametrize("chinese", [True, False])
+@pytest.mark.parametrize(
+    "text",
+    [
+        _SAYING,
+        "silver，garden；river（miller）" * 20,
+        "a" * 60 + "，" + "b" * 60 + "。" + "c" * 101 + "！" + "d" * 100,
+        "x" * 60 + "中" + "y" * 60 + "中" * 101 + "z〇〒" * 50,
+        "\u0915\u093f" * 120 + "–" + "…" * 120 + "\uac00" * 90,
+    ],
+    ids=["chinese", "wide marks", "long words", "mixed", "other"],
+)
+def test_only_text_that_may_hold_too_long_words_is_looked_at_and_none_is_missed(
+    monkeypatch: pytest.MonkeyPatch, text: str, chinese: bool
+) -> None:
+    def trained() -> list[str]:
+        texts = [text, "the miller kept silver " * 30]
+        return train_wordpiece(lambda: iter(texts), 300, True, chinese, exact=False).tokens
+
+    found = trained()
+    monkeypatch.setattr("minibert.tokenizer._long_run", lambda chinese: re.compile(""))
+    assert trained() == found
+
+
+def test_chinese_text_is_not_taken_for_long_words() -> None:
+    assert not _long_run(chinese=True).search(_SAYING)
+    assert not _long_run(chinese=False).search(_SAYING)
+    assert not _long_run(chinese=True).search("河边的磨坊主" * 30)
+    assert _long_run(chinese=False).search("河边的磨坊主" * 30)
+    assert _long_run(chinese=True).search("a" * 101)
+    assert not _long_run(chinese=True).search(("a" * 100 + ",") * 3)
