@@ -280,11 +280,12 @@ def train_wordpiece(
         vocab_size: V wanted, special tokens included.
         lowercase: lower-case and strip accents (the published "uncased" models).
         chinese: split Chinese characters into words of one character.
-        exact: refuse a text that supports fewer pieces; otherwise take those it supports.
+        exact: refuse a text that supports fewer pieces; otherwise take those it supports, and the
+            next default size that holds its single characters where they are more.
 
     Raises:
         InputError: the text has fewer distinct pieces than an exact vocab_size, or more single
-            characters.
+            characters than that or any default.
     """
     normalizer, splitter = _normalizer(lowercase, chinese), pre_tokenizers.BertPreTokenizer()
     long_run = _long_run(chinese)
@@ -299,12 +300,7 @@ def train_wordpiece(
 
     alphabet = _alphabet(usable(), lowercase, chinese)
     first = [*alphabet, *(f"##{c}" for c in alphabet if not _stands_alone(c, chinese))]
-    room = vocab_size - len(SPECIAL_TOKENS) - len(first)
-    if room < 0:
-        raise InputError(
-            f"--vocab-size {vocab_size} is too small for this text: its {len(alphabet)} characters "
-            f"alone take {vocab_size - room} pieces"
-        )
+    vocab_size = _fitting_size(vocab_size, len(SPECIAL_TOKENS) + len(first), len(alphabet), exact)
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = _normalizer(lowercase, chinese)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -323,6 +319,21 @@ def train_wordpiece(
             f"pieces at most"
         )
     return WordPiece(_build(sorted(vocab, key=vocab.__getitem__), lowercase, chinese), lowercase)
+
+
+def _fitting_size(wanted: int, needed: int, characters: int, exact: bool) -> int:
+    """The vocabulary size wanted or, unless it is exact, the next default that is enough."""
+    size = wanted
+    if not exact and needed > wanted:
+        larger = [step for _, step in _VOCAB_STEPS if step >= needed]
+        size = min([*larger, max(wanted, _LARGEST_DEFAULT)])
+    if needed > size:
+        named = f"--vocab-size {size}" if exact else f"the default of {size} pieces"
+        raise InputError(
+            f"{named} is too small for this text: its {characters} characters alone take "
+            f"{needed} pieces{'' if exact else '; give a larger --vocab-size'}"
+        )
+    return size
 
 
 def _alphabet(texts: Iterator[str], lowercase: bool, chinese: bool) -> list[str]:

@@ -177,6 +177,21 @@ def test_both_sizes_that_an_error_names_work() -> None:
     assert train_wordpiece(texts_of(text), 11).vocab_size == 11
 
 
+def test_a_size_that_nobody_gave_grows_to_the_next_that_holds_the_characters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("minibert.tokenizer._VOCAB_STEPS", ((1, 6), (2, 9), (3, 12), (4, 14)))
+    monkeypatch.setattr("minibert.tokenizer._LARGEST_DEFAULT", 16)
+    # 3 letters, alone and after "##", and 5 special tokens: 11 pieces, 14 with all merges.
+    text = texts_of("abc abc ab")
+    assert train_wordpiece(text, 6, exact=False).vocab_size == 12
+    assert train_wordpiece(text, 13, exact=False).vocab_size == 13
+    # 5 letters: 15 pieces.
+    assert train_wordpiece(texts_of("abcde abcde abc"), 6, exact=False).vocab_size == 16
+    with pytest.raises(InputError, match="the default of 16 pieces .* take 19 .* a larger --vocab"):
+        train_wordpiece(texts_of("abcdefg abcdefg"), 6, exact=False)
+
+
 def test_text_without_any_character_is_refused() -> None:
     with pytest.raises(InputError, match="5 pieces at most"):
         train_wordpiece(texts_of("", " \n"), 100)
