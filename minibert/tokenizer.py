@@ -117,22 +117,22 @@ class WordPiece:
         backend.no_truncation()
         self._known = _KnownParts(backend)
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
-        """V, the number of token ids."""
-        return self.backend.get_vocab_size()
+        """V, the number of token ids; the largest one + 1, as one may have no token."""
+        return 1 + max(self.backend.get_vocab().values())
 
     @property
     def tokens(self) -> list[str]:
-        """The vocabulary in the order of its ids."""
-        vocab = self.backend.get_vocab()
-        return sorted(vocab, key=vocab.__getitem__)
+        """The vocabulary in the order of its ids, [unused:ID] where an id has no token."""
+        found = {i: token for token, i in self.backend.get_vocab().items()}
+        return [found.get(i, f"[unused:{i}]") for i in range(self.vocab_size)]
 
     @property
     def special_ids(self) -> list[int]:
-        """Ids of [PAD] [UNK] [CLS] [SEP] [MASK] and of any [unusedN]."""
-        vocab = self.backend.get_vocab()
-        return sorted(i for t, i in vocab.items() if t in SPECIAL_TOKENS or t.startswith("[unused"))
+        """Ids of [PAD] [UNK] [CLS] [SEP] [MASK], of any [unusedN], and those without a token."""
+        known = set(SPECIAL_TOKENS)
+        return [i for i, t in enumerate(self.tokens) if t in known or t.startswith("[unused")]
 
     @property
     def fingerprint(self) -> str:
@@ -203,6 +203,9 @@ class WordPiece:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> WordPiece:
         """Loads tokenizer.json, or vocab.txt with tokenizer_config.json, from a folder.
+
+        A token that stands on two lines of vocab.txt has the id of the later one, as published
+        models have it; nothing gets the other id.
 
         Raises:
             InputError: neither file is there, or it is not a WordPiece tokenizer.

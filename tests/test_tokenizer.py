@@ -345,6 +345,25 @@ def test_fingerprint_changes_with_anything_that_changes_ids() -> None:
     assert train_wordpiece(text, 16).fingerprint == variants[0].fingerprint
 
 
+def test_token_on_two_lines_has_the_later_id_and_no_other_id_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [*SPECIAL_TOKENS, "the", "a", "a", "cat", "the", "dog"]
+    tokenizer = WordPiece.from_pretrained(write_vocabulary(tmp_path / "plain", tokens))
+    tokenizer.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "vocab.txt").read_text().split("\n")[8] == "cat"
+    for found in (tokenizer, WordPiece.from_pretrained(tmp_path / "saved")):
+        assert found.ids(["the dog, a cat"]) == [[9, 10, 1, 7, 8]]
+        assert found.vocab_size == len(found.tokens) == 11
+        assert found.special_ids == [0, 1, 2, 3, 4, 5, 6]
+        assert found.fingerprint == tokenizer.fingerprint
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers")
+    for name in ("plain", "saved"):
+        theirs = transformers.BertTokenizer.from_pretrained(tmp_path / name)
+        assert theirs("the dog, a cat")["input_ids"] == [2, 9, 10, 1, 7, 8, 3]
+
+
 # --- what is refused ---------------------------------------------------------------------------
 
 
