@@ -205,13 +205,16 @@ class WordPiece:
         """Loads tokenizer.json, or vocab.txt with tokenizer_config.json, from a folder.
 
         A token that stands on two lines of vocab.txt has the id of the later one, as published
-        models have it; nothing gets the other id.
+        models have it; nothing gets the other id. Where tokenizer_config.json says otherwise of
+        case, accents or Chinese than tokenizer.json, it is followed, as transformers does.
 
         Raises:
             InputError: neither file is there, or it is not a WordPiece tokenizer.
         """
         folder = model_path(folder)
         fast, plain = folder / "tokenizer.json", folder / "vocab.txt"
+        config_file = folder / "tokenizer_config.json"
+        config = read_json(config_file, "") if config_file.is_file() else {}
         if fast.is_file():
             try:
                 backend = tokenizers.Tokenizer.from_file(str(fast))
@@ -220,11 +223,10 @@ class WordPiece:
             if not isinstance(backend.model, models.WordPiece):
                 kind = type(backend.model).__name__
                 raise InputError(f"{fast} is a {kind} tokenizer; BERT uses WordPiece")
+            _follow_config(backend, config)
             return cls(backend, bool(_normalizer_option(backend, "lowercase")))
         if not plain.is_file():
             raise InputError(f"{folder} holds neither tokenizer.json nor vocab.txt")
-        config_file = folder / "tokenizer_config.json"
-        config = read_json(config_file, "") if config_file.is_file() else {}
         try:
             tokens = plain.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
@@ -240,6 +242,29 @@ class WordPiece:
 def _normalizer_option(backend: tokenizers.Tokenizer, name: str) -> Any:
     """A setting of the BERT normalizer, or None where the tokenizer has another one."""
     return getattr(backend.normalizer, name, None)
+
+
+def _follow_config(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
+    """Gives the BERT normalizer what tokenizer_config.json says, if that changes what it does.
+
+    Classes that know no such settings have them from tokenizer.json alone.
+    """
+    found = backend.normalizer
+    has_own = config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    if has_own or not isinstance(found, normalizers.BertNormalizer):
+        return
+    names = {"do_lower_case": found.lowercase, "tokenize_chinese_chars": found.handle_chinese_chars}
+    lowercase, chinese = (
+        before if config.get(name) is None else bool(config[name]) for name, before in names.items()
+    )
+    # Without a word on accents they go with the case; without one on either they stay.
+    named = config.get("do_lower_case") is not None
+    accents = config.get("strip_accents", None if named else found.strip_accents)
+    accents = lowercase if accents is None else bool(accents)
+    before = found.lowercase if found.strip_accents is None else found.strip_accents
+    if (lowercase, chinese, accents) != (found.lowercase, found.handle_chinese_chars, before):
+        found.lowercase, found.handle_chinese_chars = lowercase, chinese
+        found.strip_accents = accents
 
 
 def _build(tokens: Iterable[str], lowercase: bool, chinese: bool) -> tokenizers.Tokenizer:

@@ -238,6 +238,47 @@ def test_accents_setting_of_the_config_is_honoured(tmp_path: Path) -> None:
     assert tokenizer.ids(["Über uber"]) == [[6, 5]]
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"do_lower_case": False},
+        {"do_lower_case": False, "strip_accents": None},
+        {"do_lower_case": True, "strip_accents": False},
+        {"do_lower_case": False, "strip_accents": True, "tokenize_chinese_chars": False},
+        {"do_lower_case": True, "tokenize_chinese_chars": True},
+    ],
+)
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_config_is_followed_where_tokenizer_json_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lowercase: bool, config: dict[str, object]
+) -> None:
+    words = [*SPECIAL_TOKENS, "Über", "über", "uber", "Uber", "中", "中文", "##文", "文"]
+    WordPiece(_build(words, lowercase, True), lowercase).save(tmp_path)
+    write_vocabulary(tmp_path, words, tokenizer_class="BertTokenizer", **config)
+    both = WordPiece.from_pretrained(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    text = "Über über 中文 Uber"
+    ids = both.ids([text])[0]
+    assert both.lowercase is config["do_lower_case"]
+    (tmp_path / "tokenizer.json").rename(tmp_path / "kept.json")
+    assert WordPiece.from_pretrained(tmp_path).ids([text]) == [ids]
+    (tmp_path / "kept.json").rename(tmp_path / "tokenizer.json")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs(text, add_special_tokens=False)["input_ids"] == ids
+
+
+@pytest.mark.parametrize("config", [{}, {"tokenizer_class": "PreTrainedTokenizerFast"}])
+def test_config_that_says_nothing_of_it_leaves_tokenizer_json_alone(
+    tmp_path: Path, config: dict[str, object]
+) -> None:
+    before = WordPiece(_build([*SPECIAL_TOKENS, "A", "a"], False, False), False)
+    before.save(tmp_path)
+    given = config | {"do_lower_case": True} if config else {"model_max_length": 512}
+    write_vocabulary(tmp_path, before.tokens, **given)
+    assert WordPiece.from_pretrained(tmp_path).fingerprint == before.fingerprint
+
+
 def test_only_line_feeds_part_the_tokens_of_vocab_txt(tmp_path: Path) -> None:
     # Others split vocab.txt at "\n" alone; a token like U+2028 must not shift later ids.
     tokens = [*SPECIAL_TOKENS, "a", "\u2028", "\x85", "b"]
