@@ -17,7 +17,7 @@ from typing import Any
 
 from minibert.cache import data_fingerprint
 from minibert.cleaning import folded
-from minibert.corpus import ReaderOptions, find_files, read_pieces, readable_files
+from minibert.corpus import ReaderOptions, ReadingError, find_files, read_pieces, readable_files
 from minibert.errors import InputError
 from minibert.files import whole_characters, write_atomically
 from minibert.pretraining import pretrain
@@ -100,7 +100,7 @@ def adapt(
         with contextlib.redirect_stdout(sys.stderr):  # results are those of the task
             figures = pretrain(wanted).figures
     except InputError as error:
-        text = str(error)
+        text = error.without_flag if isinstance(error, ReadingError) else str(error)
         raise InputError(text if text.startswith("--adapt") else f"--adapt: {text}") from None
     notes = {
         "text": settings.adapt,

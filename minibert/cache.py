@@ -16,6 +16,7 @@ from minibert.corpus import ReaderOptions
 from minibert.files import write_atomically
 
 _KEPT_FROM = 64 << 20  # bytes of text whose digests are worth a file
+_DIGESTS_VERSION = 2  # raise it when the same file gets another digest
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -25,13 +26,13 @@ def _digest(path: Path, size: int, changed_ns: int) -> str:
 
 
 def _digests(files: list[Path], cache_dir: Path | None) -> list[str]:
-    """Every file's digest; those of a large corpus are kept, so that only once it is read whole."""
+    """Every file's digest; those of a large corpus are kept, so that they are made only once."""
     stats = [path.stat() for path in files]
     where = [
         [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         for path, stat in zip(files, stats, strict=True)
     ]
-    name = hashlib.sha256(json.dumps(where).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps([_DIGESTS_VERSION, where]).encode()).hexdigest()[:16]
     kept = (cache_dir or default_cache_dir()) / f"digests-{name}.json"
     with contextlib.suppress(OSError, ValueError):
         found: list[str] = json.loads(kept.read_text())

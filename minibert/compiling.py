@@ -83,7 +83,7 @@ def _is_long_enough(loop: Loop) -> bool:
     """Whether a trial may pay, by the time of one step."""
     seconds, share = loop.time_step()
     seconds = loop.world.from_main(seconds)
-    expected, least = loop.settings.budget.steps(seconds, share) * seconds, least_seconds(seconds)
+    expected, least = loop.expected_seconds(seconds, share), least_seconds(seconds)
     if expected < least:
         log_line(
             "compile",

@@ -26,11 +26,14 @@ from minibert.errors import InputError
 
 READER_VERSION = 1  # part of every cache key: raise it when the same file gives other sentences
 _DIGEST_WHOLE = 64 << 20  # bytes up to which a file is read whole to know it again
+_DIGEST_BLOCKS = 1024  # and in how many blocks as much is read of a larger one
 _BLOCK = 1 << 20  # bytes read at a time, and characters of a document handed on at a time
+_HEAD = 1 << 16  # bytes that tell what a file is
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"PK\x03\x04": "zip"}
 _DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error)
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_JSON_OBJECT = re.compile(rb'\{[ \t]*"(?:[^"\\\n]|\\.)*"[ \t]*:')  # how one begins
 
 
 @dataclass(frozen=True)
@@ -105,19 +108,20 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def content_digest(path: Path) -> str:
-    """A digest of a file: of all of it up to 64 MiB, else of its size, time and sixteen blocks.
+    """A digest of a file: of all of it up to 64 MiB, else of its size and 64 MiB of it.
 
-    The blocks are spread over the file, its first and last included.
+    These are 1,024 blocks spread evenly, the first and last included; an edit between them that
+    keeps the size is not seen. When a file was written does not count: a copy is the same text.
     """
     size = path.stat().st_size
-    if size <= _DIGEST_WHOLE:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
-    digest = hashlib.sha256(f"{size} {path.stat().st_mtime_ns}".encode())
     with path.open("rb") as handle:
-        for i in range(16):
-            handle.seek(max(0, size - 4096) * i // 15)
-            digest.update(handle.read(4096))
+        if size <= _DIGEST_WHOLE:
+            return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+        digest = hashlib.sha256(str(size).encode())
+        block = _DIGEST_WHOLE // _DIGEST_BLOCKS
+        for i in range(_DIGEST_BLOCKS):
+            handle.seek((size - block) * i // (_DIGEST_BLOCKS - 1))
+            digest.update(handle.read(block))
     return digest.hexdigest()[:16]
 
 
@@ -165,6 +169,18 @@ def piece_bytes(piece: Piece) -> int:
     return len("".join(piece.lines).encode(errors="replace")) + len(piece.lines)
 
 
+class ReadingError(InputError):
+    """A file that cannot be read as it is; a flag of commands that read a corpus would help.
+
+    Attributes:
+        without_flag: the message for commands that lack the flag.
+    """
+
+    def __init__(self, message: str, flag: str) -> None:
+        super().__init__(message + flag)
+        self.without_flag = message
+
+
 class EmptyFileError(InputError):
     """A file holds nothing but white space."""
 
@@ -191,13 +207,13 @@ def check_readable(path: Path) -> None:
     """Looks at the head of a file, blank space before it left out.
 
     Raises:
-        InputError: it is empty, UTF-16, compressed under a plain name, or binary.
+        InputError: it is empty, UTF-16, packed or JSON lines under another name, or binary.
     """
     try:
         with _open(path) as handle:
-            head = handle.read(1 << 16)
+            head = handle.read(_HEAD)
             while head and not head.strip():
-                head = handle.read(1 << 16)
+                head = handle.read(_HEAD)
     except _DAMAGE as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not head.strip():
@@ -207,15 +223,30 @@ def check_readable(path: Path) -> None:
     for magic, name in _MAGIC.items():
         if head.startswith(magic):
             raise InputError(f"{path} is a {name} file; name it .gz, .xz or .bz2, or unpack it")
+    if head[257:262] == b"ustar":
+        raise InputError(f"{path} is a tar archive; unpack it and name what it holds")
+    if not is_json_lines(path) and _begins_with_json(head):
+        raise InputError(f"{path} holds JSON lines; name it .jsonl, packed .jsonl.gz, to read them")
     control = sum(head.count(bytes([b])) for b in range(32) if b not in (0, 9, 10, 12, 13, 27))
     # Text holds next to no control bytes; a few NULs are a known blemish and are dropped later.
     if control > 0.01 * len(head) or head.count(0) > 0.1 * len(head):
         raise InputError(f"{path} is binary; expected UTF-8 text")
 
 
+def _begins_with_json(head: bytes) -> bool:
+    """Whether the first line that is not blank is a JSON object, or begins as one and is cut."""
+    line, line_end, _ = head.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")
+    if not _JSON_OBJECT.match(line):
+        return False
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return not line_end and len(head) >= _HEAD
+
+
 def _lines(path: Path, errors: str, longest: int | None) -> Iterator[str]:
     """Decoded lines without their ends; lines over `longest` characters come in parts."""
-    rest, offset = "", 0
+    parts, offset = [""], 0  # of the line that has not ended
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     begun = cut_before = False
     with _open(path) as handle:
@@ -229,14 +260,18 @@ def _lines(path: Path, errors: str, longest: int | None) -> Iterator[str]:
                 text = decoder.decode(fresh, final=not fresh)
             except UnicodeDecodeError as error:
                 at = offset - pending + error.start
-                raise InputError(
+                raise ReadingError(
                     f"{path}: byte {at} is not UTF-8 (0x{error.object[error.start]:02x}); "
-                    f"convert the file or use --encoding-errors replace"
+                    f"convert it to UTF-8",
+                    " or use --encoding-errors replace",
                 ) from None
             if text and not begun:
                 begun, text = True, text.removeprefix("\ufeff")
             offset += len(fresh)
-            *whole, rest = (rest + text).split("\n")
+            parts.append(text)
+            if fresh and longest is None and "\n" not in text:
+                continue  # joined once, at the end of the line
+            *whole, rest = "".join(parts).split("\n")
             for line in whole:
                 if not cut_before or line.strip():
                     yield line.removesuffix("\r")
@@ -249,6 +284,7 @@ def _lines(path: Path, errors: str, longest: int | None) -> Iterator[str]:
                     yield rest[:cut]
                     cut_before = True
                 rest = rest[cut:]
+            parts = [rest]
             if not fresh:
                 if rest:
                     yield rest.removesuffix("\r")
@@ -290,15 +326,25 @@ def _json_documents(path: Path, options: ReaderOptions) -> Iterator[Piece]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number} is not JSON: {error}") from None
-        text = record.get(options.text_field) if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            raise InputError(
-                f"{path}, line {number} has no text under {options.text_field!r} (it has: {keys}); "
-                f"name the field with --text-field"
-            )
+        text = _text_of(record, options.text_field, f"{path}, line {number}")
         text = text.encode(errors="replace").decode()  # halves of surrogate pairs
         yield Piece([part for part in text.splitlines() if part.strip()], True)
+
+
+def _text_of(record: Any, field: str, where: str) -> str:
+    """The text of a JSON line's document."""
+    if isinstance(record, dict) and field not in record:
+        raise ReadingError(
+            f"{where} has no text under {field!r} (it has: {', '.join(record)}); "
+            f"rename the key to {field!r}",
+            " or name it with --text-field",
+        )
+    text = record[field] if isinstance(record, dict) else record
+    if text is record or not isinstance(text, str):
+        found = json.dumps(text)[:40]
+        at = "" if text is record else f" under {field!r}"
+        raise InputError(f'{where} has {found}{at}; expected {{{json.dumps(field)}: "..."}}')
+    return text
 
 
 # --- sentences ---------------------------------------------------------------------------------

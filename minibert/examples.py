@@ -9,6 +9,7 @@ Shapes: B batch, T tokens, M predictions per sequence.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,7 +26,10 @@ from minibert.tokenizer import WordPiece
 SHORT_PROB = 0.1  # share of pairs built to a random shorter length
 _PLACES = 1  # tells the generator of positions from that of texts and masks
 _EVAL_SEED = 2019  # evaluation masks are fixed
-_LONGEST_SPAN, _SPAN_STOP = 10, 0.2  # span masking after Joshi et al. 2020, section 3.1
+# Span masking after Joshi et al. 2020, section 3.1: geometric(0.2) words up to 10, 3.8 in the mean.
+_LONGEST_SPAN, _SPAN_STOP = 10, 0.2
+_SHARES = (1 - _SPAN_STOP) ** np.arange(_LONGEST_SPAN)
+_SHORTER = (np.cumsum(_SHARES) / _SHARES.sum())[:-1].tolist()  # share of spans up to 1, 2, ... 9
 
 
 class Example(NamedTuple):
@@ -206,59 +210,73 @@ class ExampleBuilder:
         second: np.ndarray | None,
         label: int | None,
     ) -> Example:
-        """Adds [CLS] and [SEP], chooses tokens, and puts in 80 % [MASK], 10 % random, 10 % same."""
+        """Adds [CLS] and [SEP], chooses tokens, and puts in 80 % [MASK], 10 % random, 10 % same.
+
+        Which of these is drawn for each token, in spans for each span.
+        """
         parts = [self._cls, first, self._sep]
         ids = np.concatenate(parts if second is None else [*parts, second, self._sep])
         wanted = max(1, round(len(ids) * self.options.mask_prob))
-        chosen = self._choose(rng, ids, min(wanted, self.options.max_predictions))
+        chosen, spans = self._choose(rng, ids, min(wanted, self.options.max_predictions))
         labels = ids[chosen]
-        fate = rng.random(len(chosen))
+        fate = rng.random(len(chosen))[spans]
         replacement = self.ordinary_ids[rng.integers(len(self.ordinary_ids), size=len(chosen))]
         ids[chosen] = np.where(
             fate < 0.8, self.tokenizer.mask_id, np.where(fate < 0.9, replacement, labels)
         )
         return Example(ids, len(first) + 2, chosen, labels, label)
 
-    def _choose(self, rng: np.random.Generator, ids: np.ndarray, count: int) -> np.ndarray:
-        """Sorted positions to predict; special tokens are never among them."""
+    def _choose(
+        self, rng: np.random.Generator, ids: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Sorted positions to predict, and the number of each one's span, or its own.
+
+        Special tokens are never among them.
+        """
         candidates = self.is_ordinary[ids].nonzero()[0]
         if self.options.masking == "token":
             chosen = rng.permutation(candidates)[:count]
             chosen.sort()
-            return chosen
+            return chosen, np.arange(len(chosen))
         # Words: a candidate and the ## pieces right after it, so a word's places are a range.
         new_word = ~self.continues_word[ids[candidates]] | (np.diff(candidates, prepend=-9) > 1)
         new_word[:1] = True
         begins = new_word.nonzero()[0]
         firsts = candidates[begins].tolist()
         sizes = np.diff(begins, append=len(candidates)).tolist()
-        return self._choose_words(rng, firsts, sizes, count)
+        chosen, spans = self._choose_words(rng, firsts, sizes, count)
+        return chosen, spans if self.options.masking == "span" else np.arange(len(chosen))
 
     def _choose_words(
         self, rng: np.random.Generator, firsts: list[int], sizes: list[int], count: int
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Words in random order, or spans of them (several in a row), until there are enough.
 
         Args:
             firsts, sizes: each word's first place in the sequence, and how many it has.
         """
-        taken: set[int] = set()
+        taken: dict[int, int] = {}  # words, each with the one its span starts at
         total = 0
         for start in rng.permutation(len(firsts)).tolist():
             if total >= count:
                 break
+            if start in taken:
+                continue
             length = 1
             if self.options.masking == "span":
-                length = min(int(rng.geometric(_SPAN_STOP)), _LONGEST_SPAN)
+                length += bisect_right(_SHORTER, rng.random())
             for word in range(start, min(start + length, len(firsts))):
                 if word > start and firsts[word] != firsts[word - 1] + sizes[word - 1]:
                     break  # a special token stands between: the segment ends here
                 # A word that would overshoot is left to a shorter one; one always fits in.
                 if word not in taken and (not taken or total + sizes[word] <= count):
-                    taken.add(word)
+                    taken[word] = start
                     total += min(sizes[word], count)
-        places = [p for w in sorted(taken) for p in range(firsts[w], firsts[w] + sizes[w])]
-        return np.array(places[:count], np.int64)
+        words = sorted(taken)
+        places = [p for w in words for p in range(firsts[w], firsts[w] + sizes[w])]
+        starts = [taken[w] for w in words for _ in range(sizes[w])]
+        spans = np.unique(starts[:count], return_inverse=True)[1]
+        return np.array(places[:count], np.int64), spans
 
 
 def _truncate(

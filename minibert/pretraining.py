@@ -41,9 +41,9 @@ from minibert.machine import num_cpus
 from minibert.model_folders import open_model_folder
 from minibert.optim import Budget, build_muon, build_optimizer
 from minibert.pretraining_data import (
-    RAMP_START,
     PretrainingData,
     evaluate_pretraining,
+    mean_batch_share,
     pretraining_terms,
 )
 from minibert.run_folder import RunFolder
@@ -496,6 +496,7 @@ class _Run:
             forward=forward,
             utilisation=utilisation(settings, model.config, self.runtime, self.begun),
             pace=data.pace,
+            mean_step=mean_batch_share(data.batch_ramp),
         )
         return loop
 
@@ -620,7 +621,7 @@ def _budget(settings: PretrainSettings, stream: ExampleStream, store: TokenStore
     examples = stream.current_block()
     mean = sum(len(e.input_ids) for e in examples) / max(1, len(examples))
     mean = mean or settings.max_seq_length  # a block without examples; `take` says what is wrong
-    batch = settings.batch_size * (1 - (settings.batch_ramp or 0) * (1 - RAMP_START) / 2)
+    batch = settings.batch_size * mean_batch_share(settings.batch_ramp or 0.0)
     steps, rule = default_steps(store.counts.tokens, mean * batch)
     log_line("budget", rule)
     return Budget(max_steps=steps)

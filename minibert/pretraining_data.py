@@ -23,6 +23,11 @@ from minibert.world import ALONE, World
 RAMP_START = 0.25  # of a batch, where --batch-ramp begins
 
 
+def mean_batch_share(batch_ramp: float) -> float:
+    """The mean batch over a budget of steps, in which it grows for a share: of a whole batch."""
+    return 1 - batch_ramp * (1 - RAMP_START) / 2
+
+
 def pretraining_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term]:
     """The terms of stage one on a batch: masked words, and pairs where the batch has labels.
 

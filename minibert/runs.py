@@ -261,7 +261,7 @@ def print_estimate(loop: Loop, model: nn.Module) -> None:
     if loop.utilisation:
         flops = loop.utilisation.useful_flops(step)
         steps = loop.settings.budget.max_steps
-        whole = f", {steps * flops:.2e} FLOP for the budget" if steps else ""
+        whole = f", {steps * loop.mean_step * flops:.2e} FLOP for the budget" if steps else ""
         log_line("arithmetic", f"{flops:.2e} FLOP a step{whole}")
     keeps_best = loop.settings.select is not None
     disk = run_folder_bytes(parameters, keeps_best, _held_moments(loop) / parameters)

@@ -32,17 +32,29 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _VOCAB_STEPS = ((1 << 20, 4096), (30 << 20, 8192), (1 << 30, 16384))
 _LARGEST_DEFAULT = 30522
 _LONGEST_WORD = 100  # characters; WordPiece makes a longer word [UNK]
-_LONG_RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_WORD + 1},}}")
 # BERT makes every ASCII symbol a word of its own and drops control characters, so that a NUL is
 # free to stand for the end of a text.
 _TEXT_END = b"\0"
 _MARKS = [bytes([c]) for c in string.punctuation.encode()] + [_TEXT_END]
 _CONTROLS = bytes({*range(32), 127} - set(b"\t\n\r"))
 # Nor do ideographs join others to words, where the normalizer parts them.
-_CHINESE_WORDS = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]|[^\u3400-\u4dbf\u4e00-\u9fff]+")
+_IDEOGRAPHS = r"\u3400-\u4dbf\u4e00-\u9fff"
+_CHINESE_WORDS = re.compile(rf"[{_IDEOGRAPHS}]|[^{_IDEOGRAPHS}]+")
 _END_ID = (1 << 32) - 1  # what stands for the end of a text among ids
 _REMEMBERED_PARTS, _REMEMBERED_BYTES = 1 << 17, 48  # longer parts seldom come again
+# Where a word may be too long; marks in common use end it, others merely have the text looked at.
+_WIDE_MARKS = "".join(
+    chr(c)
+    for c in (*range(0x2010, 0x3100), *range(0xFF00, 0xFFF0))
+    if unicodedata.category(chr(c))[0] == "P"
+)
 _COVERAGE = 0.9999  # share of the text's characters that get a piece; rarer ones become [UNK]
+
+
+def _long_run(chinese: bool) -> re.Pattern[str]:
+    """Finds a run of characters that no space, mark or, if they are parted, ideograph ends."""
+    ends = rf"\s{re.escape(string.punctuation + _WIDE_MARKS)}{_IDEOGRAPHS if chinese else ''}"
+    return re.compile(rf"(?<![^{ends}])[^{ends}]{{{_LONGEST_WORD + 1}}}")
 
 
 VOCAB_RULE = "4,096 below 1 MiB, 8,192 below 30 MiB, 16,384 below 1 GiB, then 30,522"
@@ -105,22 +117,22 @@ class WordPiece:
         backend.no_truncation()
         self._known = _KnownParts(backend)
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
-        """V, the number of token ids."""
-        return self.backend.get_vocab_size()
+        """V, the number of token ids; the largest one + 1, as one may have no token."""
+        return 1 + max(self.backend.get_vocab().values())
 
     @property
     def tokens(self) -> list[str]:
-        """The vocabulary in the order of its ids."""
-        vocab = self.backend.get_vocab()
-        return sorted(vocab, key=vocab.__getitem__)
+        """The vocabulary in the order of its ids, [unused:ID] where an id has no token."""
+        found = {i: token for token, i in self.backend.get_vocab().items()}
+        return [found.get(i, f"[unused:{i}]") for i in range(self.vocab_size)]
 
     @property
     def special_ids(self) -> list[int]:
-        """Ids of [PAD] [UNK] [CLS] [SEP] [MASK] and of any [unusedN]."""
-        vocab = self.backend.get_vocab()
-        return sorted(i for t, i in vocab.items() if t in SPECIAL_TOKENS or t.startswith("[unused"))
+        """Ids of [PAD] [UNK] [CLS] [SEP] [MASK], of any [unusedN], and those without a token."""
+        known = set(SPECIAL_TOKENS)
+        return [i for i, t in enumerate(self.tokens) if t in known or t.startswith("[unused")]
 
     @property
     def fingerprint(self) -> str:
@@ -192,11 +204,17 @@ class WordPiece:
     def from_pretrained(cls, folder: str | Path) -> WordPiece:
         """Loads tokenizer.json, or vocab.txt with tokenizer_config.json, from a folder.
 
+        A token that stands on two lines of vocab.txt has the id of the later one, as published
+        models have it; nothing gets the other id. Where tokenizer_config.json says otherwise of
+        case, accents or Chinese than tokenizer.json, it is followed, as transformers does.
+
         Raises:
             InputError: neither file is there, or it is not a WordPiece tokenizer.
         """
         folder = model_path(folder)
         fast, plain = folder / "tokenizer.json", folder / "vocab.txt"
+        config_file = folder / "tokenizer_config.json"
+        config = read_json(config_file, "") if config_file.is_file() else {}
         if fast.is_file():
             try:
                 backend = tokenizers.Tokenizer.from_file(str(fast))
@@ -205,11 +223,10 @@ class WordPiece:
             if not isinstance(backend.model, models.WordPiece):
                 kind = type(backend.model).__name__
                 raise InputError(f"{fast} is a {kind} tokenizer; BERT uses WordPiece")
+            _follow_config(backend, config)
             return cls(backend, bool(_normalizer_option(backend, "lowercase")))
         if not plain.is_file():
             raise InputError(f"{folder} holds neither tokenizer.json nor vocab.txt")
-        config_file = folder / "tokenizer_config.json"
-        config = read_json(config_file, "") if config_file.is_file() else {}
         try:
             tokens = plain.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
@@ -225,6 +242,29 @@ class WordPiece:
 def _normalizer_option(backend: tokenizers.Tokenizer, name: str) -> Any:
     """A setting of the BERT normalizer, or None where the tokenizer has another one."""
     return getattr(backend.normalizer, name, None)
+
+
+def _follow_config(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
+    """Gives the BERT normalizer what tokenizer_config.json says, if that changes what it does.
+
+    Classes that know no such settings have them from tokenizer.json alone.
+    """
+    found = backend.normalizer
+    has_own = config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    if has_own or not isinstance(found, normalizers.BertNormalizer):
+        return
+    names = {"do_lower_case": found.lowercase, "tokenize_chinese_chars": found.handle_chinese_chars}
+    lowercase, chinese = (
+        before if config.get(name) is None else bool(config[name]) for name, before in names.items()
+    )
+    # Without a word on accents they go with the case; without one on either they stay.
+    named = config.get("do_lower_case") is not None
+    accents = config.get("strip_accents", None if named else found.strip_accents)
+    accents = lowercase if accents is None else bool(accents)
+    before = found.lowercase if found.strip_accents is None else found.strip_accents
+    if (lowercase, chinese, accents) != (found.lowercase, found.handle_chinese_chars, before):
+        found.lowercase, found.handle_chinese_chars = lowercase, chinese
+        found.strip_accents = accents
 
 
 def _build(tokens: Iterable[str], lowercase: bool, chinese: bool) -> tokenizers.Tokenizer:
@@ -268,30 +308,27 @@ def train_wordpiece(
         vocab_size: V wanted, special tokens included.
         lowercase: lower-case and strip accents (the published "uncased" models).
         chinese: split Chinese characters into words of one character.
-        exact: refuse a text that supports fewer pieces; otherwise take those it supports.
+        exact: refuse a text that supports fewer pieces; otherwise take those it supports, and the
+            next default size that holds its single characters where they are more.
 
     Raises:
         InputError: the text has fewer distinct pieces than an exact vocab_size, or more single
-            characters.
+            characters than that or any default.
     """
     normalizer, splitter = _normalizer(lowercase, chinese), pre_tokenizers.BertPreTokenizer()
+    long_run = _long_run(chinese)
 
     def usable() -> Iterator[str]:
         """The text without words that become [UNK] for their length: they cost its square."""
         for text in texts():
-            if _LONG_RUN.search(text):
+            if long_run.search(text):
                 words = splitter.pre_tokenize_str(normalizer.normalize_str(text))
                 text = " ".join(word for word, _ in words if len(word) <= _LONGEST_WORD)
             yield text
 
     alphabet = _alphabet(usable(), lowercase, chinese)
     first = [*alphabet, *(f"##{c}" for c in alphabet if not _stands_alone(c, chinese))]
-    room = vocab_size - len(SPECIAL_TOKENS) - len(first)
-    if room < 0:
-        raise InputError(
-            f"--vocab-size {vocab_size} is too small for this text: its {len(alphabet)} characters "
-            f"alone take {vocab_size - room} pieces"
-        )
+    vocab_size = _fitting_size(vocab_size, len(SPECIAL_TOKENS) + len(first), len(alphabet), exact)
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = _normalizer(lowercase, chinese)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -310,6 +347,21 @@ def train_wordpiece(
             f"pieces at most"
         )
     return WordPiece(_build(sorted(vocab, key=vocab.__getitem__), lowercase, chinese), lowercase)
+
+
+def _fitting_size(wanted: int, needed: int, characters: int, exact: bool) -> int:
+    """The vocabulary size wanted or, unless it is exact, the next default that is enough."""
+    size = wanted
+    if not exact and needed > wanted:
+        larger = [step for _, step in _VOCAB_STEPS if step >= needed]
+        size = min([*larger, max(wanted, _LARGEST_DEFAULT)])
+    if needed > size:
+        named = f"--vocab-size {size}" if exact else f"the default of {size} pieces"
+        raise InputError(
+            f"{named} is too small for this text: its {characters} characters alone take "
+            f"{needed} pieces{'' if exact else '; give a larger --vocab-size'}"
+        )
+    return size
 
 
 def _alphabet(texts: Iterator[str], lowercase: bool, chinese: bool) -> list[str]:

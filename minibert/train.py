@@ -184,6 +184,7 @@ class Loop:
         forward: Callable[..., Any] | None = None,
         utilisation: Utilisation | None = None,
         pace: Callable[[float], object] = lambda done: None,
+        mean_step: float = 1.0,
     ) -> None:
         """Takes everything the loop needs.
 
@@ -194,12 +195,14 @@ class Loop:
             utilisation: how rows get their `mfu`; without it they have none.
             pace: told the share of the budget used before each step's data are taken, for steps
                 that grow with it.
+            mean_step: size of a step in the mean over a budget of steps, as a share of the largest.
         """
         self.model = model
         self.forward = model if forward is None else forward
         self.data, self.objective, self.optimizer = data, objective, optimizer
         self.settings, self.runtime, self.folder = settings, runtime, folder
         self.evaluate, self.utilisation, self.pace = evaluate, utilisation, pace
+        self.mean_step = mean_step
         self.state = LoopState()
         self._sums: dict[str, Tensor] = {}  # of the log window, on the device
         self._first_bad: Tensor | None = None  # step whose loss or gradient was not finite; 0: none
@@ -430,6 +433,16 @@ class Loop:
         self.data.seek(position)
         return steps, share
 
+    def expected_seconds(self, seconds: float, share: float) -> float:
+        """How long the budget takes about.
+
+        Args:
+            seconds, share: of a step of the largest size, its time and its share of an epoch.
+        """
+        budget = self.settings.budget
+        mean = self.mean_step if budget.max_steps is not None else 1.0  # a count of small ones too
+        return budget.steps(seconds, share) * seconds * mean
+
     def start_clock(self) -> None:
         """What came before, such as compiling when a run goes on, is no time of the loop."""
         self._session_start = time.perf_counter()
@@ -456,13 +469,13 @@ class Loop:
         seconds, share = self.time_step()
         budget = self.settings.budget
         text = f"{parameters:,} parameters, {self.runtime.precision} on {self.runtime.device}; "
-        text += f"a step takes {seconds:.2f} s"
-        steps = budget.steps(seconds, share)
+        text += f"a step takes {seconds:.2f} s{' at its largest' if self.mean_step < 1 else ''}"
+        steps, expected = budget.steps(seconds, share), self.expected_seconds(seconds, share)
         if budget.max_steps is not None:
-            text += f", {budget.max_steps:,} steps about {clock(steps * seconds)}"
+            text += f", {budget.max_steps:,} steps about {clock(expected)}"
         elif budget.epochs is not None:
             text += f", {budget.epochs:g} epochs of about {1 / share:,.0f} steps each "
-            text += f"about {clock(steps * seconds)}"
+            text += f"about {clock(expected)}"
         elif budget.seconds is not None:
             text += f", {clock(budget.seconds)} about {steps:,.0f} steps"
         unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB on Linux

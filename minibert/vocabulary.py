@@ -37,7 +37,7 @@ def corpus_vocabulary(
     folder = cache_dir / f"vocabulary-{key}"
     if (folder / "tokenizer_config.json").is_file():  # the file that `save` writes last
         print(f"vocabulary: read from {folder}", file=sys.stderr)
-        return WordPiece.from_pretrained(folder)
+        return _said_if_larger(WordPiece.from_pretrained(folder), vocab_size)
     total = sum(map(reader.text_bytes, files))
     count = _SAMPLE // _STRETCH
     if total > _SAMPLE:
@@ -57,6 +57,16 @@ def corpus_vocabulary(
     tokenizer = train_wordpiece(texts, vocab_size, lowercase, chinese, exact)
     tokenizer.save(folder)
     print(f"vocabulary: {tokenizer.vocab_size:,} pieces, written to {folder}", file=sys.stderr)
+    return _said_if_larger(tokenizer, vocab_size)
+
+
+def _said_if_larger(tokenizer: WordPiece, vocab_size: int) -> WordPiece:
+    if tokenizer.vocab_size > vocab_size:
+        print(
+            f"vocabulary: {tokenizer.vocab_size:,} pieces instead of {vocab_size:,}, which the "
+            f"single characters of the text alone exceed; --vocab-size chooses another size",
+            file=sys.stderr,
+        )
     return tokenizer
 
 

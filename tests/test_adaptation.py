@@ -406,13 +406,33 @@ def test_what_cannot_be_used_is_refused_before_anything_is_trained(
     assert not (world / "refused").exists()
 
 
-def test_text_that_cannot_be_read_is_refused(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "latin.txt",
+            "caf\xe9\n" * 9,
+            "latin.txt: byte 3 is not UTF-8 (0xe9); convert it to UTF-8",
+        ),
+        (
+            "b.jsonl",
+            '{"body": "x"}',
+            "no text under 'text' (it has: body); rename the key to 'text'",
+        ),
+    ],
+)
+def test_text_that_cannot_be_read_is_refused_without_flags_of_pretraining(
+    world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: str,
+    said: str,
 ) -> None:
-    (tmp_path / "latin.txt").write_bytes("caf\xe9\n".encode("latin-1") * 9)
-    assert main(flags(world, "unread", "--adapt", str(tmp_path / "latin.txt"))) == 2
+    (tmp_path / name).write_bytes(content.encode("latin-1"))
+    assert main(flags(world, "unread", "--adapt", str(tmp_path / name))) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("minibert: --adapt: ") and "latin.txt: byte 3 is not UTF-8" in last
+    assert last.startswith("minibert: --adapt: ") and last.endswith(said)
     assert not (world / "unread").exists()
 
 

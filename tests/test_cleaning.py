@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,25 @@ PARTS = ["&", "amp;", "lt;", "<br", " />", "(", ")", "[", "]", ",", " ", "\x00",
 def test_cleaning_what_is_clean_changes_nothing(parts: list[str]) -> None:
     lines = clean_line("".join(parts).replace("\n", ""))
     assert [again for line in lines for again in clean_line(line)] == lines
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "word" + " " * 30_000 + "end (x)",
+        "\t" * 30_000 + "[1]",
+        "(" + " ," * 15_000 + "[x",
+        "( " * 15_000,
+        "(" * 8_000 + ")" * 8_000,
+        "&" + "amp;" * 8_000,
+    ],
+    ids=["spaces", "tabs", "marks", "open brackets", "nested brackets", "nested entities"],
+)
+def test_time_grows_with_the_line_and_not_with_its_square(line: str) -> None:
+    clean_line("warm (up)")
+    started = time.process_time()
+    clean_line(line)
+    assert time.process_time() - started < 1
 
 
 def documents_of(path: Path) -> list[str]:

@@ -9,11 +9,13 @@ import json
 import lzma
 import os
 import re
+import tarfile
 import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -131,10 +133,12 @@ def test_text_field_names_the_key(tmp_path: Path) -> None:
     [
         ("{oops", "is not JSON"),
         ('{"body": "x", "id": 1}', r"no text under 'text' \(it has: body, id\)"),
-        ('{"text": 5}', "no text under 'text'"),
-        ('{"text": null}', "no text under 'text'"),
-        ('["text"]', r"no text under 'text' \(it has: list\)"),
-        ("17", r"it has: int"),
+        ('{"text": 5}', 'has 5 under \'text\'; expected {"text": "..."}'),
+        ('{"text": null}', "has null under 'text'; expected"),
+        ('{"text": ["One.", "Two."]}', r'has \["One.", "Two."\] under'),
+        ('["text"]', r'has \["text"\]; expected {"text": "..."}'),
+        ('"text"', 'has "text"; expected'),
+        ("17", "has 17; expected"),
         ("[" * 100_000, "is not JSON"),  # nested too deep for the parser
         ("1" * 5000, "line 3"),  # an integer beyond Python's limit
     ],
@@ -152,13 +156,33 @@ def test_json_line_longer_than_a_block_is_read_whole(tmp_path: Path) -> None:
     assert documents(path) == [[text]]
 
 
+def test_time_to_read_a_json_line_grows_with_the_line_not_its_square(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Blocks of 256 bytes: a line of 8 MiB joined anew with each would copy 128 GiB.
+    monkeypatch.setattr(corpus, "_BLOCK", 1 << 8)
+    line = '{"text": "' + "word " * (8 * MIB // 5) + '"}'
+    path = write(tmp_path / "a.jsonl", f'{{"text": "a"}}\n{line}\n{{"text": "b"}}')
+    started = time.process_time()
+    assert [len(lines[0]) for lines, _ in read_pieces(path, PLAIN)] == [
+        1,
+        len(line) - 12,
+        1,
+    ]
+    assert time.process_time() - started < 2
+
+
 # --- compression -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", COMPRESSORS)
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_compressed_file_reads_as_its_content(tmp_path: Path, name: str, ending: str) -> None:
-    content = '{"text": "one 中"}\n{"text": "two"}\n'
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.txt", "one 中\n\ntwo\n"), ("a.jsonl", '{"text": "one 中"}\n{"text": "two"}\n')],
+)
+def test_compressed_file_reads_as_its_content(
+    tmp_path: Path, name: str, content: str, ending: str
+) -> None:
     plain = write(tmp_path / name, content)
     packed = write(tmp_path / (name + ending.upper()), COMPRESSORS[ending](content.encode()))
     check_readable(packed)
@@ -282,6 +306,45 @@ def test_file_that_is_no_text_is_named_with_the_reason(
     with pytest.raises(InputError, match=said) as caught:
         check_readable(path)
     assert str(path) in str(caught.value)
+
+
+JSON_LINE = b'{"text": "One.", "id": 3}\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        JSON_LINE * 3,
+        b"\xef\xbb\xbf" + JSON_LINE,
+        b"\n \n" + JSON_LINE[:-1],
+        b'{ "a \\" b" :' + b"5" * 70_000 + b"}",
+    ],
+    ids=["lines", "mark", "blank", "long"],
+)
+@pytest.mark.parametrize("name", ["c4.json", "train.ndjson", "a.txt", "c4.json.gz"])
+def test_json_lines_under_another_name_are_refused(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    path = write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(InputError, match=r"holds JSON lines; name it \.jsonl"):
+        check_readable(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"oops": said he}', b'{\n "a": 1\n}', b'["a"]\n', b"{name}: text\n", b'"Hm": {"a": 1}\n'],
+)
+def test_text_that_is_no_json_line_is_readable(tmp_path: Path, content: bytes) -> None:
+    check_readable(write(tmp_path / "a.txt", content))
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz")])
+def test_an_archive_of_text_is_refused(tmp_path: Path, name: str, mode: Any) -> None:
+    text = write(tmp_path / "a.txt", "Some words.\n" * 2000)
+    with tarfile.open(tmp_path / name, mode) as archive:
+        archive.add(text, arcname="a.txt")
+    with pytest.raises(InputError, match="is a tar archive; unpack it"):
+        check_readable(tmp_path / name)
 
 
 @pytest.mark.parametrize("ending", COMPRESSORS)
@@ -581,6 +644,22 @@ def test_content_digest_sees_both_ends_and_the_size(tmp_path: Path, size: int) -
     }
     assert len(digests) == 4 + (size > 1)
     assert corpus.content_digest(write(tmp_path / "b", content)) in digests
+
+
+def test_content_digest_of_a_large_file_is_that_of_its_copy_and_sees_blocks_all_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "_DIGEST_WHOLE", 64 << 10)  # 1,024 blocks of 64 bytes
+    content = os.urandom(1 << 20)
+    path, copy = write(tmp_path / "a", content), write(tmp_path / "b", content)
+    os.utime(copy, (1, 1))
+    digest = corpus.content_digest(path)
+    assert corpus.content_digest(copy) == digest
+    for at in (0, len(content) // 3, len(content) // 2, len(content) - 1200):
+        # An edit of a line or more, which a block falls into wherever it begins.
+        changed = content[:at] + bytes(1200) + content[at + 1200 :]
+        assert corpus.content_digest(write(tmp_path / "c", changed)) != digest
+    assert corpus.content_digest(write(tmp_path / "c", content + b"x")) != digest
 
 
 def test_text_size_of_a_compressed_file_is_estimated_as_four_times_its_own(tmp_path: Path) -> None:

@@ -88,10 +88,13 @@ def test_split_is_disjoint_and_covers_all(words: WordPiece, count: int, nsp: str
 
 
 def test_split_depends_on_the_store_alone() -> None:
-    store = store_of([[[FIRST], [FIRST]]] * 100, 10)
-    orders = [[int(p.offsets(i)[0]) for p in split_documents(store, "nsp") for i in range(5)]] * 2
+    stores = [store_of([[[FIRST], [FIRST]]] * 100, 10) for _ in range(2)]
+    orders = [
+        [int(p.offsets(i)[0]) for p in split_documents(store, "nsp") for i in range(5)]
+        for store in stores
+    ]
     assert orders[0] == orders[1]
-    held_out = [int(split_documents(store, "sop")[1].offsets(i)[0]) for i in range(5)]
+    held_out = [int(split_documents(stores[0], "sop")[1].offsets(i)[0]) for i in range(5)]
     assert held_out == orders[0][5:]
     assert held_out != list(range(5))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from minibert.examples import Example, ExampleBuilder
 from minibert.heads import BertForPreTraining
 from minibert.optim import Budget, build_optimizer
 from minibert.pretraining import pretrain
-from minibert.pretraining_data import PretrainingData, pretraining_terms
+from minibert.pretraining_data import PretrainingData, mean_batch_share, pretraining_terms
 from minibert.run_folder import RunFolder, read_metrics
 from minibert.train import Loop, LoopSettings, StepData, fit
 from minibert.world import ALONE, World
@@ -302,6 +303,30 @@ def test_timing_takes_the_largest_steps_and_uses_nothing_up(builder: ExampleBuil
     assert len(first[0].lengths) == 4  # of 16 short ones
     assert loop.take_step() is None
     assert np.isclose(loop.state.tokens, first[0].num_tokens)
+
+
+def test_a_budget_of_steps_is_estimated_by_their_mean(
+    builder: ExampleBuilder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = data_of(builder, short=None, short_share=0.0, batch_ramp=0.8)
+    sizes = [len(step.lengths) for step in take(data, range(4000), of=4000)]
+    assert np.mean(sizes) / max(sizes) == pytest.approx(mean_batch_share(0.8), abs=0.05)
+    loop = loop_of(builder, None, Budget(max_steps=10))
+    loop.mean_step = 0.7
+    assert loop.expected_seconds(2.0, 0.1) == pytest.approx(14)
+    loop.settings = dataclasses.replace(loop.settings, budget=Budget(epochs=0.5))
+    assert loop.expected_seconds(2.0, 0.1) == pytest.approx(10)  # as many examples in any steps
+    (tmp_path / "corpus.txt").write_text(corpus_text())
+    line = ["pretrain", "--corpus", str(tmp_path / "corpus.txt"), "--preset", "tiny", "--dry-run"]
+    line += ["--cache-dir", str(tmp_path / "cache"), "--vocab-size", "60", "--batch-size", "8"]
+    line += ["--max-seq-length", "32", "--max-steps", "1000", "--device", "cpu"]
+    assert main([*line, "--batch-ramp", "1"]) == 0
+    told = capsys.readouterr().err
+    assert "s at its largest, 1,000 steps about" in told
+    figures = re.search(r"(\S+) FLOP a step, (\S+) FLOP for the budget", told)
+    assert figures
+    step, whole = figures.groups()
+    assert float(whole) == pytest.approx(625 * float(step), rel=0.01)
 
 
 def test_the_command_says_what_it_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from minibert.tokenizer import (
     SPECIAL_TOKENS,
     WordPiece,
     _build,
+    _long_run,
     default_vocab_size,
     train_wordpiece,
 )
@@ -175,6 +177,21 @@ def test_both_sizes_that_an_error_names_work() -> None:
     assert train_wordpiece(texts_of(text), 11).vocab_size == 11
 
 
+def test_a_size_that_nobody_gave_grows_to_the_next_that_holds_the_characters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("minibert.tokenizer._VOCAB_STEPS", ((1, 6), (2, 9), (3, 12), (4, 14)))
+    monkeypatch.setattr("minibert.tokenizer._LARGEST_DEFAULT", 16)
+    # 3 letters, alone and after "##", and 5 special tokens: 11 pieces, 14 with all merges.
+    text = texts_of("abc abc ab")
+    assert train_wordpiece(text, 6, exact=False).vocab_size == 12
+    assert train_wordpiece(text, 13, exact=False).vocab_size == 13
+    # 5 letters: 15 pieces.
+    assert train_wordpiece(texts_of("abcde abcde abc"), 6, exact=False).vocab_size == 16
+    with pytest.raises(InputError, match="the default of 16 pieces .* take 19 .* a larger --vocab"):
+        train_wordpiece(texts_of("abcdefg abcdefg"), 6, exact=False)
+
+
 def test_text_without_any_character_is_refused() -> None:
     with pytest.raises(InputError, match="5 pieces at most"):
         train_wordpiece(texts_of("", " \n"), 100)
@@ -219,6 +236,47 @@ def test_accents_setting_of_the_config_is_honoured(tmp_path: Path) -> None:
     config = {"do_lower_case": True, "strip_accents": False}
     tokenizer = WordPiece.from_pretrained(write_vocabulary(tmp_path, tokens, **config))
     assert tokenizer.ids(["Über uber"]) == [[6, 5]]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"do_lower_case": False},
+        {"do_lower_case": False, "strip_accents": None},
+        {"do_lower_case": True, "strip_accents": False},
+        {"do_lower_case": False, "strip_accents": True, "tokenize_chinese_chars": False},
+        {"do_lower_case": True, "tokenize_chinese_chars": True},
+    ],
+)
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_config_is_followed_where_tokenizer_json_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lowercase: bool, config: dict[str, object]
+) -> None:
+    words = [*SPECIAL_TOKENS, "Über", "über", "uber", "Uber", "中", "中文", "##文", "文"]
+    WordPiece(_build(words, lowercase, True), lowercase).save(tmp_path)
+    write_vocabulary(tmp_path, words, tokenizer_class="BertTokenizer", **config)
+    both = WordPiece.from_pretrained(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    text = "Über über 中文 Uber"
+    ids = both.ids([text])[0]
+    assert both.lowercase is config["do_lower_case"]
+    (tmp_path / "tokenizer.json").rename(tmp_path / "kept.json")
+    assert WordPiece.from_pretrained(tmp_path).ids([text]) == [ids]
+    (tmp_path / "kept.json").rename(tmp_path / "tokenizer.json")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs(text, add_special_tokens=False)["input_ids"] == ids
+
+
+@pytest.mark.parametrize("config", [{}, {"tokenizer_class": "PreTrainedTokenizerFast"}])
+def test_config_that_says_nothing_of_it_leaves_tokenizer_json_alone(
+    tmp_path: Path, config: dict[str, object]
+) -> None:
+    before = WordPiece(_build([*SPECIAL_TOKENS, "A", "a"], False, False), False)
+    before.save(tmp_path)
+    given = config | {"do_lower_case": True} if config else {"model_max_length": 512}
+    write_vocabulary(tmp_path, before.tokens, **given)
+    assert WordPiece.from_pretrained(tmp_path).fingerprint == before.fingerprint
 
 
 def test_only_line_feeds_part_the_tokens_of_vocab_txt(tmp_path: Path) -> None:
@@ -328,6 +386,25 @@ def test_fingerprint_changes_with_anything_that_changes_ids() -> None:
     assert train_wordpiece(text, 16).fingerprint == variants[0].fingerprint
 
 
+def test_token_on_two_lines_has_the_later_id_and_no_other_id_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [*SPECIAL_TOKENS, "the", "a", "a", "cat", "the", "dog"]
+    tokenizer = WordPiece.from_pretrained(write_vocabulary(tmp_path / "plain", tokens))
+    tokenizer.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "vocab.txt").read_text().split("\n")[8] == "cat"
+    for found in (tokenizer, WordPiece.from_pretrained(tmp_path / "saved")):
+        assert found.ids(["the dog, a cat"]) == [[9, 10, 1, 7, 8]]
+        assert found.vocab_size == len(found.tokens) == 11
+        assert found.special_ids == [0, 1, 2, 3, 4, 5, 6]
+        assert found.fingerprint == tokenizer.fingerprint
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers")
+    for name in ("plain", "saved"):
+        theirs = transformers.BertTokenizer.from_pretrained(tmp_path / name)
+        assert theirs("the dog, a cat")["input_ids"] == [2, 9, 10, 1, 7, 8, 3]
+
+
 # --- what is refused ---------------------------------------------------------------------------
 
 
@@ -408,3 +485,39 @@ def test_text_without_spaces_between_its_words_enters_the_vocabulary() -> None:
     url = "silver/garden?river=miller&" * 20
     tokens = train_wordpiece(lambda: iter([chinese, url]), 200, exact=False).tokens
     assert {"磨", "silver", "garden", "miller"} <= set(tokens)
+
+
+_SAYING = "河边的磨坊主，把银子藏在花园里。他說：「走吧！」（笑）" * 20
+
+
+@pytest.mark.parametrize("chinese", [True, False])
+@pytest.mark.parametrize(
+    "text",
+    [
+        _SAYING,
+        "silver，garden；river（miller）" * 20,
+        "a" * 60 + "，" + "b" * 60 + "。" + "c" * 101 + "！" + "d" * 100,
+        "x" * 60 + "中" + "y" * 60 + "中" * 101 + "z〇〒" * 50,
+        "\u0915\u093f" * 120 + "–" + "…" * 120 + "\uac00" * 90,
+    ],
+    ids=["chinese", "wide marks", "long words", "mixed", "other"],
+)
+def test_only_text_that_may_hold_too_long_words_is_looked_at_and_none_is_missed(
+    monkeypatch: pytest.MonkeyPatch, text: str, chinese: bool
+) -> None:
+    def trained() -> list[str]:
+        texts = [text, "the miller kept silver " * 30]
+        return train_wordpiece(lambda: iter(texts), 300, True, chinese, exact=False).tokens
+
+    found = trained()
+    monkeypatch.setattr("minibert.tokenizer._long_run", lambda chinese: re.compile(""))
+    assert trained() == found
+
+
+def test_chinese_text_is_not_taken_for_long_words() -> None:
+    assert not _long_run(chinese=True).search(_SAYING)
+    assert not _long_run(chinese=False).search(_SAYING)
+    assert not _long_run(chinese=True).search("河边的磨坊主" * 30)
+    assert _long_run(chinese=False).search("河边的磨坊主" * 30)
+    assert _long_run(chinese=True).search("a" * 101)
+    assert not _long_run(chinese=True).search(("a" * 100 + ",") * 3)

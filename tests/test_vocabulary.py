@@ -44,6 +44,20 @@ def test_vocabulary_depends_on_every_setting(cache: Path, tmp_path: Path) -> Non
     assert len({t.fingerprint for t in found}) == 4
 
 
+def test_a_default_size_that_the_characters_exceed_grows_and_says_so(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    characters = [chr(0x4E00 + i) for i in range(3000)]  # each also after "##"
+    text = "\n".join("".join(characters[i : i + 30]) for i in range(0, 3000, 30))
+    path = write(tmp_path / "a.txt", f"{text}\n" * 2)
+    for told in ("written to", "read from"):
+        found = corpus_vocabulary([path], 4096, PLAIN, True, False, cache, exact=False)
+        assert found.vocab_size > 6000
+        said = capsys.readouterr().err
+        assert told in said
+        assert f"{found.vocab_size:,} pieces instead of 4,096" in said
+
+
 def test_a_sample_is_stretches_of_whole_lines_at_equal_distances(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
