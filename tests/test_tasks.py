@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 import shutil
 import tarfile
@@ -33,7 +34,7 @@ from minibert.tasks.classification import (
     score,
     tfidf_baseline,
 )
-from minibert.tasks.labelled import LabelledText
+from minibert.tasks.labelled import LabelledText, read_own
 from minibert.tasks.labelled_sets import IMDB_CLASSES, read_imdb
 from minibert.tasks.splits import cut_dev, limit_examples
 from minibert.tasks.texts import encode
@@ -122,6 +123,19 @@ def test_markup_becomes_a_space_and_is_counted(reviews: Path) -> None:
     found = next(e for e in splits.train if e.id == "train/pos/0_8")
     assert found.text == "a b c 3 < 4 > 2 <3 d"
     assert any(note.startswith("1 with markup") for note in splits.notes)
+
+
+def test_what_is_no_tag_of_html_stays_in_own_texts(tmp_path: Path) -> None:
+    texts = {
+        "The <e1>company</e1> fabricates <e2>chairs</e2>.": None,
+        "thanks <user> see <url>": None,
+        "if x <y and z> w, a <b and c> d": None,
+        'a<br />b <I>c</I><br clear="all"/>\0 <a href="x">d</a>': "a b c d",
+    }
+    rows = [json.dumps({"text": t, "label": "xy"[i % 2]}) for i, t in enumerate(texts)]
+    (tmp_path / "own.jsonl").write_text("\n".join(rows))
+    splits = read_own(FinetuneSettings(task="classification", data=str(tmp_path / "own.jsonl")))
+    assert [e.text for e in splits.train] == [clean or given for given, clean in texts.items()]
 
 
 def test_repeated_and_shared_texts_are_noted(reviews: Path) -> None:
