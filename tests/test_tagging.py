@@ -590,6 +590,19 @@ def test_argmax_decoding_is_legal_and_changes_letters_alone() -> None:
         assert found == to_bio(plain, "BIO")[0]
 
 
+def test_a_type_without_a_b_begins_with_i() -> None:
+    """As of published taggers of CoNLL-2003: B-X only parts neighbours of one type."""
+    tags = "O B-LOC B-MISC B-ORG I-LOC I-MISC I-ORG I-PER".split()
+    best = "I-PER I-PER O I-LOC I-LOC B-LOC O I-ORG I-MISC".split()
+    scores = np.full((len(best), len(tags)), 0.05)
+    scores[range(len(best)), [tags.index(tag) for tag in best]] = 0.65
+    found = decode(np.log(scores), tags)
+    assert found == "B-PER I-PER O B-LOC I-LOC B-LOC O B-ORG B-MISC".split()
+    assert span_scores(np.log(scores), tags, found) == {
+        span: pytest.approx(0.65) for span in spans_of(found)
+    }
+
+
 def test_an_entitys_score_is_the_mean_of_its_words() -> None:
     shares = np.array([[0.1, 0.6, 0.1, 0.1, 0.1], [0.1, 0.1, 0.8, 0.0, 0.0], [1.0, 0, 0, 0, 0]])
     with np.errstate(divide="ignore"):

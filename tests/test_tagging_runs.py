@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -9,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from samples import NOUNS, one_thread, write_corpus  # noqa: F401
 
 import minibert
 from minibert.cli import main
+from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.finetuning import finetune
 from minibert.pretraining import pretrain
 from minibert.settings import FinetuneSettings
 from minibert.tasks.tagging import Entity, TaggingTask
+from minibert.token_heads import BertForTokenClassification
 from minibert.train import Term
 
 LOOP: dict[str, Any] = {
@@ -180,10 +184,23 @@ def test_a_plain_text_gives_entities_with_their_place(
     ]
 
 
+def test_a_published_tagger_of_iob1_finds_its_entities(learnt: Path, tmp_path: Path) -> None:
+    names = "O B-LOC B-MISC B-ORG I-LOC I-MISC I-ORG I-PER".split()
+    start = BertConfig.from_pretrained(learnt)
+    config = dataclasses.replace(start, id2label=dict(enumerate(names)))
+    model = BertForTokenClassification.from_pretrained(learnt, config, ("classifier.",))
+    torch.nn.init.zeros_(model.classifier.weight)
+    model.classifier.bias.data = torch.tensor([0.0] * 7 + [8.0])  # all is I-PER
+    folder = Path(shutil.copytree(learnt, tmp_path / "iob1"))
+    model.save_pretrained(folder)
+    found = minibert.load(folder).predict("castle valley")[0]
+    assert [(e.type, e.text) for e in found.entities] == [("PER", "castle valley")]
+    data = conll(tmp_path / "own.conll", [(["castle", "valley"], ["B-PER", "I-PER"])])
+    assert minibert.evaluate(folder, data=data)["f1"] == 1.0
+
+
 def test_transformers_opens_the_folder(learnt: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    import torch
-
     theirs = transformers.AutoModelForTokenClassification.from_pretrained(learnt)
     assert theirs.config.id2label[3] == "B-PER"
     ours = minibert.load(learnt)

@@ -153,7 +153,7 @@ class TaggingTask(Task[Sentence, Tagged]):
         if strange or "O" not in self.tags:
             raise InputError(
                 f"{folder}: id2label in config.json names {', '.join(self.tags[:6])}; expected "
-                f"the BIO tags O, B-X and I-X"
+                f"the tags O, B-X and I-X, of BIO or IOB1"
             )
 
     def config_fields(self) -> dict[str, Any]:
