@@ -153,6 +153,14 @@ def test_evaluate_repeats_the_figures_and_takes_other_data(learnt: Path, world: 
         minibert.evaluate(learnt, data=conll(world / "strange.conll", strange))
 
 
+def test_a_folder_with_a_test_file_alone_is_scored(learnt: Path, tmp_path: Path) -> None:
+    conll(tmp_path / "test.txt", tagged(4, 3))
+    found = minibert.evaluate(learnt, data=str(tmp_path))
+    assert (found["num_eval"], found["scored"]) == (4, "test")
+    (tmp_path / "test.txt").rename(tmp_path / "dev.txt")
+    assert minibert.evaluate(learnt, data=str(tmp_path))["scored"] == "dev"
+
+
 def test_a_plain_text_gives_entities_with_their_place(
     learnt: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

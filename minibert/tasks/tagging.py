@@ -108,6 +108,20 @@ class TaggingTask(Task[Sentence, Tagged]):
         return (example.text or " ".join(example.words),)
 
     def read(self, source: Source) -> Splits[Sentence]:
+        paths = self._paths(source)
+        if "train" not in paths:
+            raise InputError(
+                f"{source.path} holds no file to train on, such as train.txt, train.conll or "
+                f"train.jsonl"
+            )
+        return self._splits(source, paths)
+
+    def read_to_score(self, source: Source) -> Splits[Sentence]:
+        paths = self._paths(source)
+        return self._splits(source, paths) if paths else self.read(source)
+
+    def _paths(self, source: Source) -> dict[str, Path]:
+        """Split -> file."""
         settings = self.settings
         paths = {"train": source.path}
         if source.path.is_dir():
@@ -116,12 +130,11 @@ class TaggingTask(Task[Sentence, Tagged]):
         for split, given in (("dev", settings.dev_data), ("test", settings.test_data)):
             if given is not None:
                 paths[split] = Path(given)
-        if "train" not in paths:
-            raise InputError(
-                f"{source.path} holds no file to train on, such as train.txt, train.conll or "
-                f"train.jsonl"
-            )
-        read, notes = read_tagged(paths, settings.text_column, settings.label_column)
+        return paths
+
+    def _splits(self, source: Source, paths: dict[str, Path]) -> Splits[Sentence]:
+        """The sentences of these files, without any to train on where none is named."""
+        read, notes = read_tagged(paths, self.settings.text_column, self.settings.label_column)
         size = {
             split: f"{len(rows):,} {split} sentences with "
             f"{sum(len(spans_of(e.tags)) for e in rows):,} entities"
@@ -132,9 +145,8 @@ class TaggingTask(Task[Sentence, Tagged]):
         twice = [name for name, count in ids.items() if count > 1]
         if twice:
             notes.append(f"{len(twice):,} ids that come more than once ({', '.join(twice[:3])})")
-        return Splits(
-            read["train"], read.get("test"), str(source.path), tuple(notes), read.get("dev")
-        )
+        train = read.get("train", [])
+        return Splits(train, read.get("test"), str(source.path), tuple(notes), read.get("dev"))
 
     def same(self, example: Sentence) -> str:
         return " ".join(example.words).lower()
