@@ -322,6 +322,18 @@ def test_columns_can_be_chosen_and_odd_white_space_belongs_to_words(tmp_path: Pa
     assert not notes
 
 
+def test_a_word_may_begin_with_a_hash_and_a_comment_may_end_like_a_tag(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "#NYC B-LOC nnp\nis O v\n\n# O x\nAda B-PER nnp\n")
+    sentences, _ = read_columns(path, "dev", 0, 1)
+    assert [e.words for e in sentences] == [["#NYC", "is"], ["#", "Ada"]]
+    path = write(tmp_path / "b.txt", "#NYC\tLOC\nis\tO\n\n# id\t7\nOslo\tLOC\n")  # tags are IO
+    sentences, notes = read_columns(path, "dev")
+    assert [e.words for e in sentences] == [["#NYC", "is"], ["Oslo"]]
+    assert notes == ["1 comment lines left out"]
+    path = write(tmp_path / "c.txt", "# of Ada B-PER\nAda B-PER\n")
+    assert read_columns(path, "dev")[0][0].words == ["Ada"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
