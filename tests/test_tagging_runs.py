@@ -304,7 +304,7 @@ def test_the_bundled_sample_runs_and_says_so(
 BAD = {
     "no entity": (["a O\n\nb O\n\nc O"], "no training sentence has an entity: every tag is O"),
     "no tag": (["a B-X\nb"], "line 2: 'b' has 1 column(s)"),
-    "one sentence": (["a B-X"], "a dev split needs 2"),
+    "one sentence": (["a B-X"], "too few to cut a dev split off"),
     "no such column": (["a x B-X", "--label-column", "7"], "expected a word and its tag"),
     "named column": (["a B-X", "--label-column", "tag"], "columns are counted from 0"),
     "pairs": (["a B-X", "--text-pair-column", "b"], "--text-pair-column has no use in tagging"),

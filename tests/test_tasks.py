@@ -37,6 +37,8 @@ from minibert.tasks.classification import (
 from minibert.tasks.labelled import LabelledText, read_own
 from minibert.tasks.labelled_sets import IMDB_CLASSES, read_imdb
 from minibert.tasks.splits import cut_dev, limit_examples
+from minibert.tasks.tagged import Sentence
+from minibert.tasks.tagging import TaggingTask
 from minibert.tasks.texts import encode
 from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
 
@@ -242,6 +244,28 @@ def test_copies_of_a_text_stay_on_one_side() -> None:
     assert any(e.id.startswith("copy") for e in dev)
 
 
+def test_a_dev_split_is_the_one_that_figures_were_measured_with() -> None:
+    first = [f"0/{i}" for i in (2, 16, 17, 22, 35, 46)]
+    again = [f"copy/0/{i}" for i in (2, 16, 17, 22, 35)]
+    _, dev = cut_dev(IMDB, examples(copies=40), 0.1)
+    assert [e.id for e in dev] == [*first, "1/4", "1/13", *again]
+
+
+def test_many_copies_of_one_text_do_not_overfill_dev(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = [LabelledText(f"copy/{i}", "the same", "neg") for i in range(500)]
+    for seed in range(20):
+        monkeypatch.setattr("minibert.tasks.splits._SPLIT_SEED", seed)
+        train, dev = cut_dev(IMDB, [*copies, *examples((500, 2))], 0.1)
+        assert (len(dev), len(train)) == (101, 901)
+        train, dev = cut_dev(IMDB, [*copies, *examples((1, 2))], 0.1)  # no choice but the one
+        assert {e.id for e in dev} > {"0/0"}
+        pairs = [e._replace(text="other") for e in copies[:6]] + copies
+        _, dev = cut_dev(
+            IMDB, [*pairs, *examples((0, 2))], 0.001
+        )  # none fits, the smallest is taken
+        assert len(dev) == 7
+
+
 @pytest.mark.parametrize("fraction", [0.01, 0.5, 0.9, 0.99])
 def test_both_sides_of_a_split_have_every_class(fraction: float) -> None:
     for side in cut_dev(IMDB, examples((5, 2)), fraction):
@@ -249,8 +273,11 @@ def test_both_sides_of_a_split_have_every_class(fraction: float) -> None:
 
 
 def test_a_class_of_one_text_cannot_be_split() -> None:
-    with pytest.raises(InputError, match="needs 2"):
+    with pytest.raises(InputError, match="class pos has one different text, .* name --dev-data"):
         cut_dev(IMDB, examples((5, 1)), 0.5)
+    task = TaggingTask(FinetuneSettings(task="tagging", data="x"))
+    with pytest.raises(InputError, match="the data has one different text, .* name --dev-data"):
+        cut_dev(task, [Sentence("0", ["Ana"], ["B-PER"])] * 3, 0.1)
 
 
 @pytest.mark.parametrize("count", [4, 5, 10, 11])
