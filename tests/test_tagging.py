@@ -6,6 +6,7 @@ import gzip
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from minibert.tasks.entities import (
     tags_of,
     to_bio,
 )
+from minibert.tasks.splits import Parts, parts_of
 from minibert.tasks.tagged import (
     Sentence,
     find_split,
@@ -569,6 +571,24 @@ def test_the_loss_counts_each_word_once(tokenizer: WordPiece) -> None:
         torch.testing.assert_close(loss, -F.log_softmax(rows, -1)[:, 0].sum())
         total, count = total + loss, count + int(own)
     assert count == 30
+
+
+def test_a_dev_split_without_an_entity_chooses_nothing(tmp_path: Path) -> None:
+    rows = ["Ana B-PER\nsings O\n", *(f"it O\nrains O\nfor O\n{i} O\n" for i in range(6))]
+    train, dev = ("\n".join(rows), "\n".join(rows[1:]))
+    given = {
+        "data": str(write(tmp_path / "a.conll", train)),
+        "dev_data": str(write(tmp_path / "b.conll", dev)),
+    }
+
+    def cut(**more: Any) -> Parts:
+        task = TaggingTask(FinetuneSettings(task="tagging", **given | more))
+        return parts_of(task, task.read(task.find_data()), 0.1, None)
+
+    with pytest.raises(InputError, match=r"6 sentence\(s\) in dev, none with an entity: f1 would"):
+        cut()
+    assert len(cut(select="accuracy").dev) == 6
+    assert cut(dev_data=given["data"]).dev
 
 
 # --- decoding -------------------------------------------------------------------------------------

@@ -310,7 +310,7 @@ BAD = {
     "pairs": (["a B-X", "--text-pair-column", "b"], "--text-pair-column has no use in tagging"),
     "stride": (["a B-X", "--doc-stride", "9"], "--doc-stride has no use in tagging"),
     "truncation": (["a B-X", "--truncation", "tail"], "every word gets a tag"),
-    "weights": (["a B-X\n\nb O", "--class-weights", "B-Y=2"], "no class 'B-Y'"),
+    "weights": (["a B-X\n\nb B-X", "--class-weights", "B-Y=2"], "no class 'B-Y'"),
     "select": (["a B-X\n\nb O", "--select", "matthews"], "'matthews' is no figure of tagging"),
     "dev file": (["a B-X", "--dev-data", "nowhere.conll"], "nowhere.conll does not exist"),
     "empty": ([""], "holds no sentences"),

@@ -114,7 +114,9 @@ class TaggingTask(Task[Sentence, Tagged]):
                 f"{source.path} holds no file to train on, such as train.txt, train.conll or "
                 f"train.jsonl"
             )
-        return self._splits(source, paths)
+        splits = self._splits(source, paths)
+        tag_set(splits.train)  # said before a dev split without entities is
+        return splits
 
     def read_to_score(self, source: Source) -> Splits[Sentence]:
         paths = self._paths(source)
@@ -150,6 +152,19 @@ class TaggingTask(Task[Sentence, Tagged]):
 
     def same(self, example: Sentence) -> str:
         return " ".join(example.words).lower()
+
+    def check_parts(self, dev: Sequence[Sentence], test: Sequence[Sentence] | None) -> None:
+        """Raises InputError where dev would choose weights by a figure that is 0 whatever they are.
+
+        Of a model that is finished, dev chooses nothing more.
+        """
+        select = self.settings.select or self.metric
+        chooses = not self.tags and select in ("f1", "precision", "recall")
+        if chooses and not any(spans_of(e.tags) for e in dev):
+            raise InputError(
+                f"{len(dev)} sentence(s) in dev, none with an entity: {select} would be 0 for all "
+                f"weights; raise --dev-fraction or name --dev-data"
+            )
 
     def learn(self, train: list[Sentence], tokenizer: WordPiece) -> None:
         super().learn(train, tokenizer)
