@@ -94,7 +94,9 @@ def test_io_tags_become_runs(form: str) -> None:
     rows = [[t if t == "O" else form.format(t) for t in "PER PER O LOC PER".split()]]
     done, notes = normalise_tags({"train": rows})
     assert done["train"] == ["B-PER I-PER O B-LOC B-PER".split()]
-    assert notes == ["tags are IO: entities of one type side by side become one"]
+    assert notes[0] == "tags are IO: entities of one type side by side become one"
+    told = ["tags without a letter, read as types: LOC, PER"]
+    assert notes[1:] == (told if form == "{}" else [])
 
 
 def test_letters_without_types_are_one_type() -> None:
@@ -132,6 +134,26 @@ def test_tags_that_are_none_are_named() -> None:
         "tags without a letter of BIO, read as types of their own: 1 of 0, 1 of NNP",
         "the tag 0 is read as a type; outside of entities is the letter O",
     ]
+
+
+@pytest.mark.parametrize("spelling", ["{0}_{1}", "{1}-{0}", "{1}_{0}"])
+def test_other_spellings_are_read_where_all_tags_have_them(spelling: str) -> None:
+    rows = [["B-PER", "I-PER", "O"], ["B-ORG_X", "O", "B-ORG_X"]]
+    written = [["O" if t == "O" else spelling.format(t[0], t[2:]) for t in row] for row in rows]
+    done, notes = normalise_tags({"train": written})
+    assert done["train"] == rows
+    assert len(notes) == 1
+    assert notes[0].startswith("tags are spelt as ")
+    written[0][0] = "PLACE"  # not all: types, which are told
+    done, notes = normalise_tags({"train": written})
+    assert done["train"][0][0] == "B-PLACE"
+    assert notes[1].startswith("tags without a letter, read as types: ")
+
+
+def test_an_empty_tag_is_refused_by_its_line(tmp_path: Path) -> None:
+    rows = '{"tokens": ["a"], "tags": ["O"]}\n{"tokens": ["Ana", "b"], "tags": ["B-PER", ""]}\n'
+    with pytest.raises(InputError, match="line 2 has an empty tag"):
+        read_json_lines(write(tmp_path / "a.jsonl", rows), "train")
 
 
 def test_lines_of_a_file_have_equally_many_columns(tmp_path: Path) -> None:

@@ -206,6 +206,8 @@ def read_json_lines(
         tags = _strings(row, tag_keys, place)
         if len(words) != len(tags):
             raise InputError(f"{place} has {len(words)} words but {len(tags)} tags")
+        if not all(tag.strip() for tag in tags):
+            raise InputError(f"{place} has an empty tag; outside of entities is the letter O")
         if words:
             name = str(row.get("id", f"{split}/{len(sentences)}"))
             sentences.append(Sentence(name, words, tags))
