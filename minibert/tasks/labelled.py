@@ -21,9 +21,10 @@ from minibert.tasks.tables import Row, column, read_table
 # Short tags of HTML by their names, such as <br />, </b> and <a href="x">; attributes have an "=".
 # What else stands in angle brackets (<user>, <e1>, x <y and z> w) is text.
 _MARKUP = re.compile(
-    r"(?i)<(?=[^<>]{1,41}>)/?(?:a|abbr|b|big|blockquote|body|br|center|cite|code|dd|del|div|dl|dt|em|font|h[1-6]|"
-    r"head|hr|html|i|img|ins|li|ol|p|pre|small|span|strike|strong|sub|sup|table|tbody|td|th|thead|"
-    r"tr|tt|u|ul)(?:\s[^<>]*=[^<>]*)?\s*/?>"
+    r"(?i)<(?=[^<>]{1,41}>)/?"
+    r"(?:a|abbr|b|big|blockquote|body|br|center|cite|code|dd|del|div|dl|dt|em|font|h[1-6]|head|hr|"
+    r"html|i|img|ins|li|ol|p|pre|small|span|strike|strong|sub|sup|table|tbody|td|th|thead|tr|tt|u|"
+    r"ul)(?:\s[^<>]*=[^<>]*)?\s*/?>"
 )
 _BRACKETED = re.compile(r"<[a-zA-Z/][^<>]{0,40}>")  # all of them, and <sighs>, <MSFT.O>
 _TOLD = 3  # labels or ids that a note names
@@ -54,9 +55,9 @@ def clean_text(text: str) -> str:
 
 
 def clean_published(text: str) -> str:
-    """`clean_text` of a published set: all short things in angle brackets go.
+    """`clean_text` of a published set: whatever is short and stands in angle brackets goes.
 
-    Its figures were measured so. It was a dozen of IMDb's 100,000 reviews that had any but tags.
+    Its figures were measured so; a dozen of IMDb's 100,000 reviews have any that is no tag.
     """
     return _tidy(_BRACKETED.sub(" ", text))
 
