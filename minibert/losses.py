@@ -7,6 +7,7 @@ optimiser step (all micro-batches, all devices) before it adds the terms; see `t
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,7 +60,8 @@ def classification_loss(
 
     Devlin et al. 2019, section 4.1, where v is 1. The mean over examples is taken by the loop: the
     sum of the weights does not enter it. With smoothing s the target is 1 - s + s/C on the class
-    and s/C on the others (Szegedy et al. 2016, section 7).
+    and s/C on the others (Szegedy et al. 2016, section 7); the whole term of an example has the
+    weight of its class, so that weights do not move what is best for it.
 
     Args:
         logits: (B, C).
@@ -70,6 +72,17 @@ def classification_loss(
     Returns:
         The summed loss in nats, float32 scalar, and the number of labelled examples.
     """
+    count = (labels != IGNORE_INDEX).sum()
+    if weights is not None and smoothing:
+        # PyTorch weights each smoothed share by its own class: the rare class becomes the target.
+        each = F.cross_entropy(
+            logits.float(),
+            labels,
+            ignore_index=IGNORE_INDEX,
+            reduction="none",
+            label_smoothing=smoothing,
+        )
+        return (each * weights[labels.clamp_min(0)]).sum(), count  # 0 where there is no label
     total = F.cross_entropy(
         logits.float(),
         labels,
@@ -78,7 +91,7 @@ def classification_loss(
         reduction="sum",
         label_smoothing=smoothing,
     )
-    return total, (labels != IGNORE_INDEX).sum()
+    return total, count
 
 
 def multi_label_loss(
@@ -97,12 +110,16 @@ def multi_label_loss(
         labels: (B, C), 1.0 where the example is of the class.
         weights: (C,), v of each class.
         smoothing: s in [0, 1): targets are 1 - s/2 and s/2.
-        positives: (C,), what the terms of "yes" are multiplied by.
+        positives: (C,), what a term of "yes" is multiplied by, smoothed or not.
 
     Returns:
         The summed loss in nats, float32 scalar, and B * C.
     """
     targets = labels * (1 - smoothing) + smoothing / 2
+    if positives is not None and smoothing:
+        # pos_weight would weigh the share of "yes" that smoothing gives to a "no".
+        of_yes = torch.where(labels > 0.5, positives, torch.ones_like(positives))
+        weights, positives = of_yes if weights is None else weights * of_yes, None
     total = F.binary_cross_entropy_with_logits(
         logits.float(), targets, weight=weights, pos_weight=positives, reduction="sum"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 from collections.abc import Sequence
@@ -110,6 +111,14 @@ def test_a_bad_table_is_an_input_error_of_one_line(tmp_path: Path, name: str) ->
         read(data=str(tmp_path / "a.csv"))
     assert wanted in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_packed_table_is_named(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(bytes(range(256)) * 20))
+    packed[20:40] = b"\xff" * 20
+    (tmp_path / "a.csv.gz").write_bytes(packed)
+    with pytest.raises(InputError, match=r"a\.csv\.gz cannot be read"):
+        read(data=str(tmp_path / "a.csv.gz"))
 
 
 def test_the_line_that_is_not_utf8_or_not_json_is_named(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from minibert.losses import (
     IGNORE_INDEX,
     classification_loss,
     masked_lm_loss,
+    multi_label_loss,
     next_sentence_loss,
 )
 
@@ -152,3 +153,39 @@ def test_large_logits_stay_finite() -> None:
     assert total.item() == pytest.approx(2e4)
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+def test_smoothed_terms_have_the_weight_of_their_own_class() -> None:
+    logits, weights = torch.randn(5, 3), torch.tensor([1.0, 2.0, 0.5])
+    labels = torch.tensor([0, 2, IGNORE_INDEX, 1, 1])
+    total, count = classification_loss(logits, labels, weights, smoothing=0.3)
+    log_p = logits.log_softmax(-1)
+    expected = sum(
+        -weights[y] * (0.7 * log_p[i, y] + 0.1 * log_p[i].sum())
+        for i, y in enumerate(labels.tolist())
+        if y != IGNORE_INDEX
+    )
+    torch.testing.assert_close(total, expected)
+    assert count.item() == 4
+    truth = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    positives, p = torch.tensor([3.0, 9.0, 0.25]), logits[:2].sigmoid()
+    for own in (None, weights):
+        total, _ = multi_label_loss(logits[:2], truth, own, 0.2, positives)
+        target = truth * 0.8 + 0.1
+        terms = -(target * p.log() + (1 - target) * (1 - p).log())
+        terms = terms * (1 + truth * (positives - 1)) * (1 if own is None else own)
+        torch.testing.assert_close(total, terms.sum())
+
+
+def test_weights_do_not_move_what_is_best_for_one_example() -> None:
+    s = 0.1  # the best scores are the logarithms of the smoothed target
+    best = torch.tensor([[1 - s + s / 2, s / 2]]).log().requires_grad_()
+    loss, _ = classification_loss(best, torch.tensor([0]), torch.tensor([0.51, 20.0]), s)
+    loss.backward()
+    assert best.grad is not None
+    torch.testing.assert_close(best.grad, torch.zeros(1, 2), atol=1e-6, rtol=0)
+    no = torch.tensor([[s / 2]]).logit().requires_grad_()
+    loss, _ = multi_label_loss(no, torch.zeros(1, 1), None, s, torch.tensor([49.0]))
+    loss.backward()
+    assert no.grad is not None
+    torch.testing.assert_close(no.grad, torch.zeros(1, 1), atol=1e-6, rtol=0)

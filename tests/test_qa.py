@@ -292,8 +292,10 @@ def logits_of(positions: Tensor, batch: dict[str, Tensor]) -> Tensor:
 
 
 def test_an_accent_written_apart_stays_with_its_answer(tokenizer: WordPiece) -> None:
-    context = "the cafe\u0301 is old"
-    assert best_of(question(context, "cafe\u0301"), tokenizer, 32) == "cafe\u0301"
+    # Vowel signs of Thai and Hindi are marks that BERT drops, too, of combining class 0.
+    for answer in ("cafe\u0301", "\u0e01\u0e35", "\u0915\u0941"):
+        context = f"the {answer} is old"
+        assert best_of(question(context, answer), tokenizer, 32) == answer
 
 
 def test_the_layout_is_that_of_bert(tokenizer: WordPiece) -> None:

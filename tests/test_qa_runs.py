@@ -168,6 +168,31 @@ def test_evaluate_takes_all_of_another_file(plain: Path, world: Path) -> None:
     assert minibert.evaluate(plain, data=str(world / "lost.json"))["num_eval"] == 12
 
 
+def test_what_is_only_scored_need_not_be_learnable(
+    plain: Path, with_nulls: Path, world: Path
+) -> None:
+    folder = world / "test_alone"
+    folder.mkdir()
+    squad(folder / "test.json", 3, 5)
+    found = minibert.evaluate(plain, data=str(folder))
+    assert (found["num_eval"], found["scored"]) == (6, "test")
+    content = json.loads((folder / "test.json").read_text())
+    for paragraph in content["data"][0]["paragraphs"]:
+        for qa in paragraph["qas"]:
+            qa["answers"][0]["text"] = "elsewhere"  # rephrased, not in the context
+    (world / "rephrased.json").write_text(json.dumps(content))
+    assert minibert.evaluate(plain, data=str(world / "rephrased.json"))["f1"] == 0
+    for paragraph in content["data"][0]["paragraphs"]:
+        for qa in paragraph["qas"]:
+            qa["answers"] = []
+    (world / "silent.json").write_text(json.dumps(content))
+    found = minibert.evaluate(with_nulls, data=str(world / "silent.json"))
+    assert found["num_eval"] == 6
+    assert "no_answer_f1" in found
+    with pytest.raises(InputError, match="silent.json: no question has an answer"):
+        minibert.evaluate(plain, data=str(world / "silent.json"))
+
+
 def test_json_lines_are_answered(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     context = "storm  river\n" + "bridge " * 60 + f"{ANSWER} garden"
     lines = [json.dumps({"question": "What?", "context": context}), '["What?", "storm"]']

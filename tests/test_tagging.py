@@ -6,6 +6,7 @@ import gzip
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from minibert.tasks.entities import (
     tags_of,
     to_bio,
 )
+from minibert.tasks.splits import Parts, parts_of
 from minibert.tasks.tagged import (
     Sentence,
     find_split,
@@ -92,7 +94,9 @@ def test_io_tags_become_runs(form: str) -> None:
     rows = [[t if t == "O" else form.format(t) for t in "PER PER O LOC PER".split()]]
     done, notes = normalise_tags({"train": rows})
     assert done["train"] == ["B-PER I-PER O B-LOC B-PER".split()]
-    assert notes == ["tags are IO: entities of one type side by side become one"]
+    assert notes[0] == "tags are IO: entities of one type side by side become one"
+    told = ["tags without a letter, read as types: LOC, PER"]
+    assert notes[1:] == (told if form == "{}" else [])
 
 
 def test_letters_without_types_are_one_type() -> None:
@@ -130,6 +134,26 @@ def test_tags_that_are_none_are_named() -> None:
         "tags without a letter of BIO, read as types of their own: 1 of 0, 1 of NNP",
         "the tag 0 is read as a type; outside of entities is the letter O",
     ]
+
+
+@pytest.mark.parametrize("spelling", ["{0}_{1}", "{1}-{0}", "{1}_{0}"])
+def test_other_spellings_are_read_where_all_tags_have_them(spelling: str) -> None:
+    rows = [["B-PER", "I-PER", "O"], ["B-ORG_X", "O", "B-ORG_X"]]
+    written = [["O" if t == "O" else spelling.format(t[0], t[2:]) for t in row] for row in rows]
+    done, notes = normalise_tags({"train": written})
+    assert done["train"] == rows
+    assert len(notes) == 1
+    assert notes[0].startswith("tags are spelt as ")
+    written[0][0] = "PLACE"  # not all: types, which are told
+    done, notes = normalise_tags({"train": written})
+    assert done["train"][0][0] == "B-PLACE"
+    assert notes[1].startswith("tags without a letter, read as types: ")
+
+
+def test_an_empty_tag_is_refused_by_its_line(tmp_path: Path) -> None:
+    rows = '{"tokens": ["a"], "tags": ["O"]}\n{"tokens": ["Ana", "b"], "tags": ["B-PER", ""]}\n'
+    with pytest.raises(InputError, match="line 2 has an empty tag"):
+        read_json_lines(write(tmp_path / "a.jsonl", rows), "train")
 
 
 def test_lines_of_a_file_have_equally_many_columns(tmp_path: Path) -> None:
@@ -320,6 +344,18 @@ def test_columns_can_be_chosen_and_odd_white_space_belongs_to_words(tmp_path: Pa
     hash_first, notes = read_columns(write(tmp_path / "b.txt", "# O\n1 O\n"), "dev")
     assert hash_first[0].words == ["#", "1"]
     assert not notes
+
+
+def test_a_word_may_begin_with_a_hash_and_a_comment_may_end_like_a_tag(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "#NYC B-LOC nnp\nis O v\n\n# O x\nAda B-PER nnp\n")
+    sentences, _ = read_columns(path, "dev", 0, 1)
+    assert [e.words for e in sentences] == [["#NYC", "is"], ["#", "Ada"]]
+    path = write(tmp_path / "b.txt", "#NYC\tLOC\nis\tO\n\n# id\t7\nOslo\tLOC\n")  # tags are IO
+    sentences, notes = read_columns(path, "dev")
+    assert [e.words for e in sentences] == [["#NYC", "is"], ["Oslo"]]
+    assert notes == ["1 comment lines left out"]
+    path = write(tmp_path / "c.txt", "# of Ada B-PER\nAda B-PER\n")
+    assert read_columns(path, "dev")[0][0].words == ["Ada"]
 
 
 @pytest.mark.parametrize(
@@ -559,6 +595,24 @@ def test_the_loss_counts_each_word_once(tokenizer: WordPiece) -> None:
     assert count == 30
 
 
+def test_a_dev_split_without_an_entity_chooses_nothing(tmp_path: Path) -> None:
+    rows = ["Ana B-PER\nsings O\n", *(f"it O\nrains O\nfor O\n{i} O\n" for i in range(6))]
+    train, dev = ("\n".join(rows), "\n".join(rows[1:]))
+    given = {
+        "data": str(write(tmp_path / "a.conll", train)),
+        "dev_data": str(write(tmp_path / "b.conll", dev)),
+    }
+
+    def cut(**more: Any) -> Parts:
+        task = TaggingTask(FinetuneSettings(task="tagging", **given | more))
+        return parts_of(task, task.read(task.find_data()), 0.1, None)
+
+    with pytest.raises(InputError, match=r"6 sentence\(s\) in dev, none with an entity: f1 would"):
+        cut()
+    assert len(cut(select="accuracy").dev) == 6
+    assert cut(dev_data=given["data"]).dev
+
+
 # --- decoding -------------------------------------------------------------------------------------
 
 
@@ -588,6 +642,19 @@ def test_argmax_decoding_is_legal_and_changes_letters_alone() -> None:
         found = decode(scores, TAGS, legal="argmax")
         plain = [TAGS[i] for i in scores.argmax(-1)]
         assert found == to_bio(plain, "BIO")[0]
+
+
+def test_a_type_without_a_b_begins_with_i() -> None:
+    """As of published taggers of CoNLL-2003: B-X only parts neighbours of one type."""
+    tags = "O B-LOC B-MISC B-ORG I-LOC I-MISC I-ORG I-PER".split()
+    best = "I-PER I-PER O I-LOC I-LOC B-LOC O I-ORG I-MISC".split()
+    scores = np.full((len(best), len(tags)), 0.05)
+    scores[range(len(best)), [tags.index(tag) for tag in best]] = 0.65
+    found = decode(np.log(scores), tags)
+    assert found == "B-PER I-PER O B-LOC I-LOC B-LOC O B-ORG B-MISC".split()
+    assert span_scores(np.log(scores), tags, found) == {
+        span: pytest.approx(0.65) for span in spans_of(found)
+    }
 
 
 def test_an_entitys_score_is_the_mean_of_its_words() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -9,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from samples import NOUNS, one_thread, write_corpus  # noqa: F401
 
 import minibert
 from minibert.cli import main
+from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.finetuning import finetune
 from minibert.pretraining import pretrain
 from minibert.settings import FinetuneSettings
 from minibert.tasks.tagging import Entity, TaggingTask
+from minibert.token_heads import BertForTokenClassification
 from minibert.train import Term
 
 LOOP: dict[str, Any] = {
@@ -149,6 +153,14 @@ def test_evaluate_repeats_the_figures_and_takes_other_data(learnt: Path, world: 
         minibert.evaluate(learnt, data=conll(world / "strange.conll", strange))
 
 
+def test_a_folder_with_a_test_file_alone_is_scored(learnt: Path, tmp_path: Path) -> None:
+    conll(tmp_path / "test.txt", tagged(4, 3))
+    found = minibert.evaluate(learnt, data=str(tmp_path))
+    assert (found["num_eval"], found["scored"]) == (4, "test")
+    (tmp_path / "test.txt").rename(tmp_path / "dev.txt")
+    assert minibert.evaluate(learnt, data=str(tmp_path))["scored"] == "dev"
+
+
 def test_a_plain_text_gives_entities_with_their_place(
     learnt: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,10 +192,23 @@ def test_a_plain_text_gives_entities_with_their_place(
     ]
 
 
+def test_a_published_tagger_of_iob1_finds_its_entities(learnt: Path, tmp_path: Path) -> None:
+    names = "O B-LOC B-MISC B-ORG I-LOC I-MISC I-ORG I-PER".split()
+    start = BertConfig.from_pretrained(learnt)
+    config = dataclasses.replace(start, id2label=dict(enumerate(names)))
+    model = BertForTokenClassification.from_pretrained(learnt, config, ("classifier.",))
+    torch.nn.init.zeros_(model.classifier.weight)
+    model.classifier.bias.data = torch.tensor([0.0] * 7 + [8.0])  # all is I-PER
+    folder = Path(shutil.copytree(learnt, tmp_path / "iob1"))
+    model.save_pretrained(folder)
+    found = minibert.load(folder).predict("castle valley")[0]
+    assert [(e.type, e.text) for e in found.entities] == [("PER", "castle valley")]
+    data = conll(tmp_path / "own.conll", [(["castle", "valley"], ["B-PER", "I-PER"])])
+    assert minibert.evaluate(folder, data=data)["f1"] == 1.0
+
+
 def test_transformers_opens_the_folder(learnt: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    import torch
-
     theirs = transformers.AutoModelForTokenClassification.from_pretrained(learnt)
     assert theirs.config.id2label[3] == "B-PER"
     ours = minibert.load(learnt)
@@ -279,13 +304,13 @@ def test_the_bundled_sample_runs_and_says_so(
 BAD = {
     "no entity": (["a O\n\nb O\n\nc O"], "no training sentence has an entity: every tag is O"),
     "no tag": (["a B-X\nb"], "line 2: 'b' has 1 column(s)"),
-    "one sentence": (["a B-X"], "a dev split needs 2"),
+    "one sentence": (["a B-X"], "too few to cut a dev split off"),
     "no such column": (["a x B-X", "--label-column", "7"], "expected a word and its tag"),
     "named column": (["a B-X", "--label-column", "tag"], "columns are counted from 0"),
     "pairs": (["a B-X", "--text-pair-column", "b"], "--text-pair-column has no use in tagging"),
     "stride": (["a B-X", "--doc-stride", "9"], "--doc-stride has no use in tagging"),
     "truncation": (["a B-X", "--truncation", "tail"], "every word gets a tag"),
-    "weights": (["a B-X\n\nb O", "--class-weights", "B-Y=2"], "no class 'B-Y'"),
+    "weights": (["a B-X\n\nb B-X", "--class-weights", "B-Y=2"], "no class 'B-Y'"),
     "select": (["a B-X\n\nb O", "--select", "matthews"], "'matthews' is no figure of tagging"),
     "dev file": (["a B-X", "--dev-data", "nowhere.conll"], "nowhere.conll does not exist"),
     "empty": ([""], "holds no sentences"),

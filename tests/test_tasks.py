@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 import shutil
 import tarfile
@@ -33,9 +34,11 @@ from minibert.tasks.classification import (
     score,
     tfidf_baseline,
 )
-from minibert.tasks.labelled import LabelledText
+from minibert.tasks.labelled import LabelledText, read_own
 from minibert.tasks.labelled_sets import IMDB_CLASSES, read_imdb
 from minibert.tasks.splits import cut_dev, limit_examples
+from minibert.tasks.tagged import Sentence
+from minibert.tasks.tagging import TaggingTask
 from minibert.tasks.texts import encode
 from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
 
@@ -122,6 +125,19 @@ def test_markup_becomes_a_space_and_is_counted(reviews: Path) -> None:
     found = next(e for e in splits.train if e.id == "train/pos/0_8")
     assert found.text == "a b c 3 < 4 > 2 <3 d"
     assert any(note.startswith("1 with markup") for note in splits.notes)
+
+
+def test_what_is_no_tag_of_html_stays_in_own_texts(tmp_path: Path) -> None:
+    texts = {
+        "The <e1>company</e1> fabricates <e2>chairs</e2>.": None,
+        "thanks <user> see <url>": None,
+        "if x <y and z> w, a <b and c> d": None,
+        'a<br />b <I>c</I><br clear="all"/>\0 <a href="x">d</a>': "a b c d",
+    }
+    rows = [json.dumps({"text": t, "label": "xy"[i % 2]}) for i, t in enumerate(texts)]
+    (tmp_path / "own.jsonl").write_text("\n".join(rows))
+    splits = read_own(FinetuneSettings(task="classification", data=str(tmp_path / "own.jsonl")))
+    assert [e.text for e in splits.train] == [clean or given for given, clean in texts.items()]
 
 
 def test_repeated_and_shared_texts_are_noted(reviews: Path) -> None:
@@ -228,6 +244,28 @@ def test_copies_of_a_text_stay_on_one_side() -> None:
     assert any(e.id.startswith("copy") for e in dev)
 
 
+def test_a_dev_split_is_the_one_that_figures_were_measured_with() -> None:
+    first = [f"0/{i}" for i in (2, 16, 17, 22, 35, 46)]
+    again = [f"copy/0/{i}" for i in (2, 16, 17, 22, 35)]
+    _, dev = cut_dev(IMDB, examples(copies=40), 0.1)
+    assert [e.id for e in dev] == [*first, "1/4", "1/13", *again]
+
+
+def test_many_copies_of_one_text_do_not_overfill_dev(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = [LabelledText(f"copy/{i}", "the same", "neg") for i in range(500)]
+    for seed in range(20):
+        monkeypatch.setattr("minibert.tasks.splits._SPLIT_SEED", seed)
+        train, dev = cut_dev(IMDB, [*copies, *examples((500, 2))], 0.1)
+        assert (len(dev), len(train)) == (101, 901)
+        train, dev = cut_dev(IMDB, [*copies, *examples((1, 2))], 0.1)  # no choice but the one
+        assert {e.id for e in dev} > {"0/0"}
+        pairs = [e._replace(text="other") for e in copies[:6]] + copies
+        _, dev = cut_dev(
+            IMDB, [*pairs, *examples((0, 2))], 0.001
+        )  # none fits, the smallest is taken
+        assert len(dev) == 7
+
+
 @pytest.mark.parametrize("fraction", [0.01, 0.5, 0.9, 0.99])
 def test_both_sides_of_a_split_have_every_class(fraction: float) -> None:
     for side in cut_dev(IMDB, examples((5, 2)), fraction):
@@ -235,8 +273,11 @@ def test_both_sides_of_a_split_have_every_class(fraction: float) -> None:
 
 
 def test_a_class_of_one_text_cannot_be_split() -> None:
-    with pytest.raises(InputError, match="needs 2"):
+    with pytest.raises(InputError, match="class pos has one different text, .* name --dev-data"):
         cut_dev(IMDB, examples((5, 1)), 0.5)
+    task = TaggingTask(FinetuneSettings(task="tagging", data="x"))
+    with pytest.raises(InputError, match="the data has one different text, .* name --dev-data"):
+        cut_dev(task, [Sentence("0", ["Ana"], ["B-PER"])] * 3, 0.1)
 
 
 @pytest.mark.parametrize("count", [4, 5, 10, 11])

@@ -7,6 +7,7 @@ Tjong Kim Sang & Veenstra 1999 (IOB2), Ratinov & Roth 2009 (BILOU).
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,11 @@ _TOLD = 3  # tags that a note names
 UNTYPED = "ENTITY"  # the type of tags that are a bare B, I or O
 # Letters of other schemes -> what they mean: begin, inside, end, single.
 _LETTERS = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
+# Other spellings of B-PER: B_PER, PER-B and PER_B.
+_SPELLINGS = (
+    re.compile(r"(?P<letter>[BIESLUMW])_(?P<kind>.+)"),
+    re.compile(r"(?P<kind>.+)[-_](?P<letter>[BIESLUMW])"),
+)
 
 
 class Span(NamedTuple):
@@ -44,6 +50,18 @@ def _has_bare_letters(tags: Iterable[str]) -> bool:
     """Whether the tags are letters alone (B, I, O): then "B" is no type called B."""
     kinds = {tag.rstrip("-") for tag in tags} - {"O"}
     return "B" in kinds and kinds <= _LETTERS.keys()
+
+
+def _respelt(tags: Iterable[str]) -> dict[str, str]:
+    """Tags of another spelling -> as `_parse` knows them; nothing where not all are of one."""
+    kinds = set(tags) - {"O"}
+    if any(_parse(tag, False)[0] for tag in kinds):
+        return {}
+    for spelling in _SPELLINGS:
+        found = {tag: match for tag in kinds if (match := spelling.fullmatch(tag))}
+        if len(found) == len(kinds) and any(match["letter"] == "B" for match in found.values()):
+            return {tag: f"{match['letter']}-{match['kind']}" for tag, match in found.items()}
+    return {}
 
 
 def detect_scheme(sentences: Iterable[Sequence[str]]) -> str:
@@ -119,17 +137,28 @@ def normalise_tags(
     Args:
         splits: name of the split -> tags of each sentence.
     """
+    notes = []
+    respelt = _respelt(t for rows in splits.values() for tags in rows for t in tags)
+    if respelt:
+        splits = {
+            name: [[respelt.get(tag, tag) for tag in tags] for tags in rows]
+            for name, rows in splits.items()
+        }
+        first = min(respelt)
+        notes.append(f"tags are spelt as {first}, read as {respelt[first]}")
     scheme = detect_scheme(tags for rows in splits.values() for tags in rows)
     bare = _has_bare_letters({t for rows in splits.values() for tags in rows for t in tags})
-    notes = []
+    every = Counter(tag for rows in splits.values() for tags in rows for tag in tags)
+    strange = [tag for tag in sorted(every) if _parse(tag, bare)[0] == ""]
     if scheme == "IO":
         notes.append("tags are IO: entities of one type side by side become one")
+        if strange:
+            named = ", ".join(strange[:_TOLD]) + " and more" * (len(strange) > _TOLD)
+            notes.append(f"tags without a letter, read as types: {named}")
     elif scheme != "BIO":
         notes.append(f"tags are {scheme}, converted to BIO")
     if bare:
         notes.append(f"tags have no types; the one type is called {UNTYPED}")
-    every = Counter(tag for rows in splits.values() for tags in rows for tag in tags)
-    strange = [tag for tag in sorted(every) if _parse(tag, bare)[0] == ""]
     if scheme != "IO" and strange:
         named = ", ".join(f"{every[tag]:,} of {tag}" for tag in strange[:_TOLD])
         notes.append(f"tags without a letter of {scheme}, read as types of their own: {named}")

@@ -18,7 +18,15 @@ from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Splits
 from minibert.tasks.tables import Row, column, read_table
 
-_MARKUP = re.compile(r"<[a-zA-Z/][^<>]{0,40}>")  # <br />, <i>, </b>
+# Short tags of HTML by their names, such as <br />, </b> and <a href="x">; attributes have an "=".
+# What else stands in angle brackets (<user>, <e1>, x <y and z> w) is text.
+_MARKUP = re.compile(
+    r"(?i)<(?=[^<>]{1,41}>)/?"
+    r"(?:a|abbr|b|big|blockquote|body|br|center|cite|code|dd|del|div|dl|dt|em|font|h[1-6]|head|hr|"
+    r"html|i|img|ins|li|ol|p|pre|small|span|strike|strong|sub|sup|table|tbody|td|th|thead|tr|tt|u|"
+    r"ul)(?:\s[^<>]*=[^<>]*)?\s*/?>"
+)
+_BRACKETED = re.compile(r"<[a-zA-Z/][^<>]{0,40}>")  # all of them, and <sighs>, <MSFT.O>
 _TOLD = 3  # labels or ids that a note names
 Label = str | tuple[str, ...]
 
@@ -37,13 +45,25 @@ class LabelledText(NamedTuple):
 
 
 def has_markup(text: str) -> bool:
-    """Whether `clean_text` drops a tag."""
-    return bool(_MARKUP.search(text))
+    """Whether `clean_published` drops something."""
+    return bool(_BRACKETED.search(text))
 
 
 def clean_text(text: str) -> str:
-    """A text of whole characters without markup and NUL, white space made single spaces."""
-    return whole_characters(" ".join(_MARKUP.sub(" ", text).replace("\0", "").split()))
+    """A text of whole characters without tags of HTML and NUL, white space made single spaces."""
+    return _tidy(_MARKUP.sub(" ", text))
+
+
+def clean_published(text: str) -> str:
+    """`clean_text` of a published set: whatever is short and stands in angle brackets goes.
+
+    Its figures were measured so; a dozen of IMDb's 100,000 reviews have any that is no tag.
+    """
+    return _tidy(_BRACKETED.sub(" ", text))
+
+
+def _tidy(text: str) -> str:
+    return whole_characters(" ".join(text.replace("\0", "").split()))
 
 
 def same_text(example: LabelledText) -> str:

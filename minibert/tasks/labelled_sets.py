@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 
 from minibert.errors import InputError
 from minibert.tasks.base import Splits
-from minibert.tasks.labelled import LabelledText, clean_text, has_markup, noticed, text_of
+from minibert.tasks.labelled import LabelledText, clean_published, has_markup, noticed, text_of
 from minibert.tasks.tables import Row, column, read_table, read_text
 
 
@@ -61,7 +61,7 @@ def read_imdb(path: Path) -> Splits[LabelledText]:
     for name, content in sorted(_imdb_files(path, "(?:train|test)/(?:pos|neg)")):
         split, label, file = name.split("/")
         text = _imdb_text(path, name, content)
-        clean = clean_text(text)
+        clean = clean_published(text)
         marked += has_markup(text)
         example = LabelledText(f"{split}/{label}/{file.removesuffix('.txt')}", clean, label)
         found.setdefault((split, label), []).append(example)
@@ -91,7 +91,7 @@ def read_imdb_unlabelled(path: Path) -> Iterator[str]:
     for place in (path, *sorted(path.parent.glob("aclImdb*unsup*.tar*"))):
         found = sorted(_imdb_files(place, _IMDB_UNLABELLED))
         for name, content in found:
-            yield clean_text(_imdb_text(place, name, content))
+            yield clean_published(_imdb_text(place, name, content))
         if found:
             return
 
@@ -179,7 +179,7 @@ class _Table(NamedTuple):
 
 
 def _read_tables(
-    path: Path, files: dict[str, dict[str, _Table]], tidy: Callable[[str], str] = clean_text
+    path: Path, files: dict[str, dict[str, _Table]], tidy: Callable[[str], str] = clean_published
 ) -> Splits[LabelledText]:
     """The splits of a set, each from the first of its files that is there and has labels.
 
@@ -279,7 +279,7 @@ _NEWS = ("World", "Sports", "Business", "Sci/Tech")
 
 def tidy_news(text: str) -> str:
     """AG's texts without what a conversion left: `#39;` for a quote, backslashes for line ends."""
-    return clean_text(html.unescape(re.sub(r" ?&?(#\d+;)", r"&\1", text)).replace("\\", " "))
+    return clean_published(html.unescape(re.sub(r" ?&?(#\d+;)", r"&\1", text)).replace("\\", " "))
 
 
 def read_ag_news(path: Path) -> Splits[LabelledText]:

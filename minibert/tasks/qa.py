@@ -38,7 +38,13 @@ from minibert.tasks.question_windows import (
     encode_questions,
     replies,
 )
-from minibert.tasks.questions import Question, locate, read_squad_data, squad_files
+from minibert.tasks.questions import (
+    Question,
+    locate,
+    read_squad_data,
+    read_squad_test,
+    squad_files,
+)
 from minibert.tasks.squad_scores import (
     answer_scores,
     best_thresholds,
@@ -135,6 +141,14 @@ class QATask(Task[Question, Reply]):
         return Splits(
             read["train"], read.get("test"), str(source.path), tuple(notes), read.get("dev")
         )
+
+    def read_to_score(self, source: Source) -> Splits[Question]:
+        files = squad_files(source.path, self.version_2, to_score=True)
+        if files.keys() != {"test"}:
+            return self.read(source)
+        rows, self.version_2, found = read_squad_test(files["test"], self.version_2)
+        notes = (_size("test", rows, self.version_2), *found)
+        return Splits([], rows, str(source.path), notes)
 
     def same(self, example: Question) -> str:
         """The context: one that is trained on tells much of the other questions on it."""

@@ -264,8 +264,8 @@ def replies(
 
 
 def _whole(text: str, end: int) -> int:
-    """An end that leaves no accent behind: the tokenizer drops combining marks."""
-    while end < len(text) and unicodedata.combining(text[end]):
+    """An end that leaves no accent or vowel sign behind: the tokenizer drops all marks of Mn."""
+    while end < len(text) and unicodedata.category(text[end]) == "Mn":
         end += 1
     return end
 

@@ -225,17 +225,20 @@ def split_by_article(
     return first, [q for q, key in zip(questions, keys, strict=True) if key in later]
 
 
-def squad_files(path: Path, version_2: bool | None) -> dict[str, Path]:
+def squad_files(path: Path, version_2: bool | None, to_score: bool = False) -> dict[str, Path]:
     """Split -> file, of a folder with SQuAD's files or of one file, which is "train".
+
+    Args:
+        to_score: nothing is to be learnt: one file is "test", and a folder may have that alone.
 
     Raises:
         InputError: no file with a name that SQuAD uses.
     """
     if not path.is_dir():
-        return {"train": path}
+        return {"test" if to_score else "train": path}
     splits = ("train", "dev", "test")
     found = {s: file for s in splits if (file := find_split(path, s, version_2))}
-    if not {"train", "dev"} & found.keys():
+    if not found.keys() & ({"train", "dev", "test"} if to_score else {"train", "dev"}):
         name = f"train-{'v2.0' if version_2 else 'v1.1'}.json"
         raise InputError(f"{path} holds no train or dev file of SQuAD, such as {name}")
     return found
@@ -280,3 +283,24 @@ def read_squad_data(
     for name, rows in read.items():
         notes += [f"{name}: {line}" for line in answer_notes(rows, is_learnt=name == "train")]
     return read, version_2, notes
+
+
+def read_squad_test(path: Path, version_2: bool | None) -> tuple[list[Question], bool, list[str]]:
+    """Reads a file that is to be scored alone; its answers need not stand in their contexts.
+
+    Args:
+        version_2: as of `read_squad_data`, by this file where it is None.
+
+    Returns:
+        The questions, version_2, and lines about them.
+
+    Raises:
+        InputError: no question that can be scored.
+    """
+    questions, notes = read_squad(path)
+    if version_2 is None:
+        version_2 = any(not q.answers for q in questions)
+    rows, dropped = for_scoring(questions, version_2)
+    if not rows:
+        raise InputError(f"{path}: no question has an answer, and the model gives one to each")
+    return rows, version_2, [*notes, *dropped, *answer_notes(rows, is_learnt=False)]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from minibert.errors import InputError
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Splits
-from minibert.tasks.labelled import LabelledText, clean_text, noticed, told
+from minibert.tasks.labelled import LabelledText, clean_published, clean_text, noticed, told
 from minibert.tasks.tables import Row, column, read_table, read_text
 
 
@@ -93,7 +93,9 @@ def _published_pairs(path: Path, split: str) -> Iterator[ScoredPair]:
         score = _number(fields[0], path, line)
         if score is None or not _RANGE.low <= score <= _RANGE.high:
             raise InputError(f"{path}, line {line}: score {fields[0]!r}, expected 0 to 5")
-        yield ScoredPair(f"{split}:{line}", clean_text(fields[1]), clean_text(fields[2]), score)
+        yield ScoredPair(
+            f"{split}:{line}", clean_published(fields[1]), clean_published(fields[2]), score
+        )
 
 
 def _published_rows(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -45,6 +45,8 @@ def parts_of(
 def cut_dev(task: Task[E, Any], examples: Sequence[E], fraction: float) -> tuple[list[E], list[E]]:
     """Cuts a dev split off, class by class; copies of an example stay on one side.
 
+    More copies of one example than a class gives to dev stay in train, while there are others.
+
     Args:
         fraction: share of each class that goes to dev, at least one example.
 
@@ -62,14 +64,23 @@ def cut_dev(task: Task[E, Any], examples: Sequence[E], fraction: float) -> tuple
     for label in sorted(classes):
         keys = sorted(classes[label])
         if len(keys) < 2:
-            raise InputError(f"class {label} has 1 different text(s); a dev split needs 2")
+            whose = "the data has" if label in (0, "") else f"class {label} has"
+            raise InputError(
+                f"{whose} one different text, too few to cut a dev split off; name --dev-data"
+            )
         wanted = max(1, round(fraction * sum(len(groups[key]) for key in keys)))
+        order = [keys[i] for i in rng.permutation(len(keys))]
+        fitting = [key for key in order if len(groups[key]) <= wanted]
+        if not fitting:
+            fitting = [min(order, key=lambda key: len(groups[key]))]
+        elif len(fitting) == len(order):
+            fitting.pop()  # one text of each class stays in train
         taken = 0
-        for i in rng.permutation(len(keys))[:-1]:  # one text of each class stays in train
+        for key in fitting:
             if taken >= wanted:
                 break
-            chosen.update(groups[keys[i]])
-            taken += len(groups[keys[i]])
+            chosen.update(groups[key])
+            taken += len(groups[key])
     train = [e for i, e in enumerate(examples) if i not in chosen]
     return train, [e for i, e in enumerate(examples) if i in chosen]
 

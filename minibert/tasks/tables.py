@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import lzma
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ def read_text(path: Path) -> str:
     try:
         with _OPENERS.get(path.suffix, open)(path, "rb") as handle:
             content: bytes = handle.read()
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     try:
         return content.decode("utf-8-sig")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,8 +105,8 @@ def read_columns(
     """Reads columns as CoNLL-2003 has them: a word a line, a blank line after each sentence.
 
     Columns are parted by tabs where a line has one, else by spaces; other white space may be part
-    of a word. Lines that start with -DOCSTART-, and comments before a sentence (# ...), are left
-    out. Tags stay in the file's own scheme.
+    of a word. Lines that start with -DOCSTART- are left out, and so are comments before a sentence
+    (# ..., in other columns than the file's, or with no tag). Tags stay in the file's own scheme.
 
     Raises:
         InputError: no sentences, or a line with fewer or more columns than others (file and line
@@ -117,8 +117,9 @@ def read_columns(
     tags: list[str] = []
     comments = 0
     first, width = 0, 0  # the first line of a word, and its columns
-    for number, line in enumerate([*read_text(path).split("\n"), ""], 1):
-        line = line.rstrip("\r")
+    lines = [line.rstrip("\r") for line in (*read_text(path).split("\n"), "")]
+    is_word = _hash_words(lines, tag_column)
+    for number, line in enumerate(lines, 1):
         if not line.strip(" \t"):
             if words:
                 sentences.append(Sentence(f"{split}/{len(sentences)}", words, tags))
@@ -126,9 +127,8 @@ def read_columns(
             continue
         if line.startswith("-DOCSTART-"):
             continue
-        fields = line.split("\t") if "\t" in line else line.split(" ")
-        fields = [f for f in (f.strip(" ") for f in fields) if f]
-        if not words and line.startswith("#") and not (fields and _TAG.fullmatch(fields[-1])):
+        fields = _fields(line)
+        if not words and line.startswith("#") and not is_word(fields):
             comments += 1
             continue
         try:
@@ -151,6 +151,33 @@ def read_columns(
     if not sentences:
         raise InputError(f"{path} holds no sentences; expected lines of a word and its tag")
     return sentences, [f"{comments:,} comment lines left out"] if comments else []
+
+
+def _fields(line: str) -> list[str]:
+    fields = line.split("\t") if "\t" in line else line.split(" ")
+    return [f for f in (f.strip(" ") for f in fields) if f]
+
+
+def _has(fields: Sequence[str], column: int) -> bool:
+    return -len(fields) <= column < len(fields)
+
+
+def _hash_words(lines: Sequence[str], tag_column: int) -> Callable[[list[str]], bool]:
+    """Tells of the fields of a line that starts with # whether they are a word and its tag.
+
+    They are if they are as many as those of the file's other lines, with a tag that looks like one
+    or that another line has.
+    """
+    rows = [_fields(line) for line in lines if line[:1] != "#" and line[:10] != "-DOCSTART-"]
+    widths = {len(row) for row in rows if row}
+    tags = {row[tag_column] for row in rows if _has(row, tag_column)}
+
+    def is_word(fields: list[str]) -> bool:
+        if not _has(fields, tag_column) or (widths and len(fields) not in widths):
+            return False
+        return fields[tag_column] in tags or bool(_TAG.fullmatch(fields[tag_column]))
+
+    return is_word
 
 
 def read_json_lines(
@@ -179,6 +206,8 @@ def read_json_lines(
         tags = _strings(row, tag_keys, place)
         if len(words) != len(tags):
             raise InputError(f"{place} has {len(words)} words but {len(tags)} tags")
+        if not all(tag.strip() for tag in tags):
+            raise InputError(f"{place} has an empty tag; outside of entities is the letter O")
         if words:
             name = str(row.get("id", f"{split}/{len(sentences)}"))
             sentences.append(Sentence(name, words, tags))

@@ -108,6 +108,22 @@ class TaggingTask(Task[Sentence, Tagged]):
         return (example.text or " ".join(example.words),)
 
     def read(self, source: Source) -> Splits[Sentence]:
+        paths = self._paths(source)
+        if "train" not in paths:
+            raise InputError(
+                f"{source.path} holds no file to train on, such as train.txt, train.conll or "
+                f"train.jsonl"
+            )
+        splits = self._splits(source, paths)
+        tag_set(splits.train)  # said before a dev split without entities is
+        return splits
+
+    def read_to_score(self, source: Source) -> Splits[Sentence]:
+        paths = self._paths(source)
+        return self._splits(source, paths) if paths else self.read(source)
+
+    def _paths(self, source: Source) -> dict[str, Path]:
+        """Split -> file."""
         settings = self.settings
         paths = {"train": source.path}
         if source.path.is_dir():
@@ -116,12 +132,11 @@ class TaggingTask(Task[Sentence, Tagged]):
         for split, given in (("dev", settings.dev_data), ("test", settings.test_data)):
             if given is not None:
                 paths[split] = Path(given)
-        if "train" not in paths:
-            raise InputError(
-                f"{source.path} holds no file to train on, such as train.txt, train.conll or "
-                f"train.jsonl"
-            )
-        read, notes = read_tagged(paths, settings.text_column, settings.label_column)
+        return paths
+
+    def _splits(self, source: Source, paths: dict[str, Path]) -> Splits[Sentence]:
+        """The sentences of these files, without any to train on where none is named."""
+        read, notes = read_tagged(paths, self.settings.text_column, self.settings.label_column)
         size = {
             split: f"{len(rows):,} {split} sentences with "
             f"{sum(len(spans_of(e.tags)) for e in rows):,} entities"
@@ -132,12 +147,24 @@ class TaggingTask(Task[Sentence, Tagged]):
         twice = [name for name, count in ids.items() if count > 1]
         if twice:
             notes.append(f"{len(twice):,} ids that come more than once ({', '.join(twice[:3])})")
-        return Splits(
-            read["train"], read.get("test"), str(source.path), tuple(notes), read.get("dev")
-        )
+        train = read.get("train", [])
+        return Splits(train, read.get("test"), str(source.path), tuple(notes), read.get("dev"))
 
     def same(self, example: Sentence) -> str:
         return " ".join(example.words).lower()
+
+    def check_parts(self, dev: Sequence[Sentence], test: Sequence[Sentence] | None) -> None:
+        """Raises InputError where dev would choose weights by a figure that is 0 whatever they are.
+
+        Of a model that is finished, dev chooses nothing more.
+        """
+        select = self.settings.select or self.metric
+        chooses = not self.tags and select in ("f1", "precision", "recall")
+        if chooses and not any(spans_of(e.tags) for e in dev):
+            raise InputError(
+                f"{len(dev)} sentence(s) in dev, none with an entity: {select} would be 0 for all "
+                f"weights; raise --dev-fraction or name --dev-data"
+            )
 
     def learn(self, train: list[Sentence], tokenizer: WordPiece) -> None:
         super().learn(train, tokenizer)
@@ -153,7 +180,7 @@ class TaggingTask(Task[Sentence, Tagged]):
         if strange or "O" not in self.tags:
             raise InputError(
                 f"{folder}: id2label in config.json names {', '.join(self.tags[:6])}; expected "
-                f"the BIO tags O, B-X and I-X"
+                f"the tags O, B-X and I-X, of BIO or IOB1"
             )
 
     def config_fields(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from minibert.errors import InputError
 from minibert.files import whole_characters
 from minibert.losses import IGNORE_INDEX
-from minibert.tasks.entities import Span, spans_of
+from minibert.tasks.entities import Span, spans_of, to_bio
 from minibert.tokenizer import WordPiece
 
 
@@ -152,6 +152,8 @@ def stitch(windows: Sequence[Window], scores: Sequence[np.ndarray]) -> list[np.n
 def decode(log_probs: np.ndarray, tags: Sequence[str], legal: str = "viterbi") -> list[str]:
     """The BIO tags of a sentence, always legal.
 
+    Of a model of IOB1 or IO (see `is_iob1`) each word's best tag, brought to BIO.
+
     Args:
         log_probs: (W, C) log probability of each tag at each word.
         tags: names of the C tags.
@@ -161,6 +163,8 @@ def decode(log_probs: np.ndarray, tags: Sequence[str], legal: str = "viterbi") -
             CoNLL-2003, the former's F1 was 2.1 to 3.1 points above the latter's.
     """
     best = [tags[i] for i in log_probs.argmax(-1)]
+    if is_iob1(tags):
+        return to_bio(best, "IOB1")[0]
     if all(_may_follow(one, other) for one, other in zip(["O", *best], best, strict=False)):
         return best  # the best of all sequences is legal
     if legal == "argmax":
@@ -169,6 +173,15 @@ def decode(log_probs: np.ndarray, tags: Sequence[str], legal: str = "viterbi") -
                 best[i] = f"B-{tag[2:]}"
         return best
     return [tags[i] for i in _viterbi(log_probs, tags)]
+
+
+def is_iob1(tags: Sequence[str]) -> bool:
+    """Whether I-X begins entities: some type has no B-X, so the tags are IOB1 or IO.
+
+    Published taggers of CoNLL-2003 are such: of PER it has no B, which IOB1 keeps for the second
+    of two neighbours of one type (Ramshaw & Marcus 1995).
+    """
+    return any(tag.startswith("I-") and f"B-{tag[2:]}" not in tags for tag in tags)
 
 
 def _may_follow(before: str, tag: str) -> bool:
@@ -195,6 +208,9 @@ def span_scores(
     log_probs: np.ndarray, tags: Sequence[str], predicted: Sequence[str]
 ) -> dict[Span, float]:
     """Each predicted entity's score in 0..1: the mean probability of its words' tags."""
-    index = {tag: i for i, tag in enumerate(tags)}
-    own = np.exp([row[index[tag]] for row, tag in zip(log_probs, predicted, strict=True)])
+    if is_iob1(tags):  # each word's best tag, whatever it became
+        own = np.exp(log_probs.max(-1))
+    else:
+        index = {tag: i for i, tag in enumerate(tags)}
+        own = np.exp([row[index[tag]] for row, tag in zip(log_probs, predicted, strict=True)])
     return {span: float(own[span.start : span.end].mean()) for span in spans_of(predicted)}
