@@ -76,6 +76,9 @@ def evaluate(
         examples, scored = splits.train, "train"
     elif is_other and splits.test is None and splits.dev is None:
         examples, scored = splits.train, "all"
+    elif is_other and splits.test is not None:  # whether a dev split could be cut is no matter
+        task.check_parts([], splits.test)
+        examples, scored = splits.test, "test"
     else:
         parts = parts_of(task, splits, task.settings.dev_fraction, None)
         examples, scored = parts.test, parts.scored

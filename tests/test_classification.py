@@ -98,6 +98,11 @@ BAD_TABLES = {
     "one class": ("text,label\na,x\nb,x\n", "label (--label-column) holds only 'x'"),
     "no label": ("text,label\na,\nb,\n", "holds no label"),
     "empty": ("", "is empty"),
+    "semicolons": (
+        "text;label\na,b;x\n",
+        "its columns are parted by ';'; expected commas (or tabs",
+    ),
+    "tabs": ("text\tlabel\na\tx\n", "its columns are parted by tabs; expected commas (or tabs"),
     "twice": ("text,text\na,x\n", "two columns are called 'text'"),
 }
 BAD_LINES = {"deep": "[" * 100_000, "long number": '{"text": "b", "label": ' + "7" * 5000 + "}"}
@@ -474,7 +479,8 @@ def assert_own_file_is_a_test_part(
         world / "single.csv", [{"text": f"storm {i}", "label": "bad"} for i in "ab"]
     )
     assert minibert.evaluate(folder, data=single)["num_eval"] == 2
-    for label, wanted in (("new", "no example with a label that the model has"), ("", "no label")):
+    lacking = r"no example with a label that the model has \(bad, good, odd\); its labels are new$"
+    for label, wanted in (("new", lacking), ("", "no label")):
         bad = write_rows(world / "bad.csv", [{"text": "storm", "label": label}])
         with pytest.raises(InputError, match=f"bad.csv.* {wanted}"):
             minibert.evaluate(folder, data=bad)

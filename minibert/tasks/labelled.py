@@ -218,7 +218,10 @@ def _known_part(
             f"({told(lacking)}), left out"
         )
     if not known:
-        raise InputError(f"{path} holds no example with a label that {whose} has")
+        raise InputError(
+            f"{path} holds no example with a label that {whose} has ({told(classes)}); its labels "
+            f"are {told(sorted(classes_of(found)))}"
+        )
     return known
 
 

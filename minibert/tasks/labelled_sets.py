@@ -136,7 +136,10 @@ def _imdb_files(path: Path, folders: str) -> Iterator[tuple[str, bytes]]:
             while plain.read(1 << 20):  # to the end, where the checksum is compared
                 pass
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise InputError(f"{path} is neither a folder nor a whole tar archive: {error}") from None
+        raise InputError(
+            f"{path} is neither a folder nor a whole tar archive: {error}; for a file of your own: "
+            f"--task classification"
+        ) from None
 
 
 def _imdb_root(path: Path) -> Path:
@@ -190,7 +193,10 @@ def _read_tables(
         InputError: not a folder, no file to train on, a row or label that does not belong.
     """
     if not path.is_dir():
-        raise InputError(f"{path} is not a folder; expected one with {', '.join(files['train'])}")
+        raise InputError(
+            f"{path} is not a folder; expected one with {', '.join(files['train'])}; for a file of "
+            f"your own: --task classification"
+        )
     found: dict[str, list[LabelledText]] = {}
     for split, layouts in files.items():
         for name, layout in layouts.items():

@@ -71,7 +71,10 @@ def read_stsb(path: Path) -> Splits[ScoredPair]:
         InputError: not a folder, no file to train on, a score that is none from 0 to 5.
     """
     if not path.is_dir():
-        raise InputError(f"{path} is not a folder; expected one with {_FILES['train'][0]}")
+        raise InputError(
+            f"{path} is not a folder; expected one with {_FILES['train'][0]}; for a file of your "
+            f"own: --task similarity"
+        )
     found: dict[str, list[ScoredPair]] = {}
     for split, names in _FILES.items():
         for name in names:

@@ -82,6 +82,7 @@ def read_table(path: Path, columns: Sequence[str] = (), kind: str | None = None)
         if not rows:
             raise InputError(f"{path} is empty; expected a header line and rows")
         names = [name.strip() for name in rows.pop(0)[1]]
+        _check_separator(path, names, kind)
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"{path}: two columns are called {twice[0]!r}")
@@ -92,6 +93,17 @@ def read_table(path: Path, columns: Sequence[str] = (), kind: str | None = None)
                 f"{path}, line {line} has {count}, expected {len(names)}: {', '.join(names)}"
             )
     return [Row(line, dict(zip(names, fields, strict=True))) for line, fields in rows]
+
+
+def _check_separator(path: Path, names: list[str], kind: str) -> None:
+    """Refuses a header that is parted by something else, as spreadsheets write it."""
+    other = next((c for c in (";", "\t", ",") if c in names[0]), "")
+    if len(names) == 1 and other:
+        shown = "tabs" if other == "\t" else f"{other!r}"
+        raise InputError(
+            f"{path}: its columns are parted by {shown}; expected "
+            f"{'tabs' if kind == '.tsv' else 'commas (or tabs, and the name .tsv)'}"
+        )
 
 
 def _fields(path: Path, text: str, kind: str) -> Iterator[tuple[int, list[str]]]:
