@@ -236,9 +236,9 @@ def carry_out(
         model.train()
         for _ in range(2):
             loop.take_step()
-    loop.announce(model)
+    seconds, expected = loop.announce(model)
     if folder is None:
-        print_estimate(loop, model)
+        print_estimate(loop, model, seconds, expected)
         return None
     if record is not None:
         # A schedule by the clock begins with the first step: compiling took its warm-up before.
@@ -251,8 +251,12 @@ def carry_out(
     return fit(loop, resume=resume)
 
 
-def print_estimate(loop: Loop, model: nn.Module) -> None:
-    """What a step and the run need, by the formulas of `estimate.py` and `flops.py`."""
+def print_estimate(loop: Loop, model: nn.Module, seconds: float, expected: float) -> None:
+    """What a step and the run need, by the formulas of `estimate.py` and `flops.py`.
+
+    Args:
+        seconds, expected: of a step and of the budget, as they were measured.
+    """
     (step,), _ = loop.next_steps(1)
     parameters = sum(p.numel() for p in model.parameters())
     needed = [_memory_of(batch, loop, model, parameters) for batch in step.micro_batches]
@@ -260,9 +264,12 @@ def print_estimate(loop: Loop, model: nn.Module) -> None:
     log_line("memory", f"{memory} for a step, libraries not counted")
     if loop.utilisation:
         flops = loop.utilisation.useful_flops(step)
-        steps = loop.settings.budget.max_steps
-        whole = f", {steps * loop.mean_step * flops:.2e} FLOP for the budget" if steps else ""
-        log_line("arithmetic", f"{flops:.2e} FLOP a step{whole}")
+        whole = expected / seconds * flops
+        log_line("arithmetic", f"{flops:.2e} FLOP a step, {whole:.2e} FLOP for the budget")
+    device, count = loop.runtime.device.type, loop.world.size
+    hours = expected / 3600
+    per = "this machine" if device == "cpu" else f"{count} GPU{'s' * (count != 1)}"
+    log_line("cost", f"{hours:.2g} hours of {per}; times what an hour of it costs you")
     keeps_best = loop.settings.select is not None
     disk = run_folder_bytes(parameters, keeps_best, _held_moments(loop) / parameters)
     log_line("disk", f"{told_bytes(disk)} for checkpoints and weights")

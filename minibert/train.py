@@ -463,8 +463,12 @@ class Loop:
             later = Budget(seconds=max(1.0, budget + seconds))
             self.settings = replace(self.settings, budget=later)
 
-    def announce(self, model: nn.Module) -> None:
-        """Prints the size of the network and how long the budget will take, from a timed step."""
+    def announce(self, model: nn.Module) -> tuple[float, float]:
+        """Prints the size of the network and how long the budget will take, from a timed step.
+
+        Returns:
+            Seconds of a step of the largest size, and of the budget.
+        """
         parameters = sum(p.numel() for p in model.parameters())
         seconds, share = self.time_step()
         budget = self.settings.budget
@@ -482,6 +486,7 @@ class Loop:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         if self.world.is_main:
             print(f"network: {text}; memory so far {peak:,.0f} MiB", file=sys.stderr)
+        return seconds, expected
 
     # --- what surrounds steps ----------------------------------------------------------------
 

@@ -436,6 +436,21 @@ def test_ctrl_c_outside_the_loop_ends_with_130(
 # --- dry runs and help ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("budget", "value"), [("--epochs", 4), ("--max-minutes", 1)])
+def test_a_dry_run_tells_the_arithmetic_of_any_budget(
+    world: Path, capsys: pytest.CaptureFixture[str], budget: str, value: int
+) -> None:
+    line = pretrain_line(world, "--dry-run", budget, str(value))
+    at = line.index("--max-steps")
+    assert main(line[:at] + line[at + 2 :]) == 0
+    err = capsys.readouterr().err
+    step, whole = re.search(r"(\S+) FLOP a step, (\S+) FLOP for the budget", err).groups()  # type: ignore[union-attr]
+    seconds = {"--epochs": r"of about (\S+) steps each", "--max-minutes": r"about (\S+) steps"}
+    steps = float(re.search(seconds[budget], err)[1].replace(",", ""))  # type: ignore[index]
+    wanted = steps * (value if budget == "--epochs" else 1)
+    assert float(whole) / float(step) == pytest.approx(wanted, rel=0.05)
+
+
 @pytest.mark.parametrize("line", [pretrain_line, finetune_line])
 def test_a_dry_run_prints_the_plan_and_leaves_no_folder(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: Any
@@ -446,7 +461,10 @@ def test_a_dry_run_prints_the_plan_and_leaves_no_folder(
     assert "a step takes" in err
     parts = r"memory: weights .* \+ gradients .* \+ optimiser .* \+ activations .* = "
     assert re.search(parts, err)
-    assert re.search(r"arithmetic: \d\.\d\de\+\d\d FLOP a step", err)
+    figures = re.search(r"arithmetic: (\S+) FLOP a step, (\S+) FLOP for the budget", err)
+    assert figures
+    assert float(figures[2]) == pytest.approx(3 * float(figures[1]), rel=0.01)
+    assert re.search(r"cost: \S+ hours of this machine", err)
     assert re.search(r"disk: [\d,.]+ .B for checkpoints and weights", err)
     assert list(tmp_path.iterdir()) == []
 
