@@ -11,39 +11,25 @@ none is chosen here.
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
-import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.config import BertConfig
-from minibert.corpus import ReaderOptions
-from minibert.documents import Documents, Permutation
 from minibert.errors import InputError, MissingExtraError, did_you_mean
-from minibert.examples import (
-    ExampleBuilder,
-    ExampleOptions,
-    held_out_examples,
-    tokens_per_character,
-)
-from minibert.files import bundled_data, read_json, read_text, write_atomically, write_json
+from minibert.files import read_json, write_atomically, write_json
 from minibert.finetuning import read_splits, start_folder, with_recipe
-from minibert.masked import load_masked_lm
+from minibert.held_out import held_out_figures, masked_word_figures
 from minibert.model_folders import pinned
-from minibert.predict import run_of
-from minibert.pretraining_data import evaluate_pretraining
 from minibert.recipes import file_settings, is_given
 from minibert.runs import dev_figure, log_line, of_seed, weights_digest
 from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import FinetuneSettings, flag
-from minibert.store import open_store
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Task
 from minibert.tasks.splits import Parts, parts_of
-from minibert.tokenizer import WordPiece
 
 
 class Entry(NamedTuple):
@@ -79,13 +65,6 @@ _METHODS = {
 # Settings that a file may not bring: the suite says them.
 _OWN = ("model", "data", "output", "seed", "seeds", "resume", "overwrite", "limit", "dev_only")
 _TOLD_FIRST = ("learning_rate", "epochs", "max_steps", "max_minutes")  # with words of their own
-_HELD_OUT = Path("enwiki_text/enwiki-valid.txt.xz")
-_MLM = (
-    *("mlm_loss", "mlm_accuracy", "nsp_accuracy", "unigram_entropy", "masked_tokens"),
-    *("tokens", "seconds"),
-)
-_MEASURED_CHARACTERS = 1 << 20
-_SCORED_LENGTH, _SCORED_EXAMPLES = 128, 1024  # of masked words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,37 +139,13 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
     plan = Plan(model=str(model), **options)
     folder = start_folder(FinetuneSettings(task="suite", model=plan.model))
     plan = dataclasses.replace(plan, model=pinned(plan.model, folder))
-    digest, config = weights_digest(folder), BertConfig.from_pretrained(folder)
+    digest = weights_digest(folder)
     sources = {name: _source(plan, name) for name in dict.fromkeys(plan.tasks or ENTRIES)}
     given = _settings_files(plan.settings, list(sources))
     if not any(isinstance(source, Source) for source in sources.values()):
         raise InputError(f"--data {plan.data} holds none of {', '.join(sources)}")
     with claimed(plan.output, "suite.json") as output:
-        suite: dict[str, Any] = {
-            "model": plan.model,
-            "weights": digest,
-            "layers": config.num_hidden_layers,
-            "hidden_size": config.hidden_size,
-            "vocab_size": config.vocab_size,
-            "max_position_embeddings": config.max_position_embeddings,
-            "data": plan.data,
-            "jobs": plan.jobs,
-            "mlm": held_out_figures(folder, plan.data),
-            "masked_words": {},
-            "skipped": {},
-            "tasks": {},
-        }
-        path = output.path / "suite.json"
-        before = read_json(path, "") if path.is_file() else {}
-        if before.get("weights") == digest:
-            suite["tasks"] = _kept_tasks(before, sources)
-            suite["jobs"] = max(plan.jobs, before.get("jobs", 1))  # which the kept times are of
-            suite["masked_words"] = before.get("masked_words", {})
-        if not suite["masked_words"]:
-            measured = masked_word_figures(folder, plan.data, plan.device, plan.precision)
-            suite["masked_words"] = measured
-        if not before:
-            write_json(path, suite)  # it tells the folder: baselines take minutes
+        suite, before = _begun(plan, output.path / "suite.json", folder, digest, list(sources))
         jobs: list[Job] = []
         for name, source in sources.items():
             if isinstance(source, str):
@@ -211,6 +166,42 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
         jobs.sort(key=lambda job: job.settings.seed)
         carry_out_all(jobs, plan.overwrite, taken, plan.jobs)
     return suite
+
+
+def _begun(
+    plan: Plan, path: Path, folder: Path, digest: str, names: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The content of suite.json before its tasks run, and what an earlier call left there.
+
+    Args:
+        path: of suite.json. folder, digest: the model and its weights. names: of the tasks.
+    """
+    config = BertConfig.from_pretrained(folder)
+    before = read_json(path, "") if path.is_file() else {}
+    suite: dict[str, Any] = {
+        "model": plan.model,
+        "weights": digest,
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "data": plan.data,
+        "jobs": plan.jobs,
+        "mlm": held_out_figures(folder, plan.data),
+        "masked_words": {},
+        "skipped": {},
+        "tasks": {},
+    }
+    if before.get("weights") == digest:
+        suite["tasks"] = _kept_tasks(before, names)
+        suite["jobs"] = max(plan.jobs, before.get("jobs", 1))  # which the kept times are of
+        suite["masked_words"] = before.get("masked_words", {})
+    if not suite["masked_words"]:
+        measured = masked_word_figures(folder, plan.data, plan.device, plan.precision)
+        suite["masked_words"] = measured
+    if not before:
+        write_json(path, suite)  # it tells the folder: baselines take minutes
+    return suite, before
 
 
 def _kept_tasks(before: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
@@ -452,69 +443,3 @@ def _add(side: dict[str, Any], entry: Entry, seed: int, figures: dict[str, Any])
     side["mean"] = statistics.fmean(values)
     side["sd"] = statistics.stdev(values) if len(values) > 1 else None
     side["dev_mean"] = statistics.fmean(side["dev"].values())
-
-
-# --- masked words ---------------------------------------------------------------------------------
-
-
-def masked_word_figures(
-    model: Path, data: str | None, device: str = "auto", precision: str | None = None
-) -> dict[str, Any]:
-    """How well a model finds masked words of one text, the same for all models.
-
-    Single sequences of 128 tokens, 15 % masked alike in every call, of
-    enwiki_text/enwiki-valid.txt.xz in the data, else of the bundled text, which models made here
-    may have read.
-
-    Returns:
-        text, max_seq_length, and the figures of `evaluate_pretraining` with
-        mlm_bits_per_character; nothing for a folder without a head for masked words.
-    """
-    try:
-        lm = load_masked_lm(model, device, precision)
-    except InputError:
-        return {}
-    text = _held_out_text(data)
-    length = min(_SCORED_LENGTH, lm.longest)
-    options = ExampleOptions(max_seq_length=length, nsp="none")
-    with tempfile.TemporaryDirectory() as cache:
-        store = open_store([text], lm.tokenizer, ReaderOptions(), Path(cache))
-        count = len(store.document_starts) - 1
-        documents = Documents(store, store.document_starts, Permutation(count, 0), range(count))
-        builder = ExampleBuilder(store, lm.tokenizer, documents, options)
-        examples = held_out_examples(builder, _SCORED_EXAMPLES)
-    figures = evaluate_pretraining(lm.model, examples, options.max_predictions, 32, lm.runtime)
-    bits = figures["mlm_loss"] / math.log(2) * tokens_per_character(lm.tokenizer, examples)
-    found = {"text": text.name, "max_seq_length": length, "mlm_bits_per_character": bits}
-    return found | figures
-
-
-def _held_out_text(data: str | None) -> Path:
-    held_out = Path(data or "") / _HELD_OUT
-    return held_out if data and held_out.is_file() else bundled_data() / "wiki.txt"
-
-
-def held_out_figures(model: Path, data: str | None) -> dict[str, Any]:
-    """The held-out figures of a model's pretraining, none where the folder does not have them.
-
-    mlm_bits_per_character makes vocabularies comparable: mlm_loss / ln 2 x tokens a character.
-    Where results.json does not hold it, tokens a character are those of
-    enwiki_text/enwiki-valid.txt.xz in the data, or of the bundled text; `measured_on` names it.
-    """
-    path = model / "results.json"
-    results = read_json(path, "") if path.is_file() else {}
-    if "mlm_loss" not in results:
-        return {}
-    found = {key: results[key] for key in _MLM if key in results}
-    settings = run_of(model).get("settings", {})
-    if settings.get("model") and not settings.get("random_weights"):
-        found["went_on"] = True  # from another model, whose tokens are not among these
-    if "mlm_bits_per_character" in results:
-        return found | {"mlm_bits_per_character": results["mlm_bits_per_character"]}
-    text = _held_out_text(data)
-    lines = read_text(text)[:_MEASURED_CHARACTERS].split("\n")
-    tokenizer = WordPiece.from_pretrained(model)
-    tokens = sum(map(len, tokenizer.ids(lines)))
-    ratio = tokens / max(1, sum(map(len, lines)))
-    bits = results["mlm_loss"] / math.log(2) * ratio
-    return found | {"mlm_bits_per_character": bits, "measured_on": text.name}

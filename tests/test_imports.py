@@ -43,7 +43,10 @@ LAYERS = [
         *("tasks.scored", "tasks.similarity"),
         *("tasks.writing", "tasks.translation", "tasks.summarization"),
     },
-    {"predict", "evaluation", "retrieval", "masked", "suite", "suite_report", "setting_search"},
+    {
+        *("predict", "evaluation", "retrieval", "masked", "held_out"),
+        *("suite", "suite_report", "setting_search"),
+    },
     {"flags", "cli", "__main__"},
 ]
 # The network, the text and the loop stand side by side; what they may borrow is named here.

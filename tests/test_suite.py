@@ -18,16 +18,10 @@ from minibert import series, suite
 from minibert.cli import main
 from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
+from minibert.held_out import held_out_figures, masked_word_figures
 from minibert.series import seconds_left
 from minibert.settings import FinetuneSettings
-from minibert.suite import (
-    ENTRIES,
-    Entry,
-    evaluate_suite,
-    find_set,
-    held_out_figures,
-    masked_word_figures,
-)
+from minibert.suite import ENTRIES, Entry, evaluate_suite, find_set
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
 
