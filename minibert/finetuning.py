@@ -53,7 +53,7 @@ from minibert.runs import (
     weights_digest,
     wrapped,
 )
-from minibert.settings import FinetuneSettings, flag
+from minibert.settings import MOST_EPOCHS, FinetuneSettings, flag
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.batches import Feature, TaskData, flat, infer
@@ -453,8 +453,13 @@ class _Run:
         if settings.max_steps:
             return Budget(max_steps=settings.max_steps)
         epochs = settings.epochs or self.task.epochs
-        log_line("budget", f"{epochs:g} epochs of {data.steps_per_epoch:,} steps")
-        return Budget(max_steps=max(1, round(epochs * data.steps_per_epoch)))
+        steps = max(1, round(epochs * data.steps_per_epoch))
+        told = f"{epochs:g} epochs of {data.steps_per_epoch:,} steps"
+        least = min(settings.least_steps, MOST_EPOCHS * data.steps_per_epoch)
+        if steps < least:
+            steps, told = least, f"{told} would be few, so {least:,} steps (--min-steps, --epochs)"
+        log_line("budget", told)
+        return Budget(max_steps=steps)
 
     def _score_some(
         self, way: Callable[..., object], model: Any, micro: int, features: Sequence[list[Feature]]

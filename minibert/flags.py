@@ -131,9 +131,12 @@ def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSet
 
 def _without_replaced_budgets(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """A file's settings without the budgets that a flag replaces, whichever kind it is."""
-    for budgets in ({"max_steps", "epochs", "max_minutes"}, {"adapt_epochs", "adapt_minutes"}):
+    for budgets, beside in (
+        ({"max_steps", "epochs", "max_minutes"}, {"min_steps"}),
+        ({"adapt_epochs", "adapt_minutes"}, set()),
+    ):
         if budgets & values.keys():
-            given = {k: v for k, v in given.items() if k not in budgets}
+            given = {k: v for k, v in given.items() if k not in budgets | beside}
     if values.get("max_minutes"):  # of which the adaptation takes minutes
         given = {k: v for k, v in given.items() if k != "adapt_epochs"}
     return given

@@ -36,6 +36,7 @@ class Recipe(NamedTuple):
     truncation: str | None = None
     dropout: float | None = None
     label_smoothing: float | None = None
+    min_steps: int | None = None  # where epochs are not given
 
 
 _FILLED = tuple(name for name in Recipe._field_defaults if name != "mode")
@@ -128,6 +129,14 @@ RECIPES = (
         max_seq_length=256,
         truncation="windows",
     ),
+    # Dev accuracy of SST-2 with 300, 1,000, 4,000 labels after 3 epochs: 0.639, 0.680, 0.743; after
+    # 20, 20, 8: 0.663, 0.726, 0.788.
+    Recipe(
+        *("classification", 4, 256, False, "docs/LOG.md, 2026-11-26"),
+        learning_rate=2e-4,
+        epochs=3.0,
+        min_steps=2000,
+    ),
 )
 
 
@@ -168,6 +177,8 @@ def filled(
         for name in _FILLED
         if (value := getattr(recipe, name)) is not None and not is_given(settings, name)
     }
+    if "epochs" not in values:
+        values.pop("min_steps", None)
     if not values:
         return settings, ""
     start = "random weights" if recipe.random_weights else "pretrained weights"
@@ -192,6 +203,8 @@ def as_begun(
         name: before[name] for name in _FILLED if name in before and not is_given(settings, name)
     }
     values = {name: v for name, v in values.items() if v != getattr(settings, name)}
+    if is_given(settings, "epochs"):  # which does not go with every other budget
+        values.pop("min_steps", None)
     if not values:
         return settings, ""
     return dataclasses.replace(settings, **values), f"{_told(values)}; as {run} was begun"

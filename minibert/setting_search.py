@@ -191,7 +191,9 @@ def _trials(
         task = find_task(own.task)(own)
         model_config(own, config)
         if not is_given(own, "epochs"):
-            own = dataclasses.replace(own, epochs=float(task.epochs))
+            own = dataclasses.replace(
+                own, epochs=float(task.epochs), min_steps=own.least_steps or None
+            )
         if own.learning_rate is None and not task.is_open_ended:  # which goes by the decoder
             own = dataclasses.replace(own, learning_rate=task.learning_rate)
         settings_of[trial_name(values)] = own

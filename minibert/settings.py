@@ -47,6 +47,8 @@ _POSITIVE = (
 
 
 DEFAULT_PRESET = "mini"
+MIN_STEPS = 500  # of fine-tuning where no budget is given ...
+MOST_EPOCHS = 20  # ... if so many passes give them (Mosbach et al. 2021, section 6)
 OWN_TEXT = "auto"  # the word for the task's own text, in --adapt
 SHORT_SHARE = 0.9  # of the budget, with --short-length (Devlin et al. 2019, A.2)
 SCHEDULES = ("linear", "cosine", "constant-then-linear")
@@ -119,8 +121,8 @@ class RunSettings:
     epochs: float | None = setting(
         None,
         "budget in passes over the training data; default of fine-tuning that of a recipe for the "
-        "task and the size, else 3, similarity 4, tasks that write 10; of pretraining 6, but 0.5 "
-        "to 50 M tokens or one pass",
+        "task and the size, else 3, similarity 4, tasks that write 10, see --min-steps; of "
+        "pretraining 6, but 0.5 to 50 M tokens or one pass",
     )
     max_minutes: float | None = setting(None, "budget in minutes of the whole command")
     batch_size: int = setting(16, "sequences per optimiser step over all devices")
@@ -533,6 +535,11 @@ class FinetuneSettings(RunSettings):
     select: str | None = setting(
         None, "dev figure that chooses the weights; default: that of the task's field"
     )
+    min_steps: int | None = setting(
+        None,
+        f"few examples are gone through more often than --epochs, up to {MOST_EPOCHS} times, for "
+        f"so many steps; default {MIN_STEPS} where neither a budget nor a recipe says how long",
+    )
     patience: int | None = setting(
         None, "stop after this many evaluations without a better dev figure"
     )
@@ -585,6 +592,10 @@ class FinetuneSettings(RunSettings):
             beside = name.replace("data", "target_data")
             if getattr(self, beside) and not getattr(self, name):
                 found.append(f"{flag(beside)} goes with {flag(name)}, the lines to be read")
+        if self.min_steps is not None and self.min_steps < 0:
+            found.append(f"--min-steps is {self.min_steps}, must be 0 or more")
+        if self.min_steps and (self.max_steps or self.max_minutes):
+            found.append("--min-steps goes with --epochs; another budget says how long by itself")
         if self.limit is not None and self.limit < 4:
             found.append(f"--limit is {self.limit}, must be at least 4")
         return found
@@ -613,6 +624,13 @@ class FinetuneSettings(RunSettings):
                 f"{self.max_minutes:g}"
             )
         return found
+
+    @property
+    def least_steps(self) -> int:
+        """Steps that few examples are gone through more often for; 0 where a budget is given."""
+        if self.min_steps is not None:
+            return self.min_steps
+        return 0 if any((self.epochs, self.max_steps, self.max_minutes)) else MIN_STEPS
 
     @property
     def adapting_minutes(self) -> float | None:

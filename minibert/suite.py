@@ -64,7 +64,7 @@ _METHODS = {
 }
 # Settings that a file may not bring: the suite says them.
 _OWN = ("model", "data", "output", "seed", "seeds", "resume", "overwrite", "limit", "dev_only")
-_TOLD_FIRST = ("learning_rate", "epochs", "max_steps", "max_minutes")  # with words of their own
+_TOLD_FIRST = ("learning_rate", "epochs", "min_steps", "max_steps", "max_minutes")  # with own words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -361,7 +361,7 @@ def _side_settings(
     origins = ["a settings file"] if values else []
     budget = {"max_minutes": plan.max_minutes, "max_steps": plan.max_steps}
     if any(budget.values()):
-        values = {k: v for k, v in values.items() if k not in ("epochs", *budget)}
+        values = {k: v for k, v in values.items() if k not in ("epochs", "min_steps", *budget)}
     values |= {"task": name, "model": plan.model, "random_weights": is_random}
     values |= {k: v for k, v in budget.items() if v}
     values |= {"limit": plan.limit, "dev_only": ENTRIES[name].dev_only}
@@ -375,6 +375,8 @@ def _side_settings(
     task = find_task(name)(settings)
     told = [f"rate {settings.learning_rate or task.learning_rate:g}"]
     epochs = f"{settings.epochs or task.epochs:g} epochs"
+    if settings.least_steps:
+        epochs += f", at least {settings.least_steps} steps"
     steps = settings.max_steps and f"{settings.max_steps} steps"
     minutes = settings.max_minutes and f"{settings.max_minutes:g} minutes"
     told.append(steps or minutes or epochs)

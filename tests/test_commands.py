@@ -211,6 +211,7 @@ BAD_FINETUNING = {
     "two budgets": ("--max-minutes 1", ["--max-steps and --max-minutes"]),
     "existing output": ("--output W/finetuned", ["--resume", "--overwrite"]),
     "unknown figure": ("--select acuracy", ["did you mean 'accuracy'"]),
+    "least beside most steps": ("--min-steps 9", ["--min-steps goes with --epochs"]),
     "no patience": ("--patience 0", ["--patience is 0"]),
     "more layers than there are": ("--freeze-layers 3", ["--freeze-layers 3", "2 layers"]),
     "frozen noise": ("--freeze-layers 1 --random-weights", ["--freeze-layers has no use"]),
@@ -449,6 +450,25 @@ def test_a_dry_run_tells_the_arithmetic_of_any_budget(
     steps = float(re.search(seconds[budget], err)[1].replace(",", ""))  # type: ignore[index]
     wanted = steps * (value if budget == "--epochs" else 1)
     assert float(whole) / float(step) == pytest.approx(wanted, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([], "budget: 3 epochs of 1 steps would be few, so 20 steps (--min-steps, --epochs)"),
+        (["--min-steps", "8"], "budget: 3 epochs of 1 steps would be few, so 8 steps"),
+        (["--min-steps", "0"], "budget: 3 epochs of 1 steps\n"),
+        (["--epochs", "4"], "budget: 4 epochs of 1 steps\n"),
+        (["--epochs", "4", "--min-steps", "6"], "budget: 4 epochs of 1 steps would be few, so 6 s"),
+    ],
+)
+def test_few_examples_are_gone_through_more_often(
+    world: Path, capsys: pytest.CaptureFixture[str], flags: list[str], told: str
+) -> None:
+    line = finetune_line(world, "--dry-run", "--batch-size", "16", *flags)
+    at = line.index("--max-steps")
+    assert main(line[:at] + line[at + 2 :]) == 0
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", [pretrain_line, finetune_line])

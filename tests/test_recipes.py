@@ -53,7 +53,7 @@ def test_pretrained_and_random_weights_read_the_same_of_a_review() -> None:
 
 
 def test_what_was_not_measured_keeps_its_defaults() -> None:
-    for other in ({"task": "ag_news"}, {"config": preset("small")}, {"config": preset("tiny")}):
+    for other in ({"task": "multi30k"}, {"config": preset("small")}, {"config": preset("tiny")}):
         settings = fill(**other)
         assert settings == FinetuneSettings(task=settings.task)
         assert settings.learning_rate is None
@@ -80,6 +80,16 @@ def test_what_the_user_gives_stays_even_where_it_is_the_default(
     assert (given.batch_size, given.max_seq_length) == (16, 256)
     for budget in ({"max_steps": 7}, {"max_minutes": 1}):
         assert fill(**budget).epochs is None
+
+
+def test_least_steps_go_with_the_epochs_of_a_recipe() -> None:
+    found = fill(task="classification")
+    assert (found.epochs, found.min_steps, found.least_steps) == (3, 2000, 2000)
+    for budget in ({"epochs": 2.0}, {"max_steps": 7}, {"max_minutes": 1}):
+        given = fill(task="classification", **budget)
+        assert (given.min_steps, given.least_steps) == (None, 0)
+    assert fill(task="classification", min_steps=30).least_steps == 30
+    assert fill(task="classification", config=preset("small")).least_steps == 500
 
 
 def test_what_a_search_may_find_a_recipe_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
