@@ -444,7 +444,8 @@ def test_a_public_set_is_looked_over_as_own_data_is(tmp_path: Path) -> None:
 def test_a_line_may_hold_a_text_of_several_lines(tmp_path: Path) -> None:
     task = find_task("summarization")(FinetuneSettings(task="summarization"))
     assert task.parse_line('{"text": "A: Hi.\\nB: Hi."}') == "A: Hi.\nB: Hi."
-    for plain in ('{"text": 1}', '{"text": "a", "id": 2}', "{a", "a"):
+    assert task.parse_line('{"text": "a", "id": 2}') == "a"  # a row as training takes it
+    for plain in ('{"text": 1}', '{"body": "a"}', "{a", "a"):
         assert task.parse_line(plain) == plain
 
 
