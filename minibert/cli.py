@@ -19,10 +19,10 @@ from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from minibert.errors import InputError, Interrupted, MissingExtraError, TextError, did_you_mean
-from minibert.files import read_text
+from minibert.files import is_csv, read_text
 from minibert.flags import parsers, settings_from
 from minibert.machine import launched
-from minibert.settings import FinetuneSettings, PretrainSettings
+from minibert.settings import FinetuneSettings, PretrainSettings, flag
 
 _SLICE_BATCHES = 64  # batches whose answers are found before the first of them is printed
 
@@ -44,10 +44,16 @@ def _finetune(values: dict[str, Any]) -> None:
 
 
 def _predict(values: dict[str, Any]) -> None:
-    lines = _texts_of(values, "predict")
+    is_table = bool(values["input"]) and is_csv(Path(values["input"])) and not values["texts"]
+    for name in ("text_column", "text_pair_column"):
+        if values[name] and not is_table:
+            raise InputError(f"{flag(name)} goes with a .csv as --input")
+    lines = [] if is_table else _texts_of(values, "predict")
     from minibert.predict import load
 
     predictor = load(values["folder"], values["device"], values["precision"])
+    if is_table:
+        lines = _table_lines(values, predictor.task)
     batch_size, parse = values["batch_size"], predictor.task.parse_line
 
     def check(texts: list[str]) -> None:
@@ -60,6 +66,31 @@ def _predict(values: dict[str, Any]) -> None:
         _print_row(found if isinstance(found, dict) else dataclasses.asdict(found))
 
     _print_answers(lines, check, _in_slices(answer, batch_size), show)
+
+
+def _table_lines(values: dict[str, Any], task: Any) -> list[_Line]:
+    """The texts of --input, a .csv, as objects that the task's `parse_line` reads.
+
+    Raises:
+        InputError: a column is not there, or the table cannot be read or is empty.
+    """
+    from minibert.tasks.tables import column, read_table
+
+    path, settings = Path(values["input"]), task.settings
+    first = values["text_column"] or settings.text_column or "text"
+    second = values["text_pair_column"] or settings.text_pair_column
+    columns = {"text": (first, "--text-column")}
+    if second:
+        columns["text_pair"] = second, "--text-pair-column"
+    if task.names[-1] == "qa":
+        columns = {name: (name, "of every question") for name in ("question", "context")}
+    lines = []
+    for row in read_table(path):
+        found = {key: column(row, name, path, flag) for key, (name, flag) in columns.items()}
+        lines.append(_Line(f"line {row.line}", json.dumps(found)))
+    if not lines:
+        raise InputError(f"--input {path} holds no row below its column names")
+    return lines
 
 
 class _Line(NamedTuple):
@@ -82,10 +113,9 @@ def _texts_of(values: dict[str, Any], verb: str) -> list[_Line]:
         path = Path(values["input"])
         if not path.exists() or path.is_dir():
             raise InputError(f"--input {path} is not a file; expected one text a line")
-        if path.suffix == ".csv":
+        if is_csv(path):
             raise InputError(
-                f"--input {path} is a table; expected one text a line, or JSON lines with a "
-                f'"text" each (another name than .csv has it read so)'
+                f"--input {path} is a table; expected one text a line (another name has it read so)"
             )
         lines = _lines(read_text(path))
     if not lines:

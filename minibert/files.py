@@ -61,6 +61,11 @@ def read_text(path: Path) -> str:
     return text
 
 
+def is_csv(path: Path) -> bool:
+    """Whether a file's name says that it is a table, packed or not."""
+    return ".csv" in path.suffixes[-2:] and path.suffixes[-1] in (".csv", *_OPENERS)
+
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 

@@ -182,7 +182,17 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     predict = command("predict", "answers of a fine-tuned model, as JSON lines")
     predict.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
     predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts, or - for standard input")
-    predict.add_argument("--input", metavar="FILE", help="one text a line; blank ones are left out")
+    predict.add_argument(
+        "--input",
+        metavar="FILE",
+        help="one text a line, blank ones left out; a .csv by the columns that the model learnt",
+    )
+    for column in ("text", "text-pair"):
+        predict.add_argument(
+            f"--{column}-column",
+            metavar="NAME",
+            help=f"column of the {column} in a .csv, if another",
+        )
     evaluate = command("evaluate", "figures of a fine-tuned model on labelled data, as JSON")
     _add_evaluate(evaluate)
     search = command("search", "the sentences of a file nearest to each query, as JSON lines")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gzip
 import io
 import json
 import os
@@ -74,6 +75,7 @@ def write_wrong_things(world: Path) -> None:
     (world / "latin.txt").write_bytes(text.encode() + b"\ncaf\xe9 au lait\n")
     (world / "folder").mkdir()
     (world / "table.csv").write_text("text,label\na fine film,pos\n")
+    (world / "head.csv").write_text("text,label\n")
     (world / "lines.jsonl").write_text('{"body": "text"}\n')
     for name, content in {
         "unknown": {"batchsize": 8},
@@ -224,7 +226,16 @@ BAD_OTHERS = {
     "pretrained only": ("predict W/pretrained text", ["without a classifier", "finetune"]),
     "no text": ("predict W/finetuned", ["nothing to predict"]),
     "text and input": ("predict W/finetuned text --input W/corpus.txt", ["not both"]),
-    "a table": ("predict W/finetuned --input W/table.csv", ["table.csv is a table", "JSON lines"]),
+    "a table": ("fill-mask --model W/pretrained --input W/table.csv", ["table.csv is a table"]),
+    "another column": (
+        "predict W/finetuned --input W/table.csv --text-column review",
+        ["no column 'review' (--text-column); its columns are text, label"],
+    ),
+    "a column of no table": (
+        "predict W/finetuned --input W/corpus.txt --text-column review",
+        ["--text-column goes with a .csv"],
+    ),
+    "a table without rows": ("predict W/finetuned --input W/head.csv", ["holds no row below"]),
     "missing input": ("predict W/finetuned --input W/none.txt", ["none.txt is not a file"]),
     "input not utf-8": ("predict W/finetuned --input W/latin.txt", ["latin.txt", "UTF-8"]),
     "no batch": ("predict W/finetuned text --batch-size 0", ["--batch-size"]),
@@ -259,6 +270,21 @@ def test_json_lines_with_labels_are_read_by_their_text(
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first == second
     assert first["text"] == "a fine film"
+
+
+def test_a_table_is_read_by_its_columns(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with gzip.open(tmp_path / "own.csv.gz", "wt") as handle:
+        handle.write('id,review,label\n7,"a fine,\nlong film",pos\n8,storm,neg\n')
+    line = ["predict", str(world / "finetuned"), "--input", str(tmp_path / "own.csv.gz")]
+    capsys.readouterr()
+    assert main([*line, "--text-column", "review"]) == 0
+    rows = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in rows] == ["a fine,\nlong film", "storm"]
+    assert main([*line[:2], "storm"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert alone["score"] == pytest.approx(rows[1]["score"], rel=1e-4)
 
 
 def test_answers_are_printed_while_later_texts_wait(
