@@ -70,15 +70,13 @@ def run_work(name: str, rounds: int, texts: list[Path]) -> dict[str, Any]:
     timings = found.get("timings", [])
     if timings and all(timing["error"] for timing in timings):
         found = {"error": timings[-1]["error"]}
-    return (
-        {"rounds": rounds}
-        | found
-        | {
-            "date": datetime.date.today().isoformat(),
-            "took_seconds": round(time.perf_counter() - start, 1),
-            "environment": report.environment(),
-        }
-    )
+    return {
+        "rounds": rounds,
+        **found,
+        "date": datetime.date.today().isoformat(),
+        "took_seconds": round(time.perf_counter() - start, 1),
+        "environment": report.environment(),
+    }
 
 
 def _time_left(left: list[str], results: report.Results, taken: list[float]) -> str:

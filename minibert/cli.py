@@ -76,17 +76,11 @@ def _table_lines(values: dict[str, Any], task: Any) -> list[_Line]:
     """
     from minibert.tasks.tables import column, read_table
 
-    path, settings = Path(values["input"]), task.settings
-    first = values["text_column"] or settings.text_column or "text"
-    second = values["text_pair_column"] or settings.text_pair_column
-    columns = {"text": (first, "--text-column")}
-    if second:
-        columns["text_pair"] = second, "--text-pair-column"
-    if task.names[-1] == "qa":
-        columns = {name: (name, "of every question") for name in ("question", "context")}
-    lines = []
+    path, lines = Path(values["input"]), []
+    columns = task.table_columns(values["text_column"], values["text_pair_column"])
+    flags = dict(zip(columns, ("--text-column", "--text-pair-column"), strict=False))
     for row in read_table(path):
-        found = {key: column(row, name, path, flag) for key, (name, flag) in columns.items()}
+        found = {key: column(row, name, path, flags[key]) for key, name in columns.items()}
         lines.append(_Line(f"line {row.line}", json.dumps(found)))
     if not lines:
         raise InputError(f"--input {path} holds no row below its column names")

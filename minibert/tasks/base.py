@@ -379,6 +379,16 @@ class Task(ABC, Generic[E, P]):
         """What a line of `minibert predict` gives to `example_of`: a text, or {"text": ...}."""
         return text_in(line)
 
+    def table_columns(self, text: str | None, text_pair: str | None) -> dict[str, str]:
+        """Of a table to answer: key of the object that `parse_line` reads -> column.
+
+        Args:
+            text, text_pair: columns that were named; else those that the task learnt from.
+        """
+        pair = text_pair or self.settings.text_pair_column
+        columns = {"text": text or self.settings.text_column or "text"}
+        return columns | ({"text_pair": pair} if pair else {})
+
     @abstractmethod
     def example_of(self, given: Any, number: int) -> E:
         """An example without a label, of what a user gives.

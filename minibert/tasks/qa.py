@@ -320,6 +320,9 @@ class QATask(Task[Question, Reply]):
         except (ValueError, RecursionError):
             raise InputError(f"{line!r:.60} is not JSON; expected {_WANTED} a line") from None
 
+    def table_columns(self, text: str | None, text_pair: str | None) -> dict[str, str]:
+        return {"question": text or "question", "context": text_pair or "context"}
+
     def example_of(self, given: Any, number: int) -> Question:
         texts = given
         if isinstance(given, Mapping):
