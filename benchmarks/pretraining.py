@@ -38,7 +38,7 @@ _VOCABULARY = 30_522
 _CLS, _SEP, _MASK, _FIRST = 101, 102, 103, 999  # of the published vocabulary
 SETTLE_SECONDS, TURN_SECONDS = 30.0, 2.0  # of every variant
 _BATCHES = 256  # more than any variant takes
-_BATCHES_ON_GPU = 16  # large ones
+_BATCHES_ON_GPU = 8  # large ones
 
 
 @dataclass(frozen=True)
@@ -169,35 +169,48 @@ class HuggingFace:
         self.forward = torch.compile(self.model) if best else self.model
         parameters = self.model.parameters()
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
+        self.padded: dict[int, list[torch.Tensor]] = {}
+        self.is_any_size = False
         if best:
             self._compile()
 
     _num_batches = Ours._num_batches
 
     def _compile(self) -> None:
-        """Compiles before anything is timed: for one length, and for any once it has seen two."""
-        longest = [max(len(e.input_ids) for e in batch) for batch in self.batches]
+        """Compiles before anything is timed: for one length, and for any once it has seen two.
+
+        On a GPU for the length that all large batches have and any number of sequences: with few of
+        them, unless the scores of whole batches are so many that the code has to count in 64 bits.
+        """
+        whole = self.batches
+        if self.device.type == "cuda":
+            longest_first = sorted(whole[0], key=lambda e: -len(e.input_ids))
+            tokens = self.work.max_seq_length * self.work.batch_size
+            few = longest_first[:8] if tokens * _VOCABULARY < 1 << 31 else longest_first
+            self.batches, self.is_any_size = [few], True
+            self.step()
+            self.padded.clear()
+            self.batches, self.is_any_size = whole, False
+            return
+        longest = [max(len(e.input_ids) for e in batch) for batch in whole]
         for length in sorted(set(longest))[:2]:
             self.number = longest.index(length)
             self.step()
 
     def step(self) -> dict[str, float]:
-        examples = self.batches[self.number % len(self.batches)]
-        longest = max(len(e.input_ids) for e in examples)
-        ids, types, mask = torch.zeros(3, len(examples), longest, dtype=torch.long)
-        labels = torch.full_like(ids, IGNORE_INDEX)
-        for row, example in enumerate(examples):
-            n = len(example.input_ids)
-            ids[row, :n] = torch.from_numpy(example.input_ids)
-            types[row, example.first_length : n] = 1
-            mask[row, :n] = 1
-            labels[row, torch.from_numpy(example.mlm_positions)] = torch.from_numpy(
-                example.mlm_labels
-            )
-        pairs = torch.tensor([e.next_sentence_label for e in examples])
-        ids, types, mask, labels, pairs = (
-            copied(part, self.device) for part in (ids, types, mask, labels, pairs)
-        )
+        number = self.number % len(self.batches)
+        examples = self.batches[number]
+        if self.device.type != "cuda":
+            padded = self._pad(examples)
+        else:  # few batches, which come again, and workers of a loader would make them
+            if number not in self.padded:
+                self.padded[number] = self._pad(examples)
+            padded = self.padded[number]
+        parts = [copied(part, self.device) for part in padded]
+        if self.is_any_size:
+            for part in parts:
+                torch._dynamo.mark_dynamic(part, 0)
+        ids, types, mask, labels, pairs = parts
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.best):
             out = self.forward(
                 input_ids=ids,
@@ -210,6 +223,23 @@ class HuggingFace:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return useful(self.work, examples)
+
+    @staticmethod
+    def _pad(examples: list[Example]) -> list[torch.Tensor]:
+        """Ids, segments, mask, labels and pairs, on the host."""
+        longest = max(len(e.input_ids) for e in examples)
+        ids, types, mask = torch.zeros(3, len(examples), longest, dtype=torch.long)
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        for row, example in enumerate(examples):
+            n = len(example.input_ids)
+            ids[row, :n] = torch.from_numpy(example.input_ids)
+            types[row, example.first_length : n] = 1
+            mask[row, :n] = 1
+            labels[row, torch.from_numpy(example.mlm_positions)] = torch.from_numpy(
+                example.mlm_labels
+            )
+        pairs = torch.tensor([e.next_sentence_label for e in examples])
+        return [ids, types, mask, labels, pairs]
 
 
 def variants(work: Work) -> list[Variant]:

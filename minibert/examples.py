@@ -323,16 +323,18 @@ def collate(examples: list[Example], max_predictions: int) -> dict[str, Tensor]:
         first_positions: (B,) int64, absent where all are 0.
     """
     batch = len(examples)
-    length = -(-max(len(e.input_ids) for e in examples) // 8) * 8
-    ids = np.zeros((3, batch, length), np.int64)  # input ids, segments, attention
+    lengths = np.array([len(e.input_ids) for e in examples])
+    places = np.arange(-(-lengths.max() // 8) * 8)
+    is_real = places < lengths[:, None]  # (B, T)
+    ids = np.zeros((3, *is_real.shape), np.int64)  # input ids, segments, attention
+    ids[0][is_real] = np.concatenate([e.input_ids for e in examples])
+    ids[1] = is_real & (places >= np.array([e.first_length for e in examples])[:, None])
+    ids[2] = is_real
+    used = np.arange(max_predictions) < np.array([len(e.mlm_labels) for e in examples])[:, None]
     slots = np.zeros((2, batch, max_predictions), np.int64)
     slots[1] = IGNORE_INDEX
-    for row, example in enumerate(examples):
-        n, m = len(example.input_ids), len(example.mlm_positions)
-        ids[0, row, :n] = example.input_ids
-        ids[1, row, example.first_length : n] = 1
-        ids[2, row, :n] = 1
-        slots[0, row, :m], slots[1, row, :m] = example.mlm_positions, example.mlm_labels
+    slots[0][used] = np.concatenate([e.mlm_positions for e in examples])
+    slots[1][used] = np.concatenate([e.mlm_labels for e in examples])
     names = ("input_ids", "token_type_ids", "attention_mask")
     out = {name: torch.from_numpy(part) for name, part in zip(names, ids, strict=True)}
     out["mlm_positions"], out["mlm_labels"] = map(torch.from_numpy, slots)

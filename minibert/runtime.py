@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minibert.errors import InputError
+from minibert.machine import threads_were_asked_for
 from minibert.packing import copied
 from minibert.world import ALONE, World
 
@@ -56,6 +57,22 @@ class Runtime:
             name: part if self.runs_ahead and name in _READ_ON_HOST else copied(part, self.device)
             for name, part in batch.items()
         }
+
+    @contextlib.contextmanager
+    def host_threads(self) -> Iterator[None]:
+        """While open, the host of a GPU computes with one thread; OMP_NUM_THREADS is respected.
+
+        What it has to do for a step is many small operations. With a thread for each core every one
+        of them waits until the last thread has had its turn, which takes long where other
+        processes, such as those that build examples, hold cores (docs/LOG.md).
+        """
+        before = torch.get_num_threads()
+        if self.runs_ahead and not threads_were_asked_for():
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def synchronize(self) -> None:
         """Waits until the device has done what it was given, so that a clock can be read."""

@@ -564,7 +564,8 @@ class Loop:
         layout = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}  {postfix}"
         quiet = None if self.world.is_main else True  # None: where there is no terminal
         bar = tqdm(total=1.0, initial=min(1.0, self.done), bar_format=layout, disable=quiet)
-        with bar, contextlib.closing(profiler) if profiler else contextlib.nullcontext():
+        tracing = contextlib.closing(profiler) if profiler else contextlib.nullcontext()
+        with bar, tracing, self.runtime.host_threads():
             after = self.done
             while not state.finished:
                 before = after

@@ -14,6 +14,7 @@ from samples import one_thread  # noqa: F401
 
 from minibert import machine, world
 from minibert.machine import available_memory, launched, num_cores, num_cpus
+from minibert.runtime import Runtime
 from minibert.world import join_world
 
 ROOT = Path(__file__).parent.parent
@@ -113,6 +114,22 @@ def test_one_process_takes_what_is_granted_unless_told(
     monkeypatch.setattr(world, "num_cores", lambda: 4)
     with join_world():
         assert torch.get_num_threads() == 1  # PyTorch's choice, or the caller's
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "threads"), [("cuda", None, 1), ("cuda", "2", 2), ("cpu", None, 2)]
+)
+def test_the_host_of_a_gpu_computes_with_one_thread_while_it_trains(
+    monkeypatch: pytest.MonkeyPatch, device: str, asked: str | None, threads: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    torch.set_num_threads(2)
+    with Runtime(torch.device(device), "fp32").host_threads():
+        assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads torchrun's environment in /proc")
