@@ -375,8 +375,6 @@ class _Run:
             "tokens": state.tokens,
             "seconds": state.seconds,
         }
-        # Dropout was this run's; who fine-tunes the model takes the network's own.
-        model.config = _with_dropout_of(model.config, start.config)
         save_model(model, folder.path, world)
         if world.is_main:
             source.tokenizer.save(folder.path)
@@ -504,15 +502,6 @@ class _Run:
 def _reached(settings: PretrainSettings, config: BertConfig) -> int:
     """How many of the network's positions a run trains."""
     return config.max_position_embeddings if settings.shift_positions else settings.max_seq_length
-
-
-def _with_dropout_of(config: BertConfig, other: BertConfig) -> BertConfig:
-    return dataclasses.replace(
-        config,
-        hidden_dropout_prob=other.hidden_dropout_prob,
-        attention_probs_dropout_prob=other.attention_probs_dropout_prob,
-        classifier_dropout=other.classifier_dropout,
-    )
 
 
 def _held_out(source: _Source, settings: PretrainSettings) -> list[Example]:

@@ -81,13 +81,13 @@ def test_pretraining_goes_on_from_a_model_with_its_vocabulary(
         assert (further.folder / name).read_text() == (pretrained.folder / name).read_text()
 
 
-def test_dropout_is_the_runs_and_not_the_saved_models(world: Path) -> None:
-    shape = {"preset": "tiny", "vocab_size": 60, "dropout": 0.0}
-    found = pretrain_in(world, "undropped", **shape)
-    config = BertConfig.from_pretrained(found.folder)
-    assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.1, 0.1)
-    run = json.loads((found.folder / "run.json").read_text())
-    assert run["resolved"]["model"]["hidden_dropout_prob"] == 0.0
+def test_a_model_keeps_the_dropout_that_it_was_trained_with(world: Path) -> None:
+    """Trained without, it loses 18 points of 83 when fine-tuning begins to drop (docs/LOG.md)."""
+    shape = {"preset": "tiny", "vocab_size": 60}
+    for output, given, kept in (("undropped", {"dropout": 0.0}, 0.0), ("dropped", {}, 0.1)):
+        found = pretrain_in(world, output, **shape, **given)
+        config = BertConfig.from_pretrained(found.folder)
+        assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (kept, kept)
 
 
 def test_held_out_figures_are_of_the_same_masks_whatever_a_run_trains_on(world: Path) -> None:
