@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from samples import one_thread, write_corpus  # noqa: F401
+from samples import make_model_folder, one_thread, write_corpus, write_reviews  # noqa: F401
 
-from benchmarks import corpus, curve, finetuning, pretraining, report, tokenising, turns
+from benchmarks import corpus, curve, finetuning, pretraining, probe, report, tokenising, turns
 from benchmarks.__main__ import main
 from benchmarks.lengths import draw_lengths
 from benchmarks.text import OPTIONS, read_documents, write_text
+from minibert.config import BertConfig
 from minibert.vocabulary import corpus_vocabulary
 
 WORKER = """
@@ -277,3 +278,29 @@ def test_a_curve_has_a_picture_for_each_part_that_was_logged(
     assert pictures[0].read_text().count('id="axes_') == 2
     assert curve.main([str(tmp_path / "none"), "--output", str(pictures[0])]) == 2
     assert "has no metrics.jsonl" in capsys.readouterr().err
+
+
+def test_a_probe_scores_every_layer_on_reviews_that_it_has_not_learnt_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn", reason="logistic regression")
+    model = make_model_folder(tmp_path / "model")
+    reviews = write_reviews(tmp_path / "aclImdb")
+    counts = ["--train", "12", "--test", "4", "--length", "16"]
+    assert probe.main([str(model), "--data", str(reviews), *counts]) == 0
+    told = capsys.readouterr().out.split("|")[2:-1]
+    layers = BertConfig.from_pretrained(model).num_hidden_layers
+    assert [part.split(":")[0].strip() for part in told] == [*map(str, range(layers + 1)), "[CLS]"]
+    labels = np.array([0, 1] * 20)
+    known = np.random.default_rng(0).normal(size=(40, 3))
+    known[:, 1] += 9.0 * labels
+    assert probe.score(known, labels, 30) == 1.0
+
+
+def test_a_probes_vectors_do_not_depend_on_the_texts_beside_them(tmp_path: Path) -> None:
+    model = make_model_folder(tmp_path / "model")
+    texts = ["storm", "silver garden candle winter storm silver"]
+    both = probe.vectors(model, texts, 16)
+    for row, text in enumerate(texts):
+        for name, alone in probe.vectors(model, [text], 16).items():
+            np.testing.assert_allclose(both[name][row], alone[0], atol=1e-5)

@@ -22,7 +22,7 @@ from minibert.files import bundled_models
 from minibert.model_folders import BUNDLED
 
 ROOT = Path(__file__).parent.parent
-RELEASED = f"minibert/models/{BUNDLED}/model.safetensors"
+RELEASED = [BUNDLED, "minibert-mini-en"]
 MOST_BYTES = 48 << 20
 
 
@@ -208,15 +208,19 @@ def test_what_cannot_be_exported_is_an_input_error(
 # --- the released model ---------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["stand-in", "bundled"])
+@pytest.fixture(params=["stand-in", *RELEASED])
 def released(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The bundled model, and a small one made by the same command."""
+    """The bundled models, and a small one made by the same command."""
     if request.param == "stand-in":
         export(make_model_folder(tmp_path / "model"), tmp_path / "out")
         return tmp_path / "out"
-    folder = bundled_models() / BUNDLED
+    return bundled(request.param)
+
+
+def bundled(name: str) -> Path:
+    folder = bundled_models() / name
     if not folder.is_dir():
-        pytest.skip(f"there is no {BUNDLED} in this copy")
+        pytest.skip(f"there is no {name} in this copy")
     return folder
 
 
@@ -244,20 +248,23 @@ def test_transformers_opens_the_released_model_with_the_same_outputs(released: P
         torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
 
 
-def test_the_released_model_is_small_and_whole(released: Path) -> None:
-    assert (released / "model.safetensors").stat().st_size <= MOST_BYTES
+def test_the_released_model_is_whole(released: Path) -> None:
     types = {v.dtype for v in load_file(released / "model.safetensors").values() if v.ndim > 1}
     assert types == {torch.bfloat16}
     for name in ("config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"):
         assert (released / name).is_file()
 
 
-def test_the_bundled_model_brings_its_card_and_its_log() -> None:
-    folder = bundled_models() / BUNDLED
-    if not folder.is_dir():
-        pytest.skip(f"there is no {BUNDLED} in this copy")
+def test_all_bundled_models_together_are_small() -> None:
+    weights = [bundled(name) / "model.safetensors" for name in RELEASED]
+    assert sum(path.stat().st_size for path in weights) <= MOST_BYTES
+
+
+@pytest.mark.parametrize("model", RELEASED)
+def test_a_bundled_model_brings_its_card_and_its_log(model: str) -> None:
     for name in ("README.md", "run.json", "results.json", "metrics.jsonl"):
-        assert (folder / name).is_file(), name
+        assert (bundled(model) / name).is_file(), name
+    assert (bundled(model) / "README.md").read_text().startswith(f"# {model}\n")
 
 
 def test_no_other_weights_are_in_the_repository_or_its_history() -> None:
@@ -269,4 +276,5 @@ def test_no_other_weights_are_in_the_repository_or_its_history() -> None:
     names = set(f"{done.stdout}\0{tracked.stdout}".replace("\n", "\0").split("\0"))
     assert "minibert/model.py" in names
     weights = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|onnx|npz|npy|h5|msgpack|gguf)\b")
-    assert {name for name in names if weights.search(name)} <= {RELEASED}
+    released = {f"minibert/models/{name}/model.safetensors" for name in RELEASED}
+    assert {name for name in names if weights.search(name)} <= released
