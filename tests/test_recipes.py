@@ -48,12 +48,13 @@ def test_an_entry_is_for_pretrained_or_for_random_weights(monkeypatch: pytest.Mo
 
 def test_pretrained_and_random_weights_read_the_same_of_a_review() -> None:
     """Else a table of both would compare what they read."""
-    settings = [fill(random_weights=start) for start in (False, True)]
-    assert len({(s.max_seq_length, s.truncation) for s in settings}) == 1
+    for size in ("mini", "small"):
+        settings = [fill(preset(size), random_weights=start) for start in (False, True)]
+        assert {(s.max_seq_length, s.truncation) for s in settings} == {(256, "windows")}
 
 
 def test_what_was_not_measured_keeps_its_defaults() -> None:
-    for other in ({"task": "multi30k"}, {"config": preset("small")}, {"config": preset("tiny")}):
+    for other in ({"task": "multi30k"}, {"config": preset("base")}, {"config": preset("tiny")}):
         settings = fill(**other)
         assert settings == FinetuneSettings(task=settings.task)
         assert settings.learning_rate is None

@@ -82,7 +82,7 @@ def test_pretraining_goes_on_from_a_model_with_its_vocabulary(
 
 
 def test_a_model_keeps_the_dropout_that_it_was_trained_with(world: Path) -> None:
-    """Trained without, it loses 18 points of 83 when fine-tuning begins to drop (docs/LOG.md)."""
+    """Trained without, it would lose an epoch of fine-tuning to dropout (docs/LOG.md)."""
     shape = {"preset": "tiny", "vocab_size": 60}
     for output, given, kept in (("undropped", {"dropout": 0.0}, 0.0), ("dropped", {}, 0.1)):
         found = pretrain_in(world, output, **shape, **given)
