@@ -129,8 +129,8 @@ RECIPES = (
         max_seq_length=256,
         truncation="windows",
     ),
-    # Dev accuracy 0.912 after the one epoch; 0.913 with dropout at 2e-4 after two. With 1,000 labels
-    # 0.832 after 63 steps, 0.814 after 252.
+    # Dev accuracy 0.912 after the one epoch; 0.913 with dropout at 2e-4 after two. With 1,000
+    # labels 0.832 after 63 steps, 0.814 after 252.
     Recipe(
         *("imdb", 4, 512, False, "docs/LOG.md, 2026-11-27"),
         learning_rate=1e-4,
