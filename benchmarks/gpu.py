@@ -80,7 +80,7 @@ class _Variant:
                 self.doing.batches = [batch[:size] for batch in whole]
                 self._advance(2)
             self.doing.batches = whole
-        else:
+        elif isinstance(work, finetuning.Work):  # Hugging Face's pretraining has compiled already
             self._advance(1)
 
     def warm(self) -> None:

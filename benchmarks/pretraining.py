@@ -170,7 +170,6 @@ class HuggingFace:
         parameters = self.model.parameters()
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01, fused=True)
         self.padded: dict[int, list[torch.Tensor]] = {}
-        self.is_any_size = False
         if best:
             self._compile()
 
@@ -182,17 +181,13 @@ class HuggingFace:
         On a GPU for the length that all large batches have and any number of sequences: with few of
         them, unless the scores of whole batches are so many that the code has to count in 64 bits.
         """
-        whole = self.batches
         if self.device.type == "cuda":
-            longest_first = sorted(whole[0], key=lambda e: -len(e.input_ids))
+            longest_first = sorted(self.batches[0], key=lambda e: -len(e.input_ids))
             tokens = self.work.max_seq_length * self.work.batch_size
             few = longest_first[:8] if tokens * _VOCABULARY < 1 << 31 else longest_first
-            self.batches, self.is_any_size = [few], True
-            self.step()
-            self.padded.clear()
-            self.batches, self.is_any_size = whole, False
+            self._train(self._pad(few), is_any_number=True)
             return
-        longest = [max(len(e.input_ids) for e in batch) for batch in whole]
+        longest = [max(len(e.input_ids) for e in batch) for batch in self.batches]
         for length in sorted(set(longest))[:2]:
             self.number = longest.index(length)
             self.step()
@@ -206,8 +201,13 @@ class HuggingFace:
             if number not in self.padded:
                 self.padded[number] = self._pad(examples)
             padded = self.padded[number]
+        self._train(padded)
+        return useful(self.work, examples)
+
+    def _train(self, padded: list[torch.Tensor], is_any_number: bool = False) -> None:
+        """One step; code is compiled for any number of sequences where that is asked for."""
         parts = [copied(part, self.device) for part in padded]
-        if self.is_any_size:
+        if is_any_number:
             for part in parts:
                 torch._dynamo.mark_dynamic(part, 0)
         ids, types, mask, labels, pairs = parts
@@ -222,7 +222,6 @@ class HuggingFace:
         out.loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return useful(self.work, examples)
 
     @staticmethod
     def _pad(examples: list[Example]) -> list[torch.Tensor]:

@@ -79,7 +79,7 @@ from minibert.vocabulary import corpus_vocabulary
 from minibert.world import World, join_world
 
 EXAM_MASK_PROB = 0.15  # of held-out tokens, singly, whatever a run trains on: figures compare
-_BUILDERS = 8  # processes that build examples for a GPU, at most: each a million tokens a second
+_BUILDERS = 8  # processes that build examples for a GPU, at most; a million tokens a second each
 _FURTHER = 0.5  # of a new model's peak rate, for one that goes on from trained weights
 _LEARNT = 0.02  # nats below the line of word frequencies from which a model has learnt from context
 _EVAL_DURING = 256  # held-out sequences scored while training
