@@ -12,7 +12,7 @@ from minibert.model_folders import open_model_folder
 from minibert.predict import load
 from minibert.runs import log_line
 from minibert.settings import DATA_LAYOUT, FinetuneSettings, flag
-from minibert.tasks.base import Task
+from minibert.tasks.base import Splits, Task
 from minibert.tasks.splits import parts_of
 
 
@@ -47,14 +47,7 @@ def evaluate(
         InputError: no model, no data, a column that is not there, or a model of other classes
             than the data's.
     """
-    if split not in ("test", "train"):
-        raise InputError(f"split is {split!r}; expected 'test' or 'train'")
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}, must be above 0")
-    if predictions is not None and Path(predictions).is_dir():
-        raise InputError(f"--predictions {predictions} is a folder; name a file")
-    if predictions is not None and not Path(predictions).parent.is_dir():
-        raise InputError(f"--predictions {predictions}: {Path(predictions).parent} does not exist")
+    _check_request(split, batch_size, predictions)
     folder = open_model_folder(str(folder))
     predictor = load(folder, device, precision)
     if not (folder / "run.json").is_file():
@@ -72,16 +65,7 @@ def evaluate(
     splits = task.read_to_score(source) if is_other else task.read(source)
     if splits.notes:
         log_line("found", "; ".join(splits.notes))
-    if split == "train":
-        examples, scored = splits.train, "train"
-    elif is_other and splits.test is None and splits.dev is None:
-        examples, scored = splits.train, "all"
-    elif is_other and splits.test is not None:  # whether a dev split could be cut is no matter
-        task.check_parts([], splits.test)
-        examples, scored = splits.test, "test"
-    else:
-        parts = parts_of(task, splits, task.settings.dev_fraction, None)
-        examples, scored = parts.test, parts.scored
+    examples, scored = _part_to_score(task, splits, split, is_other)
     found = task.predict(predictor.model, examples, batch_size, predictor.runtime)
     if predictions is not None:
         rows = [task.row(e, p) for e, p in zip(examples, found, strict=True)]
@@ -94,6 +78,32 @@ def evaluate(
         **task.score(examples, found),
         **task.details(examples, found),
     }
+
+
+def _check_request(split: str, batch_size: int, predictions: str | Path | None) -> None:
+    if split not in ("test", "train"):
+        raise InputError(f"split is {split!r}; expected 'test' or 'train'")
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}, must be above 0")
+    if predictions is not None and Path(predictions).is_dir():
+        raise InputError(f"--predictions {predictions} is a folder; name a file")
+    if predictions is not None and not Path(predictions).parent.is_dir():
+        raise InputError(f"--predictions {predictions}: {Path(predictions).parent} does not exist")
+
+
+def _part_to_score(
+    task: Task[Any, Any], splits: Splits[Any], split: str, is_other: bool
+) -> tuple[list[Any], str]:
+    """The examples, and what results call them; is_other: they are not of the run's own data."""
+    if split == "train":
+        return splits.train, "train"
+    if is_other and splits.test is None and splits.dev is None:
+        return splits.train, "all"
+    if is_other and splits.test is not None:  # whether a dev split could be cut is no matter
+        task.check_parts([], splits.test)
+        return splits.test, "test"
+    parts = parts_of(task, splits, task.settings.dev_fraction, None)
+    return parts.test, parts.scored
 
 
 def _check_layout(task: Task[Any, Any], given: dict[str, str], data: str | None) -> None:

@@ -180,6 +180,30 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         help="settings that go together; --config and flags come before them",
     )
     predict = command("predict", "answers of a fine-tuned model, as JSON lines")
+    _add_predict(predict)
+    evaluate = command("evaluate", "figures of a fine-tuned model on labelled data, as JSON")
+    _add_evaluate(evaluate)
+    search = command("search", "the sentences of a file nearest to each query, as JSON lines")
+    _add_search(search)
+    _add_suite(command("evaluate-suite", "a table of fine-tunings for a model folder"))
+    text = "fine-tuning settings chosen on dev, and written for finetune --config"
+    made["search-settings"] = commands.add_parser(
+        "search-settings", help=text, description=text, allow_abbrev=False
+    )
+    _add_settings_search(made["search-settings"])
+    fill = command("fill-mask", "the likeliest words for every [MASK] of a text")
+    score = command("score", "pseudo-log-likelihoods of sentences, as JSON lines")
+    _add_masked(fill, score)
+    for reader in (predict, evaluate, search, fill):
+        _add_inference(reader, "texts")
+    _add_inference(score, "copies of sentences")
+    _add_download(command("download", "fetch a public data set, resumably"))
+    _add_export(command("export", "a model folder to give away: weights as bf16, its log"))
+    _add_clean(command("clean-corpus", "raw text to clean text, every document once"))
+    return parser, made
+
+
+def _add_predict(predict: Parser) -> None:
     predict.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
     predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts, or - for standard input")
     predict.add_argument(
@@ -193,9 +217,9 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
             metavar="NAME",
             help=f"column of the {column} in a .csv, if another",
         )
-    evaluate = command("evaluate", "figures of a fine-tuned model on labelled data, as JSON")
-    _add_evaluate(evaluate)
-    search = command("search", "the sentences of a file nearest to each query, as JSON lines")
+
+
+def _add_search(search: Parser) -> None:
     search.add_argument("folder", metavar="FOLDER", help="a bi-encoder, or any model folder")
     search.add_argument(
         "queries", nargs="*", metavar="QUERY", help="texts, or - for standard input"
@@ -203,36 +227,28 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     search.add_argument("--input", metavar="FILE", required=True, help="one sentence a line")
     search.add_argument("--top", type=int, default=5, help="sentences per query (default 5)")
     search.add_argument("--cache-dir", metavar="DIR", help="where the file's index is kept")
-    _add_suite(command("evaluate-suite", "a table of fine-tunings for a model folder"))
-    text = "fine-tuning settings chosen on dev, and written for finetune --config"
-    made["search-settings"] = commands.add_parser(
-        "search-settings", help=text, description=text, allow_abbrev=False
+
+
+def _add_inference(reader: Parser, rows: str) -> None:
+    """What commands share that read texts with a model; `rows` of a batch."""
+    reader.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    reader.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "int8"),
+        help="of matrix products; default: that of the run; int8: quantised, on a CPU",
     )
-    _add_search(made["search-settings"])
-    fill = command("fill-mask", "the likeliest words for every [MASK] of a text")
-    score = command("score", "pseudo-log-likelihoods of sentences, as JSON lines")
-    _add_masked(fill, score)
-    for made_here in (predict, evaluate, search, fill, score):
-        made_here.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-        made_here.add_argument(
-            "--precision",
-            choices=("auto", "fp32", "bf16", "int8"),
-            help="of matrix products; default: that of the run; int8: quantised, on a CPU",
-        )
-        rows = "copies of sentences" if made_here is score else "texts"
-        made_here.add_argument(
-            "--batch-size", type=int, default=32, help=f"{rows} per forward (default 32)"
-        )
-    download = command("download", "fetch a public data set, resumably")
+    reader.add_argument(
+        "--batch-size", type=int, default=32, help=f"{rows} per forward (default 32)"
+    )
+
+
+def _add_download(download: Parser) -> None:
     download.add_argument("name", metavar="NAME", help=", ".join(SOURCES))
     download.add_argument(
         "--directory",
         default="data/downloads",
         help="where it is unpacked (default data/downloads)",
     )
-    _add_export(command("export", "a model folder to give away: weights as bf16, its log"))
-    _add_clean(command("clean-corpus", "raw text to clean text, every document once"))
-    return parser, made
 
 
 def _add_evaluate(evaluate: Parser) -> None:
@@ -334,7 +350,7 @@ def _add_suite(suite: Parser) -> None:
     )
 
 
-def _add_search(search: Parser) -> None:
+def _add_settings_search(search: Parser) -> None:
     grid = search.add_argument_group("search")
     for name, kind in (
         *(("learning-rate", float), ("epochs", float), ("batch-size", int)),
