@@ -149,7 +149,7 @@ class Sst2(Work):
 
     figure, auto = "accuracy", "AutoModelForSequenceClassification"
     source, files = ("train.tsv", "dev.tsv"), ("train.tsv", "dev.tsv", "test.tsv")
-    recipe = Recipe(700, 872, 2, 16, 128, 1e-4)
+    recipe = Recipe(3000, 872, 2, 16, 128, 1e-4)
     labels = ("negative", "positive")
 
     def raw(self, text: str) -> list[str]:
@@ -187,7 +187,7 @@ class Stsb(Work):
 
     figure, auto = "pearson", "AutoModelForSequenceClassification"
     source, files = ("train.tsv", "dev.tsv"), ("train.tsv", "dev.tsv", "sts-test.tsv")
-    recipe = Recipe(800, 500, 2, 16, 128, 2e-4, ours={"mode": "cross-encoder"})
+    recipe = Recipe(2400, 1500, 2, 16, 128, 2e-4, ours={"mode": "cross-encoder"})
     header = "index genre filename year old_index source1 source2 sentence1 sentence2 score"
 
     def raw(self, text: str) -> list[str]:
@@ -234,7 +234,7 @@ class Conll2003(Work):
 
     figure, auto = "f1", "AutoModelForTokenClassification"
     source, files = ("train.txt", "test.txt"), ("train.txt", "valid.txt", "test.txt")
-    recipe = Recipe(450, 600, 2, 8, 256, 1e-4)
+    recipe = Recipe(2000, 1500, 2, 8, 256, 1e-4)
 
     def raw(self, text: str) -> list[str]:
         blocks = (block.strip("\n") for block in text.split("\n\n"))
@@ -301,7 +301,7 @@ class Squad(Work):
     figure, scale, auto = "f1", 1.0, "AutoModelForQuestionAnswering"
     source = ("dev-v1.1.json", "dev-v1.1.json")
     files = ("train-v1.1.json", "dev-v1.1.json", "test-v1.1.json")
-    recipe = Recipe(300, 150, 2, 8, 384, 2e-4, dev=50)
+    recipe = Recipe(800, 300, 2, 8, 384, 2e-4, dev=100)
     train_articles = 38
     stride, n_best, longest = 128, 20, 30  # run_qa's defaults
 

@@ -30,7 +30,7 @@ class GenerationSettings:
     """How texts are written.
 
     num_beams: W; 1 is greedy search. length_penalty: alpha, see `length_divisor`; 0 compares plain
-    log-probabilities. no_repeat_ngram_size: no n tokens in a row come twice; 0 allows it.
+    log-probabilities. no_repeat_ngram_size: no n words in a row come twice; 0 allows it.
     max_length: tokens of a text at most, the end mark included; None: what the model has
     positions for.
 
@@ -87,6 +87,7 @@ def generate(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     settings: GenerationSettings | None = None,
+    word_starts: Tensor | None = None,
 ) -> list[Generated]:
     """Writes the best text found for each source, in their order.
 
@@ -100,6 +101,8 @@ def generate(
 
     Args:
         input_ids, attention_mask: (B, S), as in `BertModel`.
+        word_starts: (V,) bool, the tokens that begin a word (`TargetTokenizer.word_starts`), for
+            no_repeat_ngram_size; None: every token is a word.
 
     Raises:
         InputError: max_length beyond the model's max_target_positions.
@@ -107,7 +110,7 @@ def generate(
     settings = settings or GenerationSettings()
     if not len(input_ids):
         return []
-    search = _Search(model, input_ids, attention_mask, settings)
+    search = _Search(model, input_ids, attention_mask, settings, word_starts)
     while search.step():
         pass
     return search.found
@@ -120,6 +123,7 @@ def rehearse(
     attention_mask: Tensor | None,
     settings: GenerationSettings,
     lengths: Tensor,
+    word_starts: Tensor | None = None,
 ) -> None:
     """The work of `generate` for texts of given lengths, whatever the model would write.
 
@@ -128,7 +132,7 @@ def rehearse(
     Args:
         lengths: (B,) tokens after which a source is done.
     """
-    search = _Rehearsal(model, input_ids, attention_mask, settings)
+    search = _Rehearsal(model, input_ids, attention_mask, settings, word_starts)
     search.lengths = lengths
     while search.step():
         pass
@@ -170,8 +174,9 @@ class _Search:
         input_ids: Tensor,
         attention_mask: Tensor | None,
         settings: GenerationSettings,
+        word_starts: Tensor | None,
     ) -> None:
-        self.decoder, self.settings = model.decoder, settings
+        self.decoder, self.settings, self.word_starts = model.decoder, settings, word_starts
         self.marks: DecoderConfig = model.decoder_config
         positions = self.marks.max_target_positions
         self.max_length = settings.max_length or positions
@@ -226,7 +231,7 @@ class _Search:
         log_probs[:, :, self.marks.target_pad_token_id] = -torch.inf
         n = self.settings.no_repeat_ngram_size
         if 0 < n <= written:
-            forbid_repeats(log_probs, self.tokens, n, never)
+            forbid_repeats(log_probs, self.tokens, n, never, self.word_starts)
         return log_probs
 
     def _finish(self, top: Tensor, parents: Tensor, ends: Tensor) -> None:
@@ -305,14 +310,41 @@ class _Rehearsal(_Search):
         return self.tokens.shape[2] >= self.lengths[self.numbers]
 
 
-def forbid_repeats(log_probs: Tensor, tokens: Tensor, n: int, never: int) -> None:
-    """Sets to -inf, in place, what would write n tokens in a row a second time.
+def forbid_repeats(
+    log_probs: Tensor, tokens: Tensor, n: int, never: int, word_starts: Tensor | None = None
+) -> None:
+    """Sets to -inf, in place, what would write n words in a row a second time.
+
+    A word goes from a token that begins one to the next. The n-th word of a row is the one that is
+    being written, or one that begins now; its token is forbidden if it would make it, and the words
+    before it, what has been written before and ended there.
 
     Args:
-        log_probs: (B, W, V). tokens: (B, W, t), written up to now, t >= n.
+        log_probs: (B, W, V). tokens: (B, W, t), written up to now, t >= 1.
         never: a token that is forbidden anyway.
+        word_starts: (V,) bool, as in `generate`.
     """
-    grams = tokens.unfold(2, n, 1)  # (B, W, t - n + 1, n)
-    last = tokens[:, :, tokens.shape[2] - n + 1 :]  # (B, W, n - 1)
-    same = (grams[..., :-1] == last[:, :, None]).all(-1)
-    log_probs.scatter_(2, grams[..., -1].where(same, never), -torch.inf)
+    length = tokens.shape[2]
+    if word_starts is None:
+        word_starts = torch.ones(log_probs.shape[2], dtype=torch.bool, device=tokens.device)
+    begins = word_starts[tokens]
+    begins[:, :, 0] = True
+    words = begins.sum(2)  # the last of them may not be whole
+    places = torch.arange(length, device=tokens.device)
+    number = begins.cumsum(2)  # of each token's word, from 1
+    # How many tokens before each place are those at the end, (B, W, t), no more than can matter.
+    agree, common = torch.ones_like(begins), torch.zeros_like(number)
+    for back in range(1, length):
+        same = tokens[:, :, : length - back] == tokens[:, :, length - back, None]
+        agree = agree & torch.cat([torch.zeros_like(begins[:, :, :back]), same], 2)
+        common += agree
+    ends = torch.cat([begins[:, :, 1:], torch.zeros_like(begins[:, :, :1])], 2)
+    for is_new in (True, False):  # the token begins the n-th word, or goes on with it
+        first = words - n + (2 if is_new else 1)  # the word that the row begins with
+        is_possible = (first >= 1)[:, :, None]
+        ends[:, :, -1] = is_new
+        row = (number >= first[:, :, None]).sum(2)  # its tokens up to now
+        origin = places - row[:, :, None]
+        is_row = begins.gather(2, origin.clamp(min=0)) & (origin >= 0)
+        found = (common >= row[:, :, None]) & is_row & ends & (word_starts[tokens] == is_new)
+        log_probs.scatter_(2, tokens.where(found & is_possible, never), -torch.inf)

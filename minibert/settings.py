@@ -471,7 +471,7 @@ class FinetuneSettings(RunSettings):
     num_beams: int = setting(4, "hypotheses followed while a text is written; 1: greedy")
     length_penalty: float = setting(0.6, "0 prefers short texts, more than 1 long ones")
     no_repeat_ngram: int | None = setting(
-        None, "so many words in a row are not written twice; default 0 (off), in summaries 3"
+        None, "words in a row that are not written twice; default 0 (off), in summaries 3"
     )
     label_separator: str | None = setting(
         None, "what parts the labels of a text that may have several; JSON lists need none"

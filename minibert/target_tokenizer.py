@@ -8,10 +8,12 @@ order, the 256 bytes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -23,6 +25,9 @@ TARGET_FILE = "target_tokenizer.json"  # in a model folder, beside the source's 
 TARGET_MARKS = ("[PAD]", "[BOS]", "[EOS]")
 DEFAULT_TARGET_VOCAB = 8000
 _ALPHABET = 256
+# As the byte-level alphabet writes bytes: white space, and the first bytes of kana and Chinese
+# characters in UTF-8 (0xE3 to 0xE9), which are written without spaces.
+_WORD_STARTS = frozenset("ĠĊĉč" + "ãäåæçèé")
 
 
 class TargetTokenizer:
@@ -55,6 +60,17 @@ class TargetTokenizer:
     def fingerprint(self) -> str:
         """A digest of everything that decides which ids a text gets."""
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
+
+    @functools.cached_property
+    def word_starts(self) -> np.ndarray:
+        """(V,) bool, the tokens that begin a word: after white space, or a Chinese character.
+
+        A text's first token begins a word, too. A mark behind a word is part of it.
+        """
+        starts = np.zeros(self.vocab_size, dtype=bool)
+        for piece, i in self.backend.get_vocab().items():
+            starts[i] = piece[0] in _WORD_STARTS
+        return starts
 
     def ids(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Ids of each text, the end mark behind them.

@@ -215,6 +215,65 @@ def test_repeats_are_forbidden_and_nothing_else() -> None:
     assert [row for row in forbidden if row[2] != 1] == [[0, 0, 5]]
 
 
+def repeated_words(tokens: list[int], starts: list[bool], n: int) -> set[int]:
+    """What may not come next, by words put together one by one."""
+
+    def words(ids: list[int]) -> list[tuple[int, ...]]:
+        found: list[tuple[int, ...]] = []
+        for i, token in enumerate(ids):
+            if i == 0 or starts[token]:
+                found.append((token,))
+            else:
+                found[-1] += (token,)
+        return found
+
+    forbidden = set()
+    for token, is_start in enumerate(starts):
+        whole = words([*tokens, token])
+        before = words(tokens) if is_start else words(tokens)[:-1]  # those that have ended
+        rows = [before[i : i + n] for i in range(len(before) - n + 1)]
+        if len(whole) >= n and whole[-n:] in rows:
+            forbidden.add(token)
+    return forbidden
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_rows_of_words_are_forbidden_and_nothing_else(n: int) -> None:
+    starts = torch.tensor([False, False, False, True, True, False, False])
+    torch.manual_seed(0)
+    seen = set()
+    for length in (3, 5, 9, 14, 40):
+        tokens = torch.randint(3, 6, (8, 2, length))
+        log_probs = torch.zeros(8, 2, 7)
+        forbid_repeats(log_probs, tokens, n, never=1, word_starts=starts)
+        for row in range(8):
+            for beam in range(2):
+                found = set(log_probs[row, beam].isinf().nonzero()[:, 0].tolist()) - {1}
+                assert found == repeated_words(tokens[row, beam].tolist(), starts.tolist(), n)
+                seen |= {bool(starts[token]) for token in found}
+    assert seen == {False, True}  # a word of one token, and the last token of a longer one
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_written_words_do_not_repeat(tiny_config: BertConfig, beams: int) -> None:
+    model = make(tiny_config, spread=0.3)
+    starts = torch.ones(model.decoder_config.target_vocab_size, dtype=torch.bool)
+    starts[::3] = False
+    ids, mask = sources([6, 5, 9, 4])
+
+    def repeats(size: int) -> int:
+        settings = GenerationSettings(beams, 0.6, size, max_length=24)
+        found = 0
+        for text in generate(model, ids, mask, settings, starts):
+            words = "".join(("/" if starts[i] else ".") + str(i) for i in text.ids).split("/")
+            rows = [*itertools.pairwise(w for w in words if w)]
+            found += len(rows) - len(set(rows))
+        return found
+
+    assert repeats(0) > 0
+    assert repeats(2) == 0
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_padding_and_neighbours_change_no_text(tiny_config: BertConfig, beams: int) -> None:
     model = make(tiny_config, spread=0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -50,6 +51,19 @@ def test_marks_stand_at_the_end_alone(tokenizer: TargetTokenizer) -> None:
         assert ids[-1] == tokenizer.eos_id
         assert not {0, 1, 2} & set(ids[:-1])
     assert tokenizer.ids([""]) == [[2]]
+
+
+def test_words_begin_after_spaces_and_with_chinese_characters(tokenizer: TargetTokenizer) -> None:
+    def words(text: str) -> list[str]:
+        ids = tokenizer.ids([text])[0][:-1]
+        starts = [0, *(i for i in range(1, len(ids)) if tokenizer.word_starts[ids[i]]), len(ids)]
+        return tokenizer.decode([ids[a:b] for a, b in itertools.pairwise(starts)])
+
+    assert words("#Person1# läuft, Überholt\n#Person2#s Hund.") == (
+        ["#Person1#", " läuft,", " Überholt", "\n#Person2#s", " Hund."]
+    )
+    assert words("我爱你 カ한국어") == ["我", "爱", "你", " ", "カ한국어"]
+    assert not tokenizer.word_starts[[0, 1, 2]].any()
 
 
 def test_frequent_words_are_one_piece(tokenizer: TargetTokenizer) -> None:

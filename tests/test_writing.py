@@ -27,12 +27,12 @@ from minibert.estimate import Memory, num_parameters
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
 from minibert.flops import generation_flops, training_flops
-from minibert.generation import _Search
+from minibert.generation import _Search, forbid_repeats
 from minibert.parallel import TextPair
 from minibert.pretraining import pretrain
 from minibert.run_folder import read_metrics
 from minibert.settings import FinetuneSettings
-from minibert.target_tokenizer import TargetTokenizer
+from minibert.target_tokenizer import TargetTokenizer, train_target_tokenizer
 from minibert.tasks import find_task
 from minibert.tasks.base import Splits
 from minibert.tasks.batches import TaskData, flat
@@ -539,6 +539,24 @@ def test_dev_figures_are_means_over_tokens(world: Path) -> None:
     assert found["loss"] == pytest.approx(float(score.loss_sum / score.num_labels), rel=1e-4)
     assert found["token_accuracy"] == pytest.approx(float(score.num_hits / score.num_labels))
     assert found.keys() == {"loss", "token_accuracy"}  # nothing was written
+
+
+def test_a_speaker_may_be_named_again_in_a_summary() -> None:
+    text = (
+        "#Person1# tells #Person2# that Mr. Przybylski left. Mr. Przybylski and #Person1# thank "
+        "#Person2#, and #Person1# tells Mr. Przybylski so."
+    )
+    target = train_target_tokenizer(["#Person1# asks #Person2# to leave."] * 3, 300)
+    starts = torch.from_numpy(target.word_starts)
+    ids = torch.tensor(target.ids([text]))[None]
+    for length in range(1, ids.shape[2]):
+        log_probs = torch.zeros(1, 1, target.vocab_size)
+        forbid_repeats(log_probs, ids[:, :, :length], 3, target.bos_id, starts)
+        assert log_probs[0, 0, ids[0, 0, length]] == 0
+    again = torch.tensor(target.ids([f"{text} #Person1# tells Mr. Przybylski"]))[None, :, :-1]
+    log_probs = torch.zeros(1, 1, target.vocab_size)
+    forbid_repeats(log_probs, again[:, :, :-1], 3, target.bos_id, starts)
+    assert log_probs[0, 0, again[0, 0, -1]] == -torch.inf
 
 
 def test_summaries_do_not_repeat_and_translations_may(world: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from minibert.config import BertConfig
@@ -391,13 +392,17 @@ class WritingTask(Task[TextPair, WrittenText]):
         repeats = self.no_repeat_ngram if s.no_repeat_ngram is None else s.no_repeat_ngram
         return GenerationSettings(s.num_beams, s.length_penalty, repeats)
 
+    def _word_starts(self, device: torch.device) -> Tensor:
+        return torch.from_numpy(self.target.word_starts).to(device)
+
     @property
     def _is_dev_written(self) -> bool:
         """Whether a figure of texts chooses the weights."""
         return (self.settings.select or self.metric) != self.metric
 
     def outputs(self, model: Any, batch: dict[str, Tensor]) -> list[WrittenText]:
-        found = generate(model, batch["input_ids"], batch["attention_mask"], self._generation)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        found = generate(model, ids, mask, self._generation, self._word_starts(ids.device))
         texts = self.target.decode([text.ids for text in found])
         written = zip(texts, found, strict=True)
         return [WrittenText(text, made.score, made.is_whole) for text, made in written]
@@ -554,5 +559,6 @@ class _Rehearsal:
         ids, lengths = batch["input_ids"], (batch["labels"] != IGNORE_INDEX).sum(1)
         lengths = (lengths * _BEYOND).ceil().clamp(max=self.task.decoder.max_target_positions)
         mask, settings = batch["attention_mask"], self.task._generation
-        rehearse(model, ids, mask, settings, lengths.to(ids.device))
+        starts = self.task._word_starts(ids.device)
+        rehearse(model, ids, mask, settings, lengths.to(ids.device), starts)
         return [None] * len(ids)
