@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -75,6 +76,17 @@ class StepData(NamedTuple):
     def num_tokens(self) -> int:
         """Real tokens, no padding."""
         return sum(self.lengths)
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of a step's dropout, another one in every process.
+
+    Mixed for all processes but the main one, for on a CPU PyTorch looks at the lowest 32 bits alone
+    (mt19937), and those of neighbouring seeds, steps and ranks must not meet.
+    """
+    if rank == 0:
+        return seed * 1_000_003 + step
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
 def parted(own: Sequence[T], size: int, largest: int, other: T) -> tuple[list[Sequence[T]], int]:
@@ -288,8 +300,7 @@ class Loop:
         rate = settings.learning_rate * rate_share(
             middle, settings.warmup_ratio, settings.schedule, settings.decay_ratio
         )
-        # Dropout of this step; every process has its own.
-        torch.manual_seed(settings.seed * 1_000_003 + state.step + (self.world.rank << 48))
+        torch.manual_seed(dropout_seed(settings.seed, state.step, self.world.rank))
         sums = self._backward(step)
         norm = clip_gradients(
             self.model, self.optimizer, settings.max_grad_norm, read=not self.runtime.runs_ahead

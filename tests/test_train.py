@@ -37,6 +37,7 @@ from minibert.pretraining_data import pretraining_terms
 from minibert.run_folder import RunFolder, read_metrics
 from minibert.runtime import Runtime
 from minibert.train import Loop, NonFiniteError, StepData, Term, clock, fit
+from minibert.world import World
 
 VOCAB, LENGTH, SLOTS = 40, 12, 6
 
@@ -103,6 +104,23 @@ def run_bert(micro: int, steps: int) -> tuple[list[Tensor], dict[str, Tensor]]:
     )
     fit(loop)
     return gradients, weights_of(model)
+
+
+def test_every_process_and_step_draws_its_own_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_bert(dropout=0.1)
+    loop = make_loop(
+        model, Repeated([as_step(masked_batch(), 8)]), objective=pretraining_terms, max_steps=3
+    )
+    drawn = []
+    monkeypatch.setattr(
+        loop, "_backward", lambda step: drawn.append(torch.rand(9)) or Loop._backward(loop, step)
+    )
+    for rank in range(4):
+        loop.world = World(rank=rank)
+        loop.state.step = 0
+        loop.take_step()
+        loop.take_step()
+    assert len({tuple(row.tolist()) for row in drawn}) == 8
 
 
 def test_one_batch_of_eight_equals_four_of_two() -> None:
