@@ -121,7 +121,8 @@ def join_world() -> Iterator[World]:
         return
     _take_cores(place.local_size)
     backend = "gloo"
-    if torch.cuda.is_available():
+    # With more processes than GPUs they may still compute on CPUs; --device auto is refused then.
+    if torch.cuda.is_available() and place.local_size <= torch.cuda.device_count():
         torch.cuda.set_device(place.local_rank)
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(

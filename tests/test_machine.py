@@ -13,8 +13,9 @@ import torch
 from samples import one_thread  # noqa: F401
 
 from minibert import machine, world
+from minibert.errors import InputError
 from minibert.machine import available_memory, launched, num_cores, num_cpus
-from minibert.runtime import Runtime
+from minibert.runtime import Runtime, start_runtime
 from minibert.world import join_world
 
 ROOT = Path(__file__).parent.parent
@@ -130,6 +131,33 @@ def test_the_host_of_a_gpu_computes_with_one_thread_while_it_trains(
         assert torch.get_num_threads() == threads
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "backend", "bound"), [(2, "cpu:gloo,cuda:nccl", [1]), (1, "gloo", [])]
+)
+def test_more_processes_than_gpus_may_compute_on_cpus(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, backend: str, bound: list[int]
+) -> None:
+    places = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}
+    for name, value in places.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    begun: list[str] = []
+    devices: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    monkeypatch.setattr(world.dist, "init_process_group", lambda name, **_: begun.append(name))
+    for name in ("barrier", "destroy_process_group"):
+        monkeypatch.setattr(world.dist, name, lambda: None)
+    with join_world() as own:
+        assert own.local_rank == 1
+        if gpus == 1:
+            start_runtime("cpu", "fp32", True, own)
+            with pytest.raises(InputError, match="--device cuda:1 is not there; .* cpu, cuda:0"):
+                start_runtime("auto", "fp32", True, own)
+    assert begun == [backend] and devices == bound
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads torchrun's environment in /proc")
