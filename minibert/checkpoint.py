@@ -201,10 +201,13 @@ def _restore_moments(
     saved: dict[str, dict[str, Tensor]] = {}
     for path, value in tensors.items():
         key, name = path.split("/", 1)
-        saved.setdefault(name, {})[key] = value.clone()
+        saved.setdefault(name, {})[key] = value
     for name, parameter in model.named_parameters():
         if name in saved:
             optimizer.state[parameter] = {
-                key: part_like(value, parameter) if key != "step" else value.to(parameter.device)
+                # A copy of the part alone: the file, which is mapped, will be replaced.
+                key: (
+                    value.to(parameter.device) if key == "step" else part_like(value, parameter)
+                ).clone()
                 for key, value in saved[name].items()
             }
