@@ -49,8 +49,9 @@ class Job:
 def run_reference(job: Job) -> dict[str, Any]:
     """transformers' model of the task in the plain loop of its examples.
 
-    AdamW without weight decay, linear decay without warm-up, gradients clipped to 1: the defaults
-    of its TrainingArguments. Random batches, fp32, or bf16 by autocast.
+    AdamW without weight decay, linear decay, gradients clipped to 1: the defaults of its
+    TrainingArguments. Warm-up is what both sides have, and not its default of none. Random batches,
+    fp32, or bf16 by autocast.
     """
     import transformers
 
@@ -95,7 +96,8 @@ def _train(model: Any, inputs: Inputs, collate: Any, recipe: Recipe, bf16: bool)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, weight_decay=0.0, fused=True
     )
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, 0, steps)
+    warmup = round(recipe.warmup_ratio * steps)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
     model.train()
     for _ in range(recipe.epochs):
         order = torch.randperm(len(rows)).tolist()
@@ -159,6 +161,7 @@ def run_ours(job: Job) -> dict[str, Any]:
         batch_size=recipe.batch_size,
         max_seq_length=recipe.max_seq_length,
         learning_rate=recipe.learning_rate,
+        warmup_ratio=recipe.warmup_ratio,
         eval_every=_NEVER,
         precision=precision,
         **recipe.ours,

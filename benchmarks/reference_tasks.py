@@ -36,6 +36,7 @@ class Recipe:
     batch_size: int
     max_seq_length: int
     learning_rate: float
+    warmup_ratio: float = 0.1
     dev: int = 200
     ours: dict[str, Any] = field(default_factory=dict)
 

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from benchmarks import gate
-from minibert import heads, kernels, model
+from minibert import heads, kernels, model, optim
 from minibert.config import preset
 from minibert.heads import BertForPreTraining
+from minibert.sharding import clip_gradients
 
 _HOMES = {
     "unpadding": (model, "unpadded_layout"),
     "attention by products": (model, "attention"),
     "shared random words": (kernels, "dropout"),
     "decoder": (heads.BertForPreTraining, "_score"),
+    "optimizer": (optim, "_adamw"),
 }
 
 
@@ -38,13 +40,30 @@ def test_every_path_computes_what_the_plain_one_does(tmp_path: Path) -> None:
             parameter.add_(torch.randn_like(parameter) * 0.02)
     network.save_pretrained(tmp_path)
     apart = gate.distances(tmp_path)
-    assert apart.keys() == gate.PATHS.keys()
+    assert gate.PATHS.keys() - apart.keys() == {"shared random words", "optimizer"}
     assert apart["plain"] == (0, 0)
     for path, (loss, gradient) in apart.items():
         low = "bf16" in gate.PATHS[path]
         assert loss < (2e-3 if low else 1e-6), path
         assert gradient < (3e-2 if low else 1e-5), path
     assert apart["bf16"][1] > 1e-4  # it really is another arithmetic
+
+
+def test_the_plain_optimizer_steps_as_the_fused_one_does() -> None:
+    stepped = []
+    for levers in ((), ("optimizer",)):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(5, 3)
+        with gate.only(levers):
+            optimizer = optim.build_optimizer(layer, 1e-2, 0.1)
+        assert bool(optimizer.defaults["fused"]) == bool(levers)
+        for _ in range(5):
+            layer(torch.randn(4, 5)).square().sum().backward()
+            clip_gradients(layer, optimizer, 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+        stepped.append(torch.cat([p.detach().flatten() for p in layer.parameters()]))
+    assert torch.allclose(*stepped, atol=1e-6)
 
 
 def test_the_page_says_what_is_within_the_spread() -> None:
