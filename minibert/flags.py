@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -151,6 +152,7 @@ def _of_earlier_run(run: dict[str, Any], path: Path) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in once}
 
 
+@functools.cache
 def parsers() -> tuple[Parser, dict[str, Parser]]:
     """The program's parser, and that of each command by its name."""
     parser = Parser(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,16 @@ from own_tokens import FIRST, tokenizer_of
 from torch import Tensor
 
 from minibert.config import BertConfig
+from minibert.machine import num_cores
 from minibert.tokenizer import WordPiece
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _share_of_the_cores() -> None:
+    """Test processes side by side share the cores; more threads than cores wait for each other."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if processes > 1:
+        torch.set_num_threads(max(1, num_cores() // processes))
 
 
 @pytest.fixture(autouse=True)

@@ -181,6 +181,15 @@ def one_thread() -> Iterator[None]:
     torch.use_deterministic_algorithms(strict)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def two_threads() -> Iterator[None]:
+    """Kernels part their work among threads, whatever share of the cores the tests have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
 def make_model_folder(folder: Path, seed: int = 0) -> Path:
     """A pretrained model in the published layout: two layers of width 32, a word for each NOUN."""
     from minibert.config import BertConfig

@@ -309,7 +309,7 @@ def test_a_budget_of_steps_is_estimated_by_their_mean(
     builder: ExampleBuilder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = data_of(builder, short=None, short_share=0.0, batch_ramp=0.8)
-    sizes = [len(step.lengths) for step in take(data, range(4000), of=4000)]
+    sizes = [len(step.lengths) for step in take(data, range(400), of=400)]
     assert np.mean(sizes) / max(sizes) == pytest.approx(mean_batch_share(0.8), abs=0.05)
     loop = loop_of(builder, None, Budget(max_steps=10))
     loop.mean_step = 0.7

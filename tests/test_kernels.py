@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from samples import two_threads  # noqa: F401
 from torch.nn import functional as F
 
 from minibert import kernels

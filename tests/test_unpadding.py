@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import two_threads  # noqa: F401
 from torch import Tensor
 
 from minibert.config import BertConfig
