@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import squad_rules
 from samples import NOUNS, one_thread, write_corpus  # noqa: F401
 
 import minibert
@@ -19,7 +20,6 @@ from minibert.pretraining import pretrain
 from minibert.settings import FinetuneSettings
 from minibert.tasks.qa import QATask
 from minibert.tasks.splits import parts_of
-from minibert.tasks.squad_scores import squad_figures
 
 LOOP: dict[str, Any] = {
     **{"max_seq_length": 24, "batch_size": 16, "device": "cpu", "precision": "fp32"},
@@ -111,7 +111,8 @@ def test_own_questions_are_learnt_and_scored(plain: Path) -> None:
     assert not any(key.startswith("no_answer") for key in results)
     rows = rows_of(plain)
     golds, texts = [row["label"] for row in rows], [row["prediction"] for row in rows]
-    assert squad_figures(golds, texts)["f1"] == results["f1"]
+    wanted = squad_rules.figures(golds, texts, version_2=False)
+    assert {key: results[key] for key in wanted} == pytest.approx(wanted)
     for row in rows:
         assert row["context"][row["start"] : row["end"]] == row["prediction"]
         assert row["n_best"][0]["text"] == row["prediction"]
@@ -141,6 +142,10 @@ def test_a_threshold_is_chosen_on_dev_and_kept(with_nulls: Path) -> None:
         assert (row["prediction"] == "") == is_silent
         assert (row["start"] is None) == is_silent
     assert 0 < sum(row["prediction"] == "" for row in rows) < len(rows)
+    golds, texts = [row["label"] for row in rows], [row["prediction"] for row in rows]
+    wanted = squad_rules.figures(golds, texts, version_2=True)
+    assert len(wanted) == 6
+    assert {key: results[key] for key in wanted} == pytest.approx(wanted)
     # The figure that chose the weights is that of the threshold.
     model = minibert.load(with_nulls)
     assert model.task.threshold == kept["null_threshold"]
@@ -148,6 +153,10 @@ def test_a_threshold_is_chosen_on_dev_and_kept(with_nulls: Path) -> None:
     dev = parts_of(task, task.read(task.find_data()), 0.1, None).dev
     found = task.predict(model.model, dev, 32, model.runtime)
     assert task.score(dev, found)["f1"] == pytest.approx(results["dev_f1"])
+    golds, nulls = [[a.text for a in q.answers] for q in dev], [p.null_score for p in found]
+    best, last = squad_rules.best_stop(golds, [p.best() for p in found], nulls, "f1")
+    assert results["dev_f1"] == pytest.approx(best)
+    assert kept["null_threshold"] == pytest.approx(last)
 
 
 @pytest.mark.parametrize("name", ["plain", "with_nulls"])
