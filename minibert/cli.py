@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from minibert.errors import InputError, Interrupted, MissingExtraError, TextError, did_you_mean
-from minibert.files import is_csv, read_text
+from minibert.files import read_text, table_kind
 from minibert.flags import parsers, settings_from
 from minibert.machine import launched
 from minibert.settings import FinetuneSettings, PretrainSettings, flag
@@ -44,15 +44,15 @@ def _finetune(values: dict[str, Any]) -> None:
 
 
 def _predict(values: dict[str, Any]) -> None:
-    is_table = bool(values["input"]) and is_csv(Path(values["input"])) and not values["texts"]
+    kind = table_kind(Path(values["input"] or "")) if not values["texts"] else None
     for name in ("text_column", "text_pair_column"):
-        if values[name] and not is_table:
-            raise InputError(f"{flag(name)} goes with a .csv as --input")
-    lines = [] if is_table else _texts_of(values, "predict")
+        if values[name] and kind is None:
+            raise InputError(f"{flag(name)} goes with a .csv, .tsv or .jsonl as --input")
+    lines = [] if kind else _texts_of(values, "predict")
     from minibert.predict import load
 
     predictor = load(values["folder"], values["device"], values["precision"])
-    if is_table:
+    if kind:
         lines = _table_lines(values, predictor.task)
     batch_size, parse = values["batch_size"], predictor.task.parse_line
 
@@ -69,22 +69,18 @@ def _predict(values: dict[str, Any]) -> None:
 
 
 def _table_lines(values: dict[str, Any], task: Any) -> list[_Line]:
-    """The texts of --input, a .csv, as objects that the task's `parse_line` reads.
+    """The rows of --input, a table, as lines that the task's `parse_line` reads.
 
     Raises:
-        InputError: a column is not there, or the table cannot be read or is empty.
+        InputError: the table cannot be read, is empty, or a row lacks what the task reads.
     """
-    from minibert.tasks.tables import column, read_table
+    from minibert.tasks.inputs import read_inputs
 
-    path, lines = Path(values["input"]), []
-    columns = task.table_columns(values["text_column"], values["text_pair_column"])
-    flags = dict(zip(columns, ("--text-column", "--text-pair-column"), strict=False))
-    for row in read_table(path):
-        found = {key: column(row, name, path, flags[key]) for key, name in columns.items()}
-        lines.append(_Line(f"line {row.line}", json.dumps(found)))
-    if not lines:
+    path, named = Path(values["input"]), (values["text_column"], values["text_pair_column"])
+    found = read_inputs(path, lambda names: task.table_columns(*named, names))
+    if not found:
         raise InputError(f"--input {path} holds no row below its column names")
-    return lines
+    return [_Line(f"line {line}", text) for line, text in found]
 
 
 class _Line(NamedTuple):
@@ -107,7 +103,7 @@ def _texts_of(values: dict[str, Any], verb: str) -> list[_Line]:
         path = Path(values["input"])
         if not path.exists() or path.is_dir():
             raise InputError(f"--input {path} is not a file; expected one text a line")
-        if is_csv(path):
+        if table_kind(path):
             raise InputError(
                 f"--input {path} is a table; expected one text a line (another name has it read so)"
             )

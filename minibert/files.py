@@ -38,7 +38,7 @@ def model_path(name: str | Path) -> Path:
     return inside if is_name and inside.is_dir() else path
 
 
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
 
 def read_text(path: Path) -> str:
@@ -50,7 +50,7 @@ def read_text(path: Path) -> str:
         InputError: the file is missing, damaged or not UTF-8 (the byte's place is named).
     """
     try:
-        with _OPENERS.get(path.suffix, open)(path, "rb") as handle:
+        with OPENERS.get(path.suffix, open)(path, "rb") as handle:
             text: str = handle.read().decode("utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
@@ -61,9 +61,14 @@ def read_text(path: Path) -> str:
     return text
 
 
-def is_csv(path: Path) -> bool:
-    """Whether a file's name says that it is a table, packed or not."""
-    return ".csv" in path.suffixes[-2:] and path.suffixes[-1] in (".csv", *_OPENERS)
+TABLES = (".csv", ".tsv", ".jsonl")
+
+
+def table_kind(path: Path) -> str | None:
+    """One of `TABLES`, by a file's name, packed or not; None where the name is of no table."""
+    suffixes = [suffix for suffix in path.suffixes if suffix not in OPENERS]
+    kind = suffixes[-1].lower() if suffixes else ""
+    return kind if kind in TABLES else None
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -211,13 +211,14 @@ def _add_predict(predict: Parser) -> None:
     predict.add_argument(
         "--input",
         metavar="FILE",
-        help="one text a line, blank ones left out; a .csv by the columns that the model learnt",
+        help="one text a line, blank ones left out; a .csv, .tsv or .jsonl by the columns or keys "
+        "that the model learnt",
     )
     for column in ("text", "text-pair"):
         predict.add_argument(
             f"--{column}-column",
             metavar="NAME",
-            help=f"column of the {column} in a .csv, if another",
+            help=f"column or key of the {column} in a table, if another",
         )
 
 

@@ -20,7 +20,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from samples import one_thread, write_corpus, write_reviews  # noqa: F401
+from samples import one_thread, write, write_corpus, write_reviews  # noqa: F401
 
 import minibert
 from minibert import checkpoint, cli, finetuning, pretraining
@@ -285,6 +285,25 @@ def test_a_table_is_read_by_its_columns(
     assert main([*line[:2], "storm"]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert alone["score"] == pytest.approx(rows[1]["score"], rel=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".jsonl"])
+def test_a_table_of_the_layout_of_training_is_no_list_of_texts(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    rows = [{"review": 'a "fine" film', "label": "pos"}, {"review": "storm", "label": "neg"}]
+    content = {
+        ".tsv": "".join("\t".join(row) + "\n" for row in (rows[0], *[r.values() for r in rows])),
+        ".jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+    }
+    path = write(tmp_path / f"own{suffix}", content[suffix])
+    capsys.readouterr()
+    line = ["predict", str(world / "finetuned"), "--input", str(path)]
+    assert main([*line, "--text-column", "review"]) == 0
+    found = [json.loads(row)["text"] for row in capsys.readouterr().out.splitlines()]
+    assert found == [row["review"] for row in rows]
+    message, _ = complaint(line, 2, capsys)
+    assert f"own{suffix}, line {1 + (suffix == '.tsv')} has no column 'text'" in message
 
 
 def test_answers_are_printed_while_later_texts_wait(

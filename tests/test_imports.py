@@ -37,6 +37,7 @@ LAYERS = [
         *("adaptation", "repeats", "finetuning"),
         *("recipes", "series", "tasks.classical"),
         *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.tables", "tasks.texts"),
+        "tasks.inputs",
         *("tasks.labelled", "tasks.labelled_sets", "tasks.classification"),
         *("tasks.entities", "tasks.tagged", "tasks.word_windows", "tasks.tagging"),
         *("tasks.questions", "tasks.question_windows", "tasks.squad_scores", "tasks.qa"),
@@ -131,7 +132,7 @@ def test_the_loop_knows_no_model_and_no_task() -> None:
 
 
 def test_stages_know_the_protocol_and_the_table_but_no_family() -> None:
-    shared = {"tasks", *(f"tasks.{m}" for m in "base batches splits tables texts".split())}
+    shared = {"tasks", *(f"tasks.{m}" for m in "base batches inputs splits tables texts".split())}
     for name in ("finetuning", "predict", "evaluation", "cli"):
         families = {n for n in imports_of(modules()[name]) if n.startswith("tasks")} - shared
         assert not families, f"{name} knows {families}"

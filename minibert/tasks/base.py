@@ -22,7 +22,7 @@ import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -103,6 +103,7 @@ class Task(ABC, Generic[E, P]):
         places: where the public set is looked for when there is no `--data`.
         sample: the bundled sample, a name below `data/`.
         unlabelled_part: what the set calls its texts without labels, "" where it has none.
+        pairs: an example has a second text.
         is_open_ended: how long predictions take depends on what was learnt; see `rehearse`.
         uses: those of `FAMILY_SETTINGS` that the family reads; to give another is an error.
     """
@@ -117,6 +118,7 @@ class Task(ABC, Generic[E, P]):
     places: tuple[str, ...] = ()
     sample: str | None = None
     unlabelled_part: str = ""
+    pairs: bool = False
     is_open_ended: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ()
     tokenizer: WordPiece
@@ -379,13 +381,16 @@ class Task(ABC, Generic[E, P]):
         """What a line of `minibert predict` gives to `example_of`: a text, or {"text": ...}."""
         return text_in(line)
 
-    def table_columns(self, text: str | None, text_pair: str | None) -> dict[str, str]:
+    def table_columns(
+        self, text: str | None, text_pair: str | None, names: Collection[str]
+    ) -> dict[str, str]:
         """Of a table to answer: key of the object that `parse_line` reads -> column.
 
         Args:
             text, text_pair: columns that were named; else those that the task learnt from.
+            names: the columns that are there.
         """
-        pair = text_pair or self.settings.text_pair_column
+        pair = text_pair or self.settings.text_pair_column or ("text_pair" if self.pairs else None)
         columns = {"text": text or self.settings.text_column or "text"}
         return columns | ({"text_pair": pair} if pair else {})
 

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -320,7 +320,9 @@ class QATask(Task[Question, Reply]):
         except (ValueError, RecursionError):
             raise InputError(f"{line!r:.60} is not JSON; expected {_WANTED} a line") from None
 
-    def table_columns(self, text: str | None, text_pair: str | None) -> dict[str, str]:
+    def table_columns(
+        self, text: str | None, text_pair: str | None, names: Collection[str]
+    ) -> dict[str, str]:
         return {"question": text or "question", "context": text_pair or "context"}
 
     def example_of(self, given: Any, number: int) -> Question:

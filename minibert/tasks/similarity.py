@@ -74,6 +74,7 @@ class SimilarityTask(Task[ScoredPair, float]):
 
     names = ("stsb", "similarity")
     uses = ("text_column", "text_pair_column", "label_column", "mode")
+    pairs = True
     model_class = BertForSequenceClassification
     metric, selectable = "spearman", ("spearman", "pearson")
     epochs = 4.0

@@ -6,7 +6,6 @@ In: a file. Out: rows by column name, each with where it stands.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import lzma
@@ -16,10 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.errors import InputError
-from minibert.files import long_csv_fields, whole_characters
-
-KINDS = (".csv", ".tsv", ".jsonl")
-_OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
+from minibert.files import OPENERS, TABLES, long_csv_fields, table_kind, whole_characters
 
 
 class Row(NamedTuple):
@@ -30,15 +26,14 @@ class Row(NamedTuple):
 
 
 def kind_of(path: Path) -> str:
-    """ ".csv", ".tsv" or ".jsonl", by the name, with .gz or .xz behind it or not.
+    """One of `TABLES`, by the name, packed or not.
 
     Raises:
         InputError: another name.
     """
-    suffixes = [s for s in path.suffixes if s not in _OPENERS]
-    kind = suffixes[-1].lower() if suffixes else ""
-    if kind not in KINDS:
-        raise InputError(f"{path} is not a table; expected {', '.join(KINDS)}, or one packed .gz")
+    kind = table_kind(path)
+    if kind is None:
+        raise InputError(f"{path} is not a table; expected {', '.join(TABLES)}, or one packed .gz")
     return kind
 
 
@@ -49,7 +44,7 @@ def read_text(path: Path) -> str:
         InputError: it cannot be read, or is not UTF-8; the line is named.
     """
     try:
-        with _OPENERS.get(path.suffix, open)(path, "rb") as handle:
+        with OPENERS.get(path.suffix, open)(path, "rb") as handle:
             content: bytes = handle.read()
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
@@ -68,7 +63,7 @@ def read_table(path: Path, columns: Sequence[str] = (), kind: str | None = None)
 
     Args:
         columns: names of the columns of a CSV or TSV without a header; else its first line is one.
-        kind: one of `KINDS`; by default the name tells.
+        kind: one of `TABLES`; by default the name tells.
 
     Raises:
         InputError: a row of more or fewer fields than the header, or a line that is no object.
@@ -125,17 +120,32 @@ def _fields(path: Path, text: str, kind: str) -> Iterator[tuple[int, list[str]]]
         raise InputError(f"{path}, line {line}: {error}") from None
 
 
-def _objects(path: Path, text: str) -> Iterator[Row]:
+def json_values(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """(line, value) of each line of JSON that is not blank.
+
+    Raises:
+        InputError: a line that is not JSON.
+    """
     for line, content in enumerate(text.split("\n"), 1):
         if not content.strip():
             continue
         try:
-            values = json.loads(content)
+            value = json.loads(content)
         except (ValueError, RecursionError) as error:  # such as a number of 5,000 digits
             raise InputError(f"{path}, line {line} is not JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise InputError(f"{path}, line {line} holds {type(values).__name__}, not an object")
-        yield Row(line, {name: _whole(value) for name, value in values.items()})
+        yield line, value
+
+
+def _objects(path: Path, text: str) -> Iterator[Row]:
+    for line, value in json_values(path, text):
+        if not isinstance(value, dict):
+            raise InputError(f"{path}, line {line} holds {type(value).__name__}, not an object")
+        yield row_of(line, value)
+
+
+def row_of(line: int, values: dict[str, Any]) -> Row:
+    """An object of JSON as a row, of whole characters."""
+    return Row(line, {name: _whole(value) for name, value in values.items()})
 
 
 def _whole(value: Any) -> Any:

@@ -43,6 +43,7 @@ _STEMS = {
 }
 _ENDINGS = ("", ".txt", ".conll", ".bio", ".iob", ".iob2", ".tsv", ".jsonl")
 _PACKED = ("", ".gz", ".xz", ".bz2")
+WORD_KEYS = ("tokens", "words")  # of JSON lines, where none is named
 _TAG = re.compile(r"O|[BIESLUMW]-.+")
 
 
@@ -92,11 +93,16 @@ def read_tagged(
 def _number(column: str | None, default: int, flag: str) -> int:
     if column is None:
         return default
-    if not re.fullmatch(r"-?\d+", column):
+    if not is_number(column):
         raise InputError(
             f"{flag} {column!r} is no number; columns are counted from 0, or from -1 at the end"
         )
     return int(column)
+
+
+def is_number(column: str) -> bool:
+    """Whether a column is named by its place, from 0 or from -1 at the end."""
+    return bool(re.fullmatch(r"-?\d+", column))
 
 
 def read_columns(
@@ -191,7 +197,7 @@ def read_json_lines(
     Raises:
         InputError: no sentences, or a line that is something else (file and line are named).
     """
-    word_keys = (word_key,) if word_key else ("tokens", "words")
+    word_keys = (word_key,) if word_key else WORD_KEYS
     tag_keys = (tag_key,) if tag_key else ("tags", "ner_tags", "labels")
     sentences: list[Sentence] = []
     for number, line in enumerate(read_text(path).split("\n"), 1):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,8 +40,10 @@ from minibert.tasks.entities import (
     tags_of,
 )
 from minibert.tasks.tagged import (
+    WORD_KEYS,
     Sentence,
     find_split,
+    is_number,
     joined_sentence,
     plain_sentence,
     read_tagged,
@@ -333,6 +335,17 @@ class TaggingTask(Task[Sentence, Tagged]):
             return json.loads(line)
         except (ValueError, RecursionError):
             return line  # "[Reuters] Oslo" is a text like another
+
+    def table_columns(
+        self, text: str | None, text_pair: str | None, names: Collection[str]
+    ) -> dict[str, str]:
+        """A column of texts or of lists of words; a column that was learnt by its number is none.
+
+        By default "tokens" or "words", as of JSONL to train on, else "text".
+        """
+        learnt = self.settings.text_column
+        usual = next((name for name in WORD_KEYS if name in names), "text")
+        return {"tokens": text or (learnt if learnt and not is_number(learnt) else usual)}
 
     def example_of(self, given: Any, number: int) -> Sentence:
         words = given
