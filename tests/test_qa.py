@@ -204,6 +204,8 @@ def test_a_folder_is_read_as_the_public_files_lie(tmp_path: Path) -> None:
     sizes, notes = read()
     assert sizes == {"train": 4, "dev": None, "test": 1}
     assert "dev-v1.1.json is split by article: 4 questions to train on, the last 1" in notes
+    with pytest.raises(InputError, match=f"--dev-data goes with a train file, and {tmp_path}"):
+        read(dev_data=str(tmp_path / "dev-v1.1.json"))
     assert read(tmp_path / "dev-v1.1.json")[0] == {"train": 5, "dev": None, "test": None}
     squad_file(tmp_path / "train-v1.1.json", paragraphs)
     sizes, notes = read()
@@ -211,7 +213,13 @@ def test_a_folder_is_read_as_the_public_files_lie(tmp_path: Path) -> None:
     assert "dev-v1.1.json is the test split, dev is cut from train" in notes
     assert "1 test contexts occur in train" in notes
     own = {"dev_data": str(tmp_path / "train-v1.1.json")}
-    assert read(**own)[0] == {"train": 1, "dev": 1, "test": None}
+    sizes, notes = read(**own)
+    assert sizes == {"train": 1, "dev": 1, "test": 5}
+    assert f"dev-v1.1.json is the test split, dev is {own['dev_data']}" in notes
+    sizes, notes = read(**own, test_data=own["dev_data"])
+    assert sizes == {"train": 1, "dev": 1, "test": 1}
+    assert "dev-v1.1.json is not read" in notes
+    assert read(test_data=own["dev_data"])[0] == {"train": 1, "dev": 5, "test": 1}
     squad_file(tmp_path / "test.json.gz", paragraphs).write_bytes(
         gzip.compress((tmp_path / "train-v1.1.json").read_bytes())
     )

@@ -126,21 +126,35 @@ class QATask(Task[Question, Reply]):
         return example.question, example.context
 
     def read(self, source: Source) -> Splits[Question]:
-        settings = self.settings
-        files = squad_files(source.path, self.version_2)
-        for split, given in (("dev", settings.dev_data), ("test", settings.test_data)):
-            if given is not None:
-                files[split] = Path(given)
-        notes = []
-        if files.keys() == {"train", "dev"} and settings.dev_data is None:
-            files["test"] = files.pop("dev")  # SQuAD's test set is not public
-            notes.append(f"{files['test'].name} is the test split, dev is cut from train")
+        files, notes = self._files(source)
         read, self.version_2, found = read_squad_data(files, self.version_2)
         sizes = [_size(name, rows, self.version_2) for name, rows in read.items()]
         notes = [", ".join(sizes), *notes, *found, *_shared(read)]
         return Splits(
             read["train"], read.get("test"), str(source.path), tuple(notes), read.get("dev")
         )
+
+    def _files(self, source: Source) -> tuple[dict[str, Path], list[str]]:
+        """Split -> file, and a line about what a file of the data is taken for.
+
+        Raises:
+            InputError: a folder without a train file, which is parted, and a dev split besides.
+        """
+        s, files = self.settings, squad_files(source.path, self.version_2)
+        if s.dev_data is not None and "train" not in files:
+            raise InputError(f"--dev-data goes with a train file, and {source.path} holds none")
+        dev = files.get("dev")
+        given = {"dev": s.dev_data, "test": s.test_data}
+        files |= {split: Path(path) for split, path in given.items() if path is not None}
+        if dev is None or "train" not in files:
+            return files, []
+        if "test" not in files:  # SQuAD's own is not public
+            files["test"] = dev
+            if s.dev_data is None:
+                del files["dev"]
+            cut = f"dev is {'cut from train' if s.dev_data is None else s.dev_data}"
+            return files, [f"{dev.name} is the test split, {cut}"]
+        return files, [f"{dev.name} is not read"] if s.dev_data is not None else []
 
     def read_to_score(self, source: Source) -> Splits[Question]:
         files = squad_files(source.path, self.version_2, to_score=True)
