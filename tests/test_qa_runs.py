@@ -300,6 +300,15 @@ def test_a_folder_with_dev_alone_is_split_by_article(
     results = results_of(run)
     assert (results["scored"], results["num_eval"]) == ("test", 8)
     assert minibert.evaluate(run)["num_eval"] == 8
+    # Most of the same folder was learnt, also where it has been moved; another one is scored whole.
+    shutil.copytree(folder, world / "moved")
+    for place in (folder, world / "moved"):
+        found = minibert.evaluate(run, data=str(place))
+        assert (found["num_eval"], found["scored"]) == (8, "test")
+    (world / "other-public").mkdir()
+    squad(world / "other-public" / "dev-v1.1.json", 5, seed=9)
+    found = minibert.evaluate(run, data=str(world / "other-public"))
+    assert (found["num_eval"], found["scored"]) == (10, "dev")
 
 
 def test_lost_answers_are_counted_and_not_trained_on(

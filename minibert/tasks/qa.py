@@ -24,6 +24,7 @@ from minibert.config import BertConfig
 from minibert.corpus import split_sentences
 from minibert.errors import InputError, TextError
 from minibert.files import read_json, whole_characters, write_json
+from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Source, Splits, Task
@@ -117,6 +118,9 @@ class QATask(Task[Question, Reply]):
         # None: as the data has it.
         self.version_2 = {"squad": False, "squad2": True}.get(self.name)
         self.threshold: float | None = None
+        # Of the run that the task is of, whatever the settings name later.
+        self._data = None if settings.data is None else Path(settings.data)
+        self._fingerprint: str | None = None
         if self.name != self.names[-1]:
             self.places, self.sample = (f"data/downloads/{self.name}",), self.name
 
@@ -158,11 +162,27 @@ class QATask(Task[Question, Reply]):
 
     def read_to_score(self, source: Source) -> Splits[Question]:
         files = squad_files(source.path, self.version_2, to_score=True)
-        if files.keys() != {"test"}:
+        if "train" in files:
             return self.read(source)
-        rows, self.version_2, found = read_squad_test(files["test"], self.version_2)
-        notes = (_size("test", rows, self.version_2), *found)
-        return Splits([], rows, str(source.path), notes)
+        part = "test" if "test" in files else "dev"
+        if part == "dev" and (learnt := self._learnt(source)) is not None:
+            return learnt
+        rows, self.version_2, found = read_squad_test(files[part], self.version_2)
+        notes = (_size(part, rows, self.version_2), *found)
+        parts = {"dev": None, "test": None} | {part: rows}
+        return Splits([], parts["test"], str(source.path), notes, parts["dev"])
+
+    def _learnt(self, source: Source) -> Splits[Question] | None:
+        """A folder with dev alone as the run parted it, some of which it was trained on.
+
+        None where it is not the run's own, by its place or its content.
+        """
+        is_place = self._data is not None and self._data.resolve() == source.path.resolve()
+        try:
+            splits = self.read(source)
+        except InputError:  # nothing that could have been learnt
+            return None
+        return splits if is_place or splits.fingerprint == self._fingerprint else None
 
     def same(self, example: Question) -> str:
         """The context: one that is trained on tells much of the other questions on it."""
@@ -170,6 +190,8 @@ class QATask(Task[Question, Reply]):
 
     def restore(self, folder: Path, config: BertConfig, tokenizer: WordPiece) -> None:
         super().restore(folder, config, tokenizer)
+        if (folder / "run.json").is_file():
+            self._fingerprint = RunFolder(folder).read_run().get("data_fingerprint")
         if (folder / _FILE).is_file():  # a folder of others has none
             kept = read_json(folder / _FILE, "it belongs to a fine-tuned folder")
             self.version_2 = bool(kept.get("no_answer"))
