@@ -33,7 +33,8 @@ from minibert.runtime import versions
 from minibert.settings import FinetuneSettings
 from minibert.train import NonFiniteError
 
-_SPEED = ("seconds", "steps", "best_step")  # what has no mean worth telling
+# What has no mean worth telling; a threshold on scores goes with its model alone.
+_NO_MEAN = ("seconds", "steps", "best_step", "null_threshold")
 
 
 def repeat(
@@ -83,7 +84,9 @@ def repeat(
         best = max(runs, key=lambda seed: dev_figure(runs[seed].figures)[1])
         own = {**start, "adapted": shared and shared.weights}
         _take_over(folder, settings, runs[best].folder, own)
-        results = _summary({seed: run.figures for seed, run in runs.items()}) | {"best_seed": best}
+        results = _summary({seed: run.figures for seed, run in runs.items()})
+        # The figures are means; model and predictions.jsonl beside them are of one seed.
+        results |= {"best_seed": best, "predictions_of_seed": best}
         if shared is not None:
             results["adapted"] = shared.notes
         if diverged:
@@ -213,7 +216,7 @@ def _summary(figures: dict[int, dict[str, Any]]) -> dict[str, Any]:
     runs = list(figures.values())
     summary: dict[str, Any] = {}
     for key, value in runs[0].items():
-        if key in _SPEED:
+        if key in _NO_MEAN:
             continue
         differs = isinstance(value, int) and any(run[key] != value for run in runs)
         if isinstance(value, float) or differs:

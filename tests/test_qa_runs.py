@@ -284,7 +284,14 @@ def test_the_shared_options_work_here_too(world: Path) -> None:
     )
     results = results_of(folder)
     assert {"exact_match_sd", "f1_sd", "dev_exact_match"} <= results.keys()
-    assert minibert.load(folder).task.threshold is not None
+    own = results["seeds"][results["best_seed"]]  # seeds 0 and 1
+    assert minibert.load(folder).task.threshold == own["null_threshold"]
+    rows, best = rows_of(folder), results["predictions_of_seed"]
+    assert rows == rows_of(folder / f"seed-{best}")
+    wanted = squad_rules.figures(
+        [row["label"] for row in rows], [row["prediction"] for row in rows], version_2=True
+    )
+    assert own["f1"] == pytest.approx(wanted["f1"])
 
 
 def test_a_folder_with_dev_alone_is_split_by_article(

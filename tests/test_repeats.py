@@ -16,3 +16,10 @@ def test_whole_numbers_are_those_of_all_seeds() -> None:
     assert found["seconds"] == 4.0
     assert not {"num_eval_sd", "steps", "seconds_sd"} & found.keys()
     assert [one["num_cut"] for one in found["seeds"]] == [0, 9]
+
+
+def test_a_threshold_of_one_model_has_no_mean() -> None:
+    runs = {seed: {"f1": 50.0, "null_threshold": -3.0 * seed, "seconds": 1.0} for seed in (0, 1)}
+    found = _summary(runs)
+    assert not {"null_threshold", "null_threshold_sd"} & found.keys()
+    assert [one["null_threshold"] for one in found["seeds"]] == [0.0, -3.0]
