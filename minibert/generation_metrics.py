@@ -7,6 +7,7 @@ follows the script of the references, since the scorers' own rule knows Latin le
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from tokenizers import normalizers, pre_tokenizers
@@ -74,7 +75,8 @@ def score_summaries(predictions: Sequence[str], references: References) -> dict[
     characters one by one) and not stemmed.
 
     Returns:
-        rouge1, rouge2, rougeL, 0 to 100; rouge_words, "bert", where words are BERT's.
+        rouge1, rouge2, rougeL, 0 to 100; rouge_signature, how they were computed, in the manner of
+        sacrebleu's.
 
     Raises:
         MissingExtraError: rouge-score is not installed.
@@ -95,7 +97,19 @@ def score_summaries(predictions: Sequence[str], references: References) -> dict[
             for kind in kinds:
                 totals[kind] += found[kind].fmeasure / len(wanted)
     figures = {kind: 100 * total / len(predictions) for kind, total in totals.items()}
-    return figures if is_latin else figures | {"rouge_words": "bert"}
+    return figures | {"rouge_signature": _rouge_signature(references, is_latin)}
+
+
+def _rouge_signature(references: References, is_latin: bool) -> str:
+    counts = {len(wanted) for wanted in references}
+    parts = {
+        "nrefs": str(counts.pop()) if len(counts) == 1 else "var",
+        "refs": "mean",
+        "stem": "yes" if is_latin else "no",
+        "words": "rouge-score" if is_latin else "bert",
+        "version": version("rouge-score"),
+    }
+    return "|".join(f"{key}:{value}" for key, value in parts.items())
 
 
 def _share(references: References, holds: Callable[[str], bool]) -> float:

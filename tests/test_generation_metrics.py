@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -55,6 +56,8 @@ def test_rouge_is_the_mean_of_rouge_score() -> None:
     predictions = ["Anna buys two tickets.", "Tom wants to run home early today."]
     references = [["Anna bought the tickets."], ["Tom is running home.", "Tom wants to go home."]]
     found = score_summaries(predictions, references)
+    stem = f"stem:yes|words:rouge-score|version:{version('rouge-score')}"
+    assert found.pop("rouge_signature") == f"nrefs:var|refs:mean|{stem}"
     scorer = rouge_scorer.RougeScorer(list(found), use_stemmer=True)
     for kind, value in found.items():
         (first,) = (scorer.score(r, predictions[0])[kind].fmeasure for r in references[0])
@@ -66,7 +69,9 @@ def test_rouge_is_the_mean_of_rouge_score() -> None:
 
 def test_an_empty_prediction_is_0() -> None:
     pytest.importorskip("rouge_score")
-    assert score_summaries([""], [["a b c"]]) == {"rouge1": 0, "rouge2": 0, "rougeL": 0}
+    found = score_summaries([""], [["a b c"]])
+    assert found.pop("rouge_signature").startswith("nrefs:1|")
+    assert found == {"rouge1": 0, "rouge2": 0, "rougeL": 0}
     pytest.importorskip("sacrebleu")
     assert score_translation([""], [["a b c"]])[:2] == (0, 0)
 
@@ -110,7 +115,7 @@ def test_a_missing_scorer_is_named_with_the_line_that_installs_it(
 def test_texts_of_every_script_have_words(text: str) -> None:
     pytest.importorskip("rouge_score")
     found = score_summaries([text], [[text]])
-    assert found["rouge_words"] == "bert"
+    assert "|stem:no|words:bert|" in found["rouge_signature"]
     assert [found["rouge1"], found["rougeL"]] == [100, 100]
     assert score_summaries([text], [["雪 Снег बर्फ"]])["rouge1"] == 0
 

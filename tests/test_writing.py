@@ -28,7 +28,7 @@ from minibert.files import bundled_data
 from minibert.finetuning import finetune
 from minibert.flops import generation_flops, training_flops
 from minibert.generation import _Search, forbid_repeats
-from minibert.parallel import TextPair
+from minibert.parallel import TextPair, lead
 from minibert.pretraining import pretrain
 from minibert.run_folder import read_metrics
 from minibert.settings import FinetuneSettings
@@ -327,6 +327,27 @@ def test_named_samples_run_offline_and_say_so(
     found = results_of(folder)
     assert {"rouge1", "rouge2", "rougeL", "lead3_rougeL", "dev_rougeL"} <= found.keys()
     assert len(rows_of(folder)[0]["reference"]) == 3
+    assert found["rouge_signature"].startswith("nrefs:3|refs:mean|stem:yes|")
+    rows = rows_of(folder)
+    wanted = rouge_of([row["prediction"] for row in rows], rows)
+    assert {kind: found[kind] for kind in wanted} == pytest.approx(wanted)
+    wanted = rouge_of([lead(row["text"]) for row in rows], rows)  # a step teaches no words
+    assert {kind: found[f"lead3_{kind}"] for kind in wanted} == pytest.approx(wanted)
+    assert min(wanted.values()) > 1
+
+
+def rouge_of(texts: list[str], rows: list[dict[str, Any]]) -> dict[str, float]:
+    """What rouge_score says of texts for the saved rows, the mean over the references."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    kinds = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(kinds, use_stemmer=True)
+    totals = dict.fromkeys(kinds, 0.0)
+    for text, row in zip(texts, rows, strict=True):
+        each = [scorer.score(reference, text) for reference in row["reference"]]
+        for kind in kinds:
+            totals[kind] += sum(one[kind].fmeasure for one in each) / len(each)
+    return {kind: 100 * total / len(rows) for kind, total in totals.items()}
 
 
 def test_the_time_for_writing_is_reckoned_from_the_references_of_dev(
