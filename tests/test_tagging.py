@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import random
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from minibert.tasks.entities import (
     figures_by_type,
     normalise_tags,
     reported_figures,
+    scorer_of,
     seqeval_figures,
     spans_of,
     tags_of,
@@ -241,6 +243,7 @@ def test_figures_equal_those_of_seqeval(legal: bool) -> None:
         assert theirs is not None
         assert ours == pytest.approx(theirs, abs=1e-12)
         assert reported_figures(gold, predicted) == theirs
+        assert scorer_of(gold) == f"seqeval {version('seqeval')}, mode strict, IOB2"
         by_type = figures_by_type(gold, predicted)
         if not by_type:
             continue
@@ -264,6 +267,7 @@ def test_without_seqeval_the_own_figures_are_reported(monkeypatch: pytest.Monkey
     monkeypatch.setitem(__import__("sys").modules, "seqeval", None)
     assert seqeval_figures(BIO, BIO) is None
     assert set(reported_figures(BIO, BIO).values()) == {1.0}
+    assert scorer_of(BIO) == "minibert, as seqeval in its mode strict with IOB2"
 
 
 # --- errors ---------------------------------------------------------------------------------------

@@ -137,6 +137,7 @@ def test_the_figures_are_those_of_seqeval_on_the_saved_predictions(learnt: Path)
     for key, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
         assert results[key] == pytest.approx(score(*both, mode="strict", scheme=IOB2)), key
     assert results["accuracy"] == pytest.approx(accuracy_score(*both))
+    assert results["scorer"].startswith("seqeval ")
 
 
 def test_evaluate_repeats_the_figures_and_takes_other_data(learnt: Path, world: Path) -> None:

@@ -36,6 +36,7 @@ from minibert.tasks.entities import (
     error_lines,
     figures_by_type,
     reported_figures,
+    scorer_of,
     spans_of,
     tags_of,
 )
@@ -279,7 +280,7 @@ class TaggingTask(Task[Sentence, Tagged]):
         self, examples: Sequence[Sentence], predictions: Sequence[Tagged]
     ) -> dict[str, Any]:
         gold, found = [e.tags for e in examples], [p.tags for p in predictions]
-        return {"per_type": figures_by_type(gold, found)}
+        return {"per_type": figures_by_type(gold, found), "scorer": scorer_of(gold)}
 
     def table(self, results: dict[str, Any]) -> str:
         return per_class_text(results["per_type"], "type") if results["per_type"] else ""
