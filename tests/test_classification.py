@@ -159,6 +159,17 @@ def test_a_blank_line_is_no_row_of_a_csv(tmp_path: Path, blank: str) -> None:
     assert [e.text for e in read(data=str(tmp_path / "a.csv")).train] == ["a", "b"]
 
 
+def test_a_row_of_tabs_is_a_row_of_empty_fields(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("text\tlabel\na\tx\n\t\r\n  \n\n\ty\nb\ty\n")
+    splits = read(data=str(path))
+    assert [e.id for e in splits.train] == ["train:2", "train:7"]
+    assert "1 rows of train without a label, left out" in splits.notes
+    path.write_text("text\tlabel\na\tx\n\t\t\n")
+    with pytest.raises(InputError, match="line 3 has 3 fields, expected 2"):
+        read(data=str(path))
+
+
 def test_half_a_surrogate_pair_is_read_as_one_unknown_character(tmp_path: Path) -> None:
     rows = [
         {"text": f"film {i} \ud83d", "label": f"{'xy'[i % 2]}\ud83d", "id": f"{i}\ud83d"}

@@ -105,7 +105,7 @@ def _fields(path: Path, text: str, kind: str) -> Iterator[tuple[int, list[str]]]
     """(line, fields) of each row that is not blank."""
     if kind == ".tsv":
         for line, row in enumerate(text.split("\n"), 1):
-            if row.strip():
+            if row.strip() or "\t" in row:  # tabs part fields, though they be empty
                 yield line, row.removesuffix("\r").split("\t")
         return
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
