@@ -17,6 +17,7 @@ from samples import one_thread, write_corpus  # noqa: F401
 
 import minibert
 from minibert.cli import main
+from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
@@ -580,6 +581,31 @@ def test_a_text_may_have_several_labels(world: Path) -> None:
     assert answer.prediction == [n for n, p in answer.probabilities.items() if p > 0.5]
     rows_written = (folder / "predictions.jsonl").read_text().splitlines()
     assert json.loads(rows_written[3])["label"] == ["bad", "good"]
+
+
+def test_a_single_tag_is_yes_or_no(world: Path, tmp_path: Path) -> None:
+    rows = [
+        {"text": f"valley {'storm winter' if i % 2 else 'castle river'} {i}", "label": tags}
+        for i in range(40)
+        for tags in [["spam"] if i % 2 else []]
+    ]
+    data = write_rows(world / "spam.jsonl", rows)
+    options = {"class_weights": "balanced", "max_steps": 60, "learning_rate": 2e-3}
+    folder = tune(world, "spam", task="classification", data=data, **options)
+    assert results_of(folder)["f1"] > 0.9
+    model = minibert.load(folder)
+    answers = model.predict([rows[1]["text"], rows[0]["text"]])
+    assert [a.prediction for a in answers] == [["spam"], []]
+    assert minibert.evaluate(folder, data=data)["num_eval"] == 40
+    config = BertConfig.from_pretrained(folder)  # of a folder whose run is not told
+    assert ClassificationTask.claims(config) is not None
+    assert find_task("similarity").claims(config) is None
+    always = write_rows(tmp_path / "a.jsonl", [row | {"label": ["spam"]} for row in rows])
+    with pytest.raises(InputError, match="only 'spam'; a second, or texts without it, are needed"):
+        read(data=always)
+    never = write_rows(tmp_path / "b.jsonl", [row | {"label": []} for row in rows])
+    with pytest.raises(InputError, match="no label; two classes are needed"):
+        read(data=never)
 
 
 def test_a_label_that_only_dev_has_is_a_class(

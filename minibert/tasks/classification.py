@@ -121,8 +121,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
 
     @classmethod
     def claims(cls, config: BertConfig) -> dict[str, Any] | None:
-        is_regression = config.problem_type == "regression" or config.num_labels == 1
-        return None if is_regression else super().claims(config)
+        return None if is_regression(config) else super().claims(config)
 
     # --- data and classes ------------------------------------------------------------------------
 
@@ -419,6 +418,12 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
 
     def predictor(self, model: nn.Module, runtime: Runtime) -> ClassificationPredictor:
         return ClassificationPredictor(model, self, runtime)
+
+
+def is_regression(config: BertConfig) -> bool:
+    """Whether a folder's head says one number; a single class that is said yes or no to is none."""
+    is_alone = config.num_labels == 1 and config.problem_type != _MULTI
+    return config.problem_type == "regression" or is_alone
 
 
 def _told(label: str | list[str]) -> str:

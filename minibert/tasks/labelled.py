@@ -116,7 +116,7 @@ def read_own(settings: FinetuneSettings) -> Splits[LabelledText]:
     test, labels that train lacks.
 
     Raises:
-        InputError: a file or column that cannot be used, or fewer than two classes.
+        InputError: a file or column that cannot be used, or nothing to tell apart.
     """
     assert settings.data is not None
     notes: list[str] = []
@@ -125,17 +125,33 @@ def read_own(settings: FinetuneSettings) -> Splits[LabelledText]:
     if len(full) < len(train):
         notes.append(f"{len(train) - len(full):,} empty texts in train, left out")
     classes = classes_of(full)
-    if len(classes) < 2:
-        raise InputError(
-            f"{settings.data}: {settings.label_column or 'label'} (--label-column) holds "
-            f"{f'only {classes[0]!r}' if classes else 'no label'}; two classes are needed"
-        )
+    is_multi = any(isinstance(e.label, tuple) for e in full)
+    _check_classes(settings, full, classes, is_multi)
     dev = _known_part(settings, settings.dev_data, "dev", classes, notes)
     test = _known_part(settings, settings.test_data, "test", classes, notes)
-    if any(isinstance(e.label, tuple) for e in full):
+    if is_multi:
         full, dev, test = _as_sets(full), dev and _as_sets(dev), test and _as_sets(test)
     sizes = [f"{len(full):,} rows of {len(classes)} classes to train on"]
     return Splits(full, test, settings.data, (*sizes, *notes, *noticed(full, dev, test)), dev)
+
+
+def _check_classes(
+    settings: FinetuneSettings,
+    examples: Sequence[LabelledText],
+    classes: tuple[str, ...],
+    is_multi: bool,
+) -> None:
+    """Raises InputError where there is nothing to tell apart.
+
+    Where a text may have any number of classes, one is enough: some have it, others have none.
+    """
+    if len(classes) > 1 or (is_multi and classes and any(not names_of(e) for e in examples)):
+        return
+    wanted = "a second, or texts without it, are" if is_multi and classes else "two classes are"
+    raise InputError(
+        f"{settings.data}: {settings.label_column or 'label'} (--label-column) holds "
+        f"{f'only {classes[0]!r}' if classes else 'no label'}; {wanted} needed"
+    )
 
 
 def _as_sets(examples: list[LabelledText]) -> list[LabelledText]:

@@ -33,6 +33,7 @@ from minibert.sentence_head import BertForSentenceEmbedding
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Predictor, Source, Splits, Task
 from minibert.tasks.batches import Feature, infer, inputs_of, pad
+from minibert.tasks.classification import is_regression
 from minibert.tasks.labelled import clean_text
 from minibert.tasks.scored import (
     Scale,
@@ -98,8 +99,7 @@ class SimilarityTask(Task[ScoredPair, float]):
         if "BertModel" in config.architectures:
             return {"mode": "bi-encoder"}
         is_head = cls.model_class.__name__ in config.architectures
-        is_regression = config.problem_type == "regression" or config.num_labels == 1
-        return {"mode": "cross-encoder"} if is_head and is_regression else None
+        return {"mode": "cross-encoder"} if is_head and is_regression(config) else None
 
     # --- data ------------------------------------------------------------------------------------
 
