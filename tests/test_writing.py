@@ -24,11 +24,11 @@ from minibert.config import BertConfig
 from minibert.decoder_config import DecoderConfig
 from minibert.errors import InputError, Interrupted
 from minibert.estimate import Memory, num_parameters
-from minibert.files import bundled_data
+from minibert.files import bundled_data, model_path
 from minibert.finetuning import finetune
 from minibert.flops import generation_flops, training_flops
 from minibert.generation import _Search, forbid_repeats
-from minibert.parallel import TextPair, lead
+from minibert.parallel import TextPair, lead, read_multi30k
 from minibert.pretraining import pretrain
 from minibert.run_folder import read_metrics
 from minibert.settings import FinetuneSettings
@@ -38,7 +38,8 @@ from minibert.tasks.base import Splits
 from minibert.tasks.batches import TaskData, flat
 from minibert.tasks.summarization import SummarizationTask
 from minibert.tasks.translation import TranslationTask
-from minibert.tasks.writing import WritingTask
+from minibert.tasks.writing import _WORD, WritingTask
+from minibert.tokenizer import WordPiece
 
 pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")
@@ -334,6 +335,21 @@ def test_named_samples_run_offline_and_say_so(
     wanted = rouge_of([lead(row["text"]) for row in rows], rows)  # a step teaches no words
     assert {kind: found[f"lead3_{kind}"] for kind in wanted} == pytest.approx(wanted)
     assert min(wanted.values()) > 1
+
+
+@pytest.mark.parametrize(("source", "is_told"), [("en", False), ("de", True)])
+def test_sources_that_fall_to_pieces_are_told(
+    source: str, is_told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = TranslationTask(FinetuneSettings(task="multi30k"))
+    task.tokenizer = WordPiece.from_pretrained(model_path("minibert-small-en"))
+    pairs = read_multi30k(bundled_data() / "multi30k", source, "en" if source == "de" else "de")
+    task._check_sources([pair.source for pair in pairs.train])
+    said = capsys.readouterr().err
+    assert "pieces a word, 0." in said
+    assert ("language: 2." in said) == is_told
+    assert ("minibert pretrain --corpus their.txt" in said) == is_told
+    assert len(_WORD.findall("a b\u4e66\u597d c")) == 5  # as BERT's tokenizer parts them
 
 
 def rouge_of(texts: list[str], rows: list[dict[str, Any]]) -> dict[str, float]:
