@@ -525,7 +525,9 @@ class FinetuneSettings(RunSettings):
         choices=("head", "tail", "head+tail", "windows"),
     )
     doc_stride: int | None = setting(
-        None, "qa: tokens from a window of a long context to the next; default 128"
+        None,
+        "qa: tokens from a window of a long context to the next, at most half of what it holds of "
+        "the context; default 128",
     )
     learning_rate: float | None = setting(
         None,

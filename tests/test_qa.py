@@ -346,6 +346,28 @@ def test_windows_cover_the_context_and_overlap(
         assert {len(w.input_ids) for w in windows} == {length}
 
 
+def test_a_stride_that_is_too_long_is_told_once(
+    tokenizer: WordPiece, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short, long = (Question(str(n), "Who?", "fox " * n, ()) for n in (1, 60))
+    questions = len(tokenizer.ids(["Who?"])[0])
+    half = (24 - 3 - questions) // 2
+    for stride, contexts, is_told in (
+        (half + 1, [long], True),
+        (half + 1, [short], False),  # a single window
+        (half, [long], False),
+        (None, [long], False),  # the default is as it fits
+    ):
+        task = QATask(FinetuneSettings(task="qa", doc_stride=stride, max_seq_length=24))
+        task.tokenizer = tokenizer
+        windows = [len(task.encode(contexts)[0]) for _ in range(2)]
+        assert (windows[0] > 1) == (contexts == [long])
+        said = capsys.readouterr().err
+        told = f"windows: --doc-stride {stride} is above half of the context"
+        assert said.count(told) == is_told and said.count("windows:") == is_told
+        assert f"{half} tokens" in said or not is_told
+
+
 def test_an_answer_is_labelled_in_the_windows_that_hold_all_of_it(tokenizer: WordPiece) -> None:
     context = " ".join(f"river{i}" for i in range(40)) + " bridge castle storm"
     answer = "river17 river18"

@@ -25,6 +25,7 @@ from minibert.corpus import split_sentences
 from minibert.errors import InputError, TextError
 from minibert.files import read_json, whole_characters, write_json
 from minibert.run_folder import RunFolder
+from minibert.runs import log_line
 from minibert.runtime import Runtime
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Source, Splits, Task
@@ -121,6 +122,7 @@ class QATask(Task[Question, Reply]):
         # Of the run that the task is of, whatever the settings name later.
         self._data = None if settings.data is None else Path(settings.data)
         self._fingerprint: str | None = None
+        self._stride_told = False
         if self.name != self.names[-1]:
             self.places, self.sample = (f"data/downloads/{self.name}",), self.name
 
@@ -210,12 +212,27 @@ class QATask(Task[Question, Reply]):
         encoded = encode_questions(
             examples, self.tokenizer, settings.max_seq_length, settings.doc_stride or _DOC_STRIDE
         )
+        self._tell_stride(encoded.windows)
         found: list[list[Feature]] = [[] for _ in examples]
         for window in encoded.windows:
             origin = Origin(window, encoded.offsets[window.question])
             places = {"start_positions": window.start, "end_positions": window.end}
             found[window.question].append(Feature({"input_ids": window.input_ids}, places, origin))
         return found
+
+    def _tell_stride(self, windows: Sequence[Window]) -> None:
+        """Says once that the stride that was given is more than windows may overlap by."""
+        s, counts = self.settings, Counter(window.question for window in windows)
+        several = [w for w in windows if counts[w.question] > 1]
+        most = min(((s.max_seq_length - w.first_context - 1) // 2 for w in several), default=None)
+        if self._stride_told or s.doc_stride is None or most is None or s.doc_stride <= most:
+            return
+        self._stride_told = True
+        log_line(
+            "windows",
+            f"--doc-stride {s.doc_stride} is above half of the context that a window holds, "
+            f"{most} tokens beside the longest question; no more than half is taken",
+        )
 
     def collate(self, features: Sequence[Feature]) -> dict[str, Tensor]:
         return collate([f.origin.window for f in features], self.tokenizer.pad_id)
