@@ -25,7 +25,7 @@ LAYERS = [
     {
         *("tokenizer", "corpus", "cache", "encoding", "vocabulary", "store"),
         *("documents", "examples", "example_stream", "cleaning"),
-        *("ahead", "workers", "download", "target_tokenizer", "parallel"),
+        *("ahead", "workers", "download", "target_tokenizer"),
     },
     {
         *("world", "sharding", "flops", "estimate", "profiling", "optim", "runtime"),
@@ -42,7 +42,7 @@ LAYERS = [
         *("tasks.entities", "tasks.tagged", "tasks.word_windows", "tasks.tagging"),
         *("tasks.questions", "tasks.question_windows", "tasks.squad_scores", "tasks.qa"),
         *("tasks.scored", "tasks.similarity"),
-        *("tasks.writing", "tasks.translation", "tasks.summarization"),
+        *("tasks.parallel", "tasks.writing", "tasks.translation", "tasks.summarization"),
     },
     {
         *("predict", "evaluation", "retrieval", "masked", "held_out"),

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from minibert.errors import InputError
-from minibert.files import bundled_data
-from minibert.parallel import (
+from minibert.files import OPENERS, bundled_data
+from minibert.target_tokenizer import train_target_tokenizer
+from minibert.tasks.parallel import (
     TextPair,
     drop_empty,
     lead,
@@ -22,12 +23,11 @@ from minibert.parallel import (
     read_pairs_table,
     read_parallel_files,
 )
-from minibert.target_tokenizer import train_target_tokenizer
 
 
 def write(path: Path, text: str) -> Path:
-    content = text.encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    with OPENERS.get(path.suffix, open)(path, "wb") as handle:
+        handle.write(text.encode())
     return path
 
 
@@ -185,7 +185,7 @@ ROWS = [["id", "de", "en"], ["x", "Zwei,  Hunde", "two"], ["y", 'sag "ja"', "say
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
-@pytest.mark.parametrize("end", ["", ".gz"])
+@pytest.mark.parametrize("end", ["", ".gz", ".xz", ".bz2"])
 def test_two_columns_of_a_table(tmp_path: Path, kind: str, end: str) -> None:
     text = {
         "csv": csv_text(ROWS),
@@ -215,17 +215,18 @@ def test_rows_are_numbered_where_there_is_no_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("p.csv", "a,b\n1,2\n1,2,3\n", "line 3: 3 fields, but the header has 2"),
+        ("p.csv", "a,b\n1,2\n1,2,3\n", "line 3 has 3 fields, expected 2: a, b"),
         ("p.csv", 'a,b\n"1,2\n', "line 2: unexpected end of data"),
-        ("p.csv", 'a,b\n1,"2\n3,4\n', "line 3: unexpected end of data"),
+        ("p.csv", 'a,b\n1,"2\n3,4\n', "line 2: unexpected end of data"),
         ("p.csv", 'a,b\n1,"ja" sagt er\n', "line 2: ',' expected after '\"'"),
-        ("p.csv", "a,b,b\n1,2,3\n", "the column 'b' comes more than once"),
+        ("p.csv", "a,b,b\n1,2,3\n", "two columns are called 'b'"),
         ("p.tsv", "a\tb\n", "has no rows"),
         ("p.tsv", "a\tc\n1\t2\n", "no column 'b'"),
         ("p.jsonl", '{"a": "x", "b": "y"}\n{"a": "x"\n', "line 2 is not JSON"),
-        ("p.jsonl", "[1]\n", "line 1 holds no JSON object"),
-        ("p.jsonl", '{"a": "x", "b": 7}\n', "row 1: b is 7, no text"),
-        ("p.jsonl", '{"a": "x", "b": "y"}\n{"a": "x"}\n', "no column 'b'"),
+        ("p.jsonl", "[1]\n", "line 1 holds list, not an object"),
+        ("p.jsonl", '{"a": "x", "b": 7}\n', "line 1: b is 7, no text"),
+        ("p.jsonl", '{"a": "x", "b": "y"}\n\n{"a": "x"}\n', "line 3 has no column 'b'"),
+        ("p.tsv", "a\tb\n1\t2\n\t\t\n", "line 3 has 3 fields"),
         ("p.xlsx", "a,b\n", "is no table; expected .csv, .tsv or .jsonl"),
     ],
 )

@@ -28,7 +28,6 @@ from minibert.files import bundled_data, model_path
 from minibert.finetuning import finetune
 from minibert.flops import generation_flops, training_flops
 from minibert.generation import _Search, forbid_repeats
-from minibert.parallel import TextPair, lead, read_multi30k
 from minibert.pretraining import pretrain
 from minibert.run_folder import read_metrics
 from minibert.settings import FinetuneSettings
@@ -36,6 +35,7 @@ from minibert.target_tokenizer import TargetTokenizer, train_target_tokenizer
 from minibert.tasks import find_task
 from minibert.tasks.base import Splits
 from minibert.tasks.batches import TaskData, flat
+from minibert.tasks.parallel import TextPair, lead, read_multi30k
 from minibert.tasks.summarization import SummarizationTask
 from minibert.tasks.translation import TranslationTask
 from minibert.tasks.writing import _WORD, WritingTask

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from minibert.generation_metrics import score_summaries
-from minibert.parallel import PairSplits, lead, read_dialogsum
 from minibert.settings import FinetuneSettings
+from minibert.tasks.parallel import PairSplits, lead, read_dialogsum
 from minibert.tasks.writing import WritingTask
 
 _SPEAKER = re.compile(r"#(Person\d+)#")

@@ -8,9 +8,9 @@ from typing import Any
 
 from minibert.errors import InputError
 from minibert.generation_metrics import score_translation, sentence_chrf
-from minibert.parallel import PairSplits, TextPair, read_multi30k, read_parallel_folder
 from minibert.settings import FinetuneSettings, flag
 from minibert.tasks.base import Splits
+from minibert.tasks.parallel import PairSplits, TextPair, read_multi30k, read_parallel_folder
 from minibert.tasks.writing import WritingTask
 
 

@@ -27,14 +27,6 @@ from minibert.files import whole_characters, write_atomically
 from minibert.flops import generation_flops
 from minibert.generation import GenerationSettings, generate, rehearse
 from minibert.losses import IGNORE_INDEX
-from minibert.parallel import (
-    PairSplits,
-    TextPair,
-    drop_empty,
-    is_table,
-    read_pairs_table,
-    read_parallel_files,
-)
 from minibert.runs import log_line
 from minibert.runtime import Runtime
 from minibert.seq2seq import BertForConditionalGeneration
@@ -42,6 +34,14 @@ from minibert.settings import FinetuneSettings, flag
 from minibert.target_tokenizer import TARGET_FILE, TargetTokenizer, train_target_tokenizer
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.batches import Feature, flat, infer, inputs_of
+from minibert.tasks.parallel import (
+    PairSplits,
+    TextPair,
+    drop_empty,
+    is_table,
+    read_pairs_table,
+    read_parallel_files,
+)
 from minibert.tasks.texts import encode
 from minibert.tokenizer import WordPiece, default_vocab_size
 from minibert.train import Batch, StepData, Term

@@ -6,12 +6,7 @@ order of the files, their text as it stands.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
-import zlib
-from collections import Counter
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +14,8 @@ from typing import NamedTuple
 
 from minibert.corpus import split_sentences
 from minibert.errors import InputError, did_you_mean
-from minibert.files import long_csv_fields, whole_characters
-
-_TABLES = {".csv": ",", ".tsv": "\t"}
+from minibert.files import OPENERS, read_text, table_kind
+from minibert.tasks.tables import Row, read_table
 
 
 class TextPair(NamedTuple):
@@ -86,8 +80,7 @@ def read_dialogsum(folder: Path) -> PairSplits:
     found = {}
     for split in ("train", "validation", "test"):
         path = _present(folder, [f"dialogsum_{split}.csv", f"{split}.csv"])
-        rows = _table_rows(path)
-        _check_columns(path, rows, ("id", "dialogue", "summary"))
+        rows = [row.values for row in _rows(path, ("id", "dialogue", "summary"))]
         pairs = [TextPair(row["id"], row["dialogue"], (row["summary"],)) for row in rows]
         found[split] = _join_references(pairs) if split == "test" else pairs
     return _splits(found["train"], found["validation"], found["test"], folder)
@@ -133,7 +126,7 @@ def drop_empty(pairs: list[TextPair]) -> tuple[list[TextPair], list[str]]:
 
 
 def read_parallel_files(source: Path, target: Path, name: str = "") -> list[TextPair]:
-    """Two files whose lines belong together, plain or as `.gz`; ids are line numbers from 1.
+    """Two files whose lines belong together, plain or packed; ids are line numbers from 1.
 
     Args:
         name: put before the line number in the ids.
@@ -185,7 +178,7 @@ def read_parallel_folder(
 
 def is_table(path: Path) -> bool:
     """Whether a file is a table of columns by its name: CSV, TSV or JSONL, plain or packed."""
-    return _kind(path) in (*_TABLES, ".jsonl", ".json")
+    return _kind(path) is not None
 
 
 def _is_there(folder: Path, name: str) -> bool:
@@ -193,14 +186,13 @@ def _is_there(folder: Path, name: str) -> bool:
 
 
 def read_pairs_table(path: Path, source_column: str, target_column: str) -> list[TextPair]:
-    """Two columns of a CSV, TSV or JSONL file, plain or as `.gz`; ids are an `id` column or rows.
+    """Two columns of a CSV, TSV or JSONL file, plain or packed; ids are an `id` column or rows.
 
     Raises:
         InputError: another kind of file, a missing column, a ragged row, or a value that is no
             text, each with its place.
     """
-    rows = _table_rows(path)
-    _check_columns(path, rows, (source_column, target_column))
+    rows = [row.values for row in _rows(path, (source_column, target_column))]
     return [
         TextPair(str(row.get("id", i)), row[source_column], (row[target_column],))
         for i, row in enumerate(rows, 1)
@@ -216,95 +208,41 @@ def _present(folder: Path, names: list[str]) -> Path:
     raise InputError(f"{folder} lacks {names[0]} (or {names[0]}.gz)")
 
 
-def _read_text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-        return content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder; name a file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8") from None
-    except (EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-
-
 def _lines_of(path: Path) -> list[str]:
     """Lines as they stand; only "\\n" and "\\r\\n" end one."""
-    lines = _read_text(path).split("\n")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file")
+    lines = read_text(path).split("\n")
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
 
 
-def _kind(path: Path) -> str:
-    plain = path.with_suffix("") if path.suffix == ".gz" else path
-    return plain.suffix.lower()
+def _kind(path: Path) -> str | None:
+    """As `table_kind`; a file that is called .json is taken for JSON lines, too."""
+    endings = [suffix for suffix in path.suffixes if suffix not in OPENERS]
+    return ".jsonl" if endings[-1:] == [".json"] else table_kind(path)
 
 
-def _table_rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path, columns: Sequence[str]) -> list[Row]:
+    """The rows of a table, each with a text in these columns.
+
+    Raises:
+        InputError: no table, no rows, or one without a column or a text there (its line is named).
+    """
     kind = _kind(path)
-    if kind in (".jsonl", ".json"):
-        return _json_rows(path)
-    if kind not in _TABLES:
-        raise InputError(f"{path} is no table; expected .csv, .tsv or .jsonl, plain or as .gz")
-    # A tab-separated file quotes nothing unless its first line does.
-    text = _read_text(path)
-    is_plain = kind == ".tsv" and not text.startswith('"')
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=_TABLES[kind],
-        quoting=csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL,
-        strict=True,  # an open quote would take the rows that follow
-    )
-    rows = []
-    try:
-        with long_csv_fields():
-            header = next(reader, [])
-            twice = [name for name, count in Counter(header).items() if count > 1]
-            if twice:
-                raise InputError(f"{path}: the column {twice[0]!r} comes more than once")
-            for row in reader:
-                if len(row) < 2 and not "".join(row).strip():
-                    continue  # a blank line
-                if len(row) != len(header):
-                    raise InputError(
-                        f"{path}, line {reader.line_num}: {len(row)} fields, but the header has "
-                        f"{len(header)}"
-                    )
-                rows.append(dict(zip(header, row, strict=True)))
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from None
-    return rows
-
-
-def _json_rows(path: Path) -> list[dict[str, str]]:
-    rows = []
-    for number, line in enumerate(_lines_of(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number} holds no JSON object")
-        rows.append({n: whole_characters(v) if isinstance(v, str) else v for n, v in row.items()})
-    return rows
-
-
-def _check_columns(path: Path, rows: Sequence[dict[str, str]], columns: Sequence[str]) -> None:
+    if kind is None:
+        raise InputError(f"{path} is no table; expected .csv, .tsv or .jsonl, plain or packed")
+    rows = read_table(path, kind=kind)
     if not rows:
         raise InputError(f"{path} has no rows")
-    for number, row in enumerate(rows, 1):
-        for column in columns:
-            if column not in row:
-                raise InputError(f"{path} has no column {column!r}{did_you_mean(column, row)}")
-            if not isinstance(row[column], str):
-                raise InputError(f"{path}, row {number}: {column} is {row[column]!r}, no text")
+    for row, column in itertools.product(rows, columns):
+        place, values = f"{path}, line {row.line}", row.values
+        if column not in values:
+            raise InputError(f"{place} has no column {column!r}{did_you_mean(column, values)}")
+        if not isinstance(values[column], str):
+            raise InputError(f"{place}: {column} is {values[column]!r}, no text")
+    return rows
 
 
 # --- trivial answers ------------------------------------------------------------------------------
