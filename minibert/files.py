@@ -111,13 +111,21 @@ def long_csv_fields() -> Iterator[None]:
         csv.field_size_limit(limit)
 
 
+def sync(path: Path) -> None:
+    """Brings a file onto the disk, or a folder's names: a power cut leaves what is there."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write(temporary_path)`, syncs, then renames: the file is whole or not there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ from minibert.cache import cache_key, data_fingerprint, default_cache_dir
 from minibert.corpus import ReaderOptions
 from minibert.encoding import LONGEST_SENTENCE, Place, batches, encode_all, store_dtype
 from minibert.errors import InputError
-from minibert.files import write_atomically, write_json
+from minibert.files import sync, write_atomically, write_json
 from minibert.machine import num_cpus
 from minibert.progress import Progress
 from minibert.tokenizer import WordPiece
@@ -75,9 +75,15 @@ class TokenStore:
     """Read access to an encoded corpus; nothing but the index arrays' pages is held in memory."""
 
     def __init__(self, folder: Path) -> None:
+        """Opens the store in a folder.
+
+        Raises:
+            InputError: its files are not as long as they were written.
+        """
         meta = json.loads((folder / "meta.json").read_text())
         self.folder = folder
         self.counts = Counts(**meta["counts"])
+        _check_lengths(folder, self.counts, np.dtype(meta["dtype"]))
         self.data_fingerprint: str = meta["data_fingerprint"]
         self.tokens = _mapped(folder / "tokens.bin", meta["dtype"])
         self.sentence_starts = _mapped(folder / "sentences.bin", "int64")
@@ -92,6 +98,28 @@ class TokenStore:
         """Where the document's sentences start and end in `tokens`: n + 1 offsets."""
         first, last = self.document_starts[document : document + 2]
         return self.sentence_starts[first : last + 1]
+
+
+def _lengths(counts: Counts, dtype: np.dtype) -> dict[str, int]:
+    """Bytes of each array of so much text; both indices begin with a 0."""
+    return {
+        "tokens.bin": counts.tokens * dtype.itemsize,
+        "sentences.bin": 8 * (counts.sentences + 1),
+        "documents.bin": 8 * (counts.documents + 1),
+    }
+
+
+def _check_lengths(folder: Path, counts: Counts, dtype: np.dtype) -> None:
+    """Refuses a store that a power cut or a copy has shortened: it would pass for less text."""
+    for name, expected in _lengths(counts, dtype).items():
+        path = folder / name
+        found = _size(path)
+        if found != expected:
+            raise InputError(f"{path} has {found:,} bytes, was written with {expected:,}")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _mapped(path: Path, dtype: str) -> np.ndarray:
@@ -121,8 +149,14 @@ def open_store(
     key = cache_key(files, options, *more, cache_dir=cache_dir)
     folder = cache_dir / f"tokens-{key}"
     if (folder / "meta.json").is_file():
-        print(f"tokens: read from {folder}", file=sys.stderr)
-        return TokenStore(folder)
+        try:
+            opened = TokenStore(folder)
+        except InputError as error:
+            print(f"tokens: {error}; encoding anew", file=sys.stderr)
+            shutil.rmtree(folder)
+        else:
+            print(f"tokens: read from {folder}", file=sys.stderr)
+            return opened
     if num_processes is None:
         size = sum(path.stat().st_size for path in files)
         num_processes = num_cpus() if size >= _PARALLEL_FROM else 1
@@ -134,6 +168,7 @@ def open_store(
     try:
         counts, token_counts = _write(temporary, files, tokenizer, options, num_processes)
         np.save(temporary / "counts.npy", token_counts)
+        sync(temporary / "counts.npy")
         meta = {
             "counts": asdict(counts),
             "dtype": store_dtype(tokenizer).name,
@@ -171,6 +206,8 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
         except OSError:
             if not (folder / "meta.json").is_file():
                 raise
+        sync(folder)
+        sync(folder.parent)
 
 
 def _sweep(cache_dir: Path) -> None:
@@ -262,12 +299,31 @@ class _Written:
         write_atomically(path, write)
 
 
+def _begun(folder: Path, num_files: int, tokenizer: WordPiece) -> _Written:
+    """What an earlier start has left, if all that its record tells of is there; or nothing."""
+    if (folder / _RECORD).is_file():
+        done = _Written.load(folder / _RECORD)
+        lengths = _lengths(done.counts, store_dtype(tokenizer))
+        if all(_size(folder / name) >= length for name, length in lengths.items()):
+            tokens = f"{done.counts.tokens:,}"
+            print(f"tokens: going on after {tokens} of an earlier start", file=sys.stderr)
+            return done
+    return _Written.nothing(num_files, tokenizer.vocab_size)
+
+
 def _open_at(path: Path, length: int) -> BinaryIO:
     """A file cut to what a record says of it, to go on with."""
     handle = path.open("r+b" if path.exists() else "w+b")
     handle.truncate(length)
     handle.seek(length)
     return handle
+
+
+def _sync_all(*handles: BinaryIO) -> None:
+    """Brings what was written onto the disk, where a power cut leaves it."""
+    for handle in handles:
+        handle.flush()
+        os.fsync(handle.fileno())
 
 
 def _write(
@@ -278,18 +334,14 @@ def _write(
     num_processes: int,
 ) -> tuple[Counts, np.ndarray]:
     """Streams the encoded corpus into the three arrays; returns what was found."""
-    record = folder / _RECORD
-    if record.is_file():
-        done = _Written.load(record)
-        print(f"tokens: going on after {done.counts.tokens:,} of an earlier start", file=sys.stderr)
-    else:
-        done = _Written.nothing(len(files), tokenizer.vocab_size)
+    done = _begun(folder, len(files), tokenizer)
     counts = done.counts
-    # Each index array begins with a 0. A document's end is written when the next one starts.
+    lengths = _lengths(counts, store_dtype(tokenizer))
+    # A document's end is written when the next one starts.
     with (
-        _open_at(folder / "tokens.bin", counts.tokens * store_dtype(tokenizer).itemsize) as tokens,
-        _open_at(folder / "sentences.bin", 8 * (counts.sentences + 1)) as sentences,
-        _open_at(folder / "documents.bin", 8 * (counts.documents + 1)) as documents,
+        _open_at(folder / "tokens.bin", lengths["tokens.bin"]) as tokens,
+        _open_at(folder / "sentences.bin", lengths["sentences.bin"]) as sentences,
+        _open_at(folder / "documents.bin", lengths["documents.bin"]) as documents,
         Progress("encoding", sum(map(reader.text_bytes, files))) as bar,
     ):
 
@@ -320,11 +372,10 @@ def _write(
             counts.nul_characters += part.nul
             done.place = ends.popleft()
             if number % _RECORD_BATCHES == 0:
-                for handle in (tokens, sentences, documents):
-                    handle.flush()
-                    os.fsync(handle.fileno())
-                done.save(record)
+                _sync_all(tokens, sentences, documents)
+                done.save(folder / _RECORD)
         close_document()
+        _sync_all(tokens, sentences, documents)
     if not counts.tokens:
         raise InputError(f"{files[0]} and {len(files) - 1} more file(s) hold no text")
     counts.unknown_tokens = int(done.token_counts[tokenizer.unk_id])

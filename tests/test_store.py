@@ -344,6 +344,56 @@ def test_folder_without_its_last_file_is_built_anew(
     assert [p.name for p in cache.iterdir()] == [folder.name]
 
 
+@pytest.mark.parametrize("name", ["tokens.bin", "sentences.bin", "documents.bin"])
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_shortened_store_is_refused_and_built_anew(
+    words: WordPiece,
+    cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    is_gone: bool,
+) -> None:
+    """As a power cut leaves it; half of the tokens would pass for a smaller text."""
+    path = write(tmp_path / "a.txt", "w1 w2.\nw3.\n\nw4.\n")
+    whole = open_store([path], words, PLAIN, cache)
+    expected, file = content(whole), whole.folder / name
+    if is_gone:
+        file.unlink()
+    else:
+        os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(InputError, match=rf"{name} has [\d,]+ bytes, was written with"):
+        TokenStore(whole.folder)
+    capsys.readouterr()
+    assert content(open_store([path], words, PLAIN, cache)) == expected
+    told = [line for line in capsys.readouterr().err.splitlines() if name in line]
+    assert len(told) == 1
+    assert [p.name for p in cache.iterdir()] == [whole.folder.name]
+
+
+def test_a_store_is_on_the_disk_before_it_has_its_name(
+    words: WordPiece, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was only in the system's memory is what a power cut shortens."""
+    synced: dict[int, int] = {}  # inode -> size
+    fsync, rename = os.fsync, Path.rename
+
+    def noting(handle: int) -> None:
+        fsync(handle)
+        synced[os.fstat(handle).st_ino] = os.fstat(handle).st_size
+
+    def checked(source: Path, target: Path) -> Path:
+        for path in source.iterdir():
+            assert synced.get(path.stat().st_ino) == path.stat().st_size, path.name
+        synced.clear()
+        return rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr(Path, "rename", checked)
+    open_store([write(tmp_path / "a.txt", "w1 w2.\n")], words, PLAIN, cache)
+    assert cache.stat().st_ino in synced
+
+
 def test_default_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache_module.default_cache_dir() == Path("/somewhere/minibert")
@@ -517,6 +567,28 @@ def test_a_build_that_goes_on_encodes_only_the_rest(
     in_parts, calls = calls, 0
     open_store(files, words, PLAIN, tmp_path / "whole", num_processes=1)
     assert in_parts == calls + 1  # the one that was stopped
+
+
+def test_a_shortened_half_of_a_store_is_not_gone_on_with(
+    words: WordPiece, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is missing would be filled up with zeros."""
+    files = many_documents(tmp_path)
+    monkeypatch.setattr(encoding, "_BATCH_BYTES", 60)
+    monkeypatch.setattr(store, "_RECORD_BATCHES", 1)
+    whole = open_store(files, words, PLAIN, tmp_path / "whole", num_processes=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", stopping)
+        with pytest.raises(Stopped):
+            open_store(files, words, PLAIN, tmp_path / "parted", num_processes=1)
+    (left,) = (tmp_path / "parted").iterdir()
+    os.truncate(left / "tokens.bin", 100)
+    parted = open_store(files, words, PLAIN, tmp_path / "parted", num_processes=1)
+    assert content(parted) == content(whole)
+
+
+def stopping(*_: object) -> None:
+    raise Stopped
 
 
 def test_a_stopped_build_waits_a_week_and_an_error_leaves_nothing(
