@@ -5,7 +5,8 @@ where each sentence starts among them, and where each document starts among the 
 `counts.npy` (how often each id occurs) and `meta.json`. A store is written under a temporary name
 and renamed, so it is there whole or not at all; its name is a fingerprint of all that decides its
 content. A build that is killed or stopped goes on where it was: every so often what is written so
-far is recorded, and the next build of the same store takes it over.
+far is recorded, and the next build of the same store takes it over, on another machine as well: a
+living writer touches its folder every minute, and one silent for ten is taken for dead.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import os
 import platform
 import shutil
 import sys
+import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +41,8 @@ from minibert.tokenizer import WordPiece
 _PARALLEL_FROM = 8 << 20  # bytes of text from which starting worker processes pays
 _RECORD_BATCHES = 64  # batches between records of how far a build is
 _KEPT_SECONDS = 7 * 24 * 3600  # how long a stopped build waits to be taken up again
+_BEAT_SECONDS = 60.0  # between a living writer's touches of its folder
+_SILENT_SECONDS = 600.0  # after which nobody writes to a folder, whoever made it
 
 
 @dataclass
@@ -166,19 +171,20 @@ def open_store(
     temporary.mkdir(parents=True, exist_ok=True)
     keep = is_broken = False
     try:
-        counts, token_counts = _write(temporary, files, tokenizer, options, num_processes)
-        np.save(temporary / "counts.npy", token_counts)
-        sync(temporary / "counts.npy")
-        meta = {
-            "counts": asdict(counts),
-            "dtype": store_dtype(tokenizer).name,
-            "data_fingerprint": data_fingerprint(files, options, cache_dir),
-            "tokenizer": tokenizer.fingerprint,
-        }
-        write_json(temporary / "meta.json", meta)
-        shutil.rmtree(temporary / "tokenizer", ignore_errors=True)
-        (temporary / _RECORD).unlink(missing_ok=True)
-        _put_in_place(temporary, folder)
+        with _heartbeat(temporary):
+            counts, token_counts = _write(temporary, files, tokenizer, options, num_processes)
+            np.save(temporary / "counts.npy", token_counts)
+            sync(temporary / "counts.npy")
+            meta = {
+                "counts": asdict(counts),
+                "dtype": store_dtype(tokenizer).name,
+                "data_fingerprint": data_fingerprint(files, options, cache_dir),
+                "tokenizer": tokenizer.fingerprint,
+            }
+            write_json(temporary / "meta.json", meta)
+            shutil.rmtree(temporary / "tokenizer", ignore_errors=True)
+            (temporary / _RECORD).unlink(missing_ok=True)
+            _put_in_place(temporary, folder)
     except BrokenProcessPool:
         print("tokens: the worker processes ended; encoding in this one", file=sys.stderr)
         is_broken = keep = True
@@ -227,8 +233,41 @@ def _take_over(folder: Path) -> None:
     for left in folder.parent.glob(f".{key}.*.tmp"):
         if left != folder and _is_orphan(left) and (left / _RECORD).is_file():
             with contextlib.suppress(OSError):  # a third process was faster
+                os.utime(left)  # from now on this one writes to it
                 left.rename(folder)
                 return
+
+
+@contextlib.contextmanager
+def _heartbeat(folder: Path) -> Iterator[None]:
+    """While open, a folder is touched every minute: somebody writes to it."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # renamed by now
+                os.utime(folder)
+
+    os.utime(folder)
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _check_own(folder: Path) -> None:
+    """Refuses to go on writing where another process has taken a folder over.
+
+    As it does from one that stood still for long, such as on a machine that slept.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder} was taken over by another process while this one stood still; "
+            f"start it again when that has ended"
+        )
 
 
 def _host() -> str:
@@ -238,11 +277,21 @@ def _host() -> str:
 
 
 def _is_orphan(folder: Path) -> bool:
-    """Whether nobody writes to a folder; of another machine's nobody here can tell."""
+    """Whether nobody writes to a folder: its process is gone, or it was not touched for long.
+
+    A number of another machine's process says nothing here, and one of this machine may have been
+    given to another since.
+    """
     host, dash, owner = folder.name.split(".")[-2].rpartition("-")
-    if host + dash not in ("", _host()):
-        return time.time() - folder.stat().st_mtime > _KEPT_SECONDS
-    return owner.isdigit() and int(owner) != os.getpid() and not _is_alive(int(owner))
+    is_here = host + dash in ("", _host())
+    if is_here and owner == str(os.getpid()):
+        return False
+    if is_here and owner.isdigit() and not _is_alive(int(owner)):
+        return True
+    try:
+        return time.time() - folder.stat().st_mtime > _SILENT_SECONDS
+    except FileNotFoundError:  # it has been given its name by now
+        return False
 
 
 def _is_alive(process: int) -> bool:
@@ -357,6 +406,7 @@ def _write(
         scratch = folder / "tokenizer"
         encoded = encode_all(texts, tokenizer, options, num_processes, scratch)
         for number, part in enumerate(encoded, 1):
+            _check_own(folder)
             tokens.write(part.tokens.tobytes())
             positions = counts.tokens + np.cumsum(part.lengths)
             sentences.write(positions.astype(np.int64).tobytes())
@@ -371,6 +421,8 @@ def _write(
             counts.cut_sentences += part.cut
             counts.nul_characters += part.nul
             done.place = ends.popleft()
+            for handle in (tokens, sentences, documents):
+                handle.flush()  # nothing is left to be written should the folder be taken over
             if number % _RECORD_BATCHES == 0:
                 _sync_all(tokens, sentences, documents)
                 done.save(folder / _RECORD)

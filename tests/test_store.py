@@ -449,6 +449,10 @@ class Stopped(BaseException):
     """What ends a build, as Ctrl-C does."""
 
 
+def stopping(*_: object) -> None:
+    raise Stopped
+
+
 def many_documents(folder: Path) -> list[Path]:
     """Three files, the last compressed; documents of one to six sentences."""
     texts = [
@@ -477,14 +481,14 @@ def test_a_stopped_build_goes_on_and_ends_alike(
     whole = open_store(files, words, PLAIN, tmp_path / "whole", num_processes=1)
     encode, calls = encoding._encode, 0
 
-    def stopping(*arguments: Any) -> Any:
+    def stopping_once(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == stopped_after + 1:
             raise Stopped
         return encode(*arguments)
 
-    monkeypatch.setattr(encoding, "_encode", stopping)
+    monkeypatch.setattr(encoding, "_encode", stopping_once)
     with pytest.raises(Stopped):
         open_store(files, words, PLAIN, tmp_path / "parted", num_processes=1)
     calls = -(10**6)  # does not stop again
@@ -516,6 +520,82 @@ def test_the_half_written_store_of_another_machine_is_left_alone(tmp_path: Path)
     os.utime(theirs, (0, 0))
     store._sweep(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def half_written(
+    files: list[Path], tokenizer: WordPiece, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """What a build leaves that is stopped as it would write its last array."""
+    monkeypatch.setattr(encoding, "_BATCH_BYTES", 60)
+    monkeypatch.setattr(store, "_RECORD_BATCHES", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", stopping)
+        with pytest.raises(Stopped):
+            open_store(files, tokenizer, PLAIN, cache, num_processes=1)
+    (left,) = cache.iterdir()
+    return left
+
+
+@pytest.mark.parametrize("owner", ["elsewhere-1", "elsewhere-{alive}", "{here}{alive}", "{alive}"])
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_silent_writer_is_taken_for_dead_wherever_it_was(
+    words: WordPiece,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    owner: str,
+    silent: bool,
+) -> None:
+    """A job may go on elsewhere, and a number of a process may be another's by then."""
+    files, cache = many_documents(tmp_path), tmp_path / "cache"
+    left = half_written(files, words, cache, monkeypatch)
+    owner = owner.format(here=store._host(), alive=os.getppid())
+    left = left.rename(cache / f".{left.name.split('.')[1]}.{owner}.tmp")
+    touched = time.time() - (11 if silent else 9) * 60
+    os.utime(left, (touched, touched))
+    capsys.readouterr()
+    open_store(files, words, PLAIN, cache, num_processes=1)
+    assert ("going on after" in capsys.readouterr().err) == silent
+    assert left.exists() != silent
+
+
+def test_a_writer_touches_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_BEAT_SECONDS", 0.01)
+    with store._heartbeat(tmp_path):
+        os.utime(tmp_path, (0, 0))
+        until = time.monotonic() + 30
+        while tmp_path.stat().st_mtime == 0:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    os.utime(tmp_path, (0, 0))
+    time.sleep(0.05)
+    assert tmp_path.stat().st_mtime == 0
+
+
+def test_a_writer_that_stood_still_writes_nothing_more(
+    words: WordPiece, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another has its files by then."""
+    files, cache = many_documents(tmp_path), tmp_path / "cache"
+    monkeypatch.setattr(encoding, "_BATCH_BYTES", 60)
+    encode, calls = encoding._encode, 0
+    taken, sizes = tmp_path / "taken", []
+
+    def taking(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            (left,) = cache.iterdir()
+            left.rename(taken)
+            sizes.extend((taken / f"{n}.bin").stat().st_size for n in ("tokens", "documents"))
+        return encode(*arguments)
+
+    monkeypatch.setattr(encoding, "_encode", taking)
+    with pytest.raises(InputError, match="taken over by another process"):
+        open_store(files, words, PLAIN, cache, num_processes=1)
+    assert calls == 5
+    assert sizes == [(taken / f"{n}.bin").stat().st_size for n in ("tokens", "documents")]
+    assert list(cache.iterdir()) == []
 
 
 def test_a_full_disk_keeps_what_is_encoded(
@@ -574,21 +654,11 @@ def test_a_shortened_half_of_a_store_is_not_gone_on_with(
 ) -> None:
     """What is missing would be filled up with zeros."""
     files = many_documents(tmp_path)
-    monkeypatch.setattr(encoding, "_BATCH_BYTES", 60)
-    monkeypatch.setattr(store, "_RECORD_BATCHES", 1)
+    left = half_written(files, words, tmp_path / "parted", monkeypatch)
     whole = open_store(files, words, PLAIN, tmp_path / "whole", num_processes=1)
-    with monkeypatch.context() as patch:
-        patch.setattr(np, "save", stopping)
-        with pytest.raises(Stopped):
-            open_store(files, words, PLAIN, tmp_path / "parted", num_processes=1)
-    (left,) = (tmp_path / "parted").iterdir()
     os.truncate(left / "tokens.bin", 100)
     parted = open_store(files, words, PLAIN, tmp_path / "parted", num_processes=1)
     assert content(parted) == content(whole)
-
-
-def stopping(*_: object) -> None:
-    raise Stopped
 
 
 def test_a_stopped_build_waits_a_week_and_an_error_leaves_nothing(
