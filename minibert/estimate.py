@@ -76,6 +76,7 @@ HELD_BY_DECODER = {
 }
 _SCORE_BYTES = {"fp32": 4, "bf16": 2}
 _WORKING = 1.4
+_CHECKPOINTS = 3  # at most at a time
 
 
 @dataclass(frozen=True)
@@ -212,13 +213,16 @@ def step_memory(
 
 
 def run_folder_bytes(parameters: int, keeps_best: bool = False, moments: float = MOMENTS) -> int:
-    """Disk that a run folder takes: two checkpoints with moments, and the final weights.
+    """Disk that a run folder takes while a checkpoint is saved, which is the most that it takes.
+
+    Two checkpoints with moments are kept, and the third is whole before the oldest is dropped. At
+    the end there are two, and the final weights.
 
     Args:
-        keeps_best: the best weights so far are kept as well, as fine-tuning does.
+        keeps_best: each checkpoint may name best weights of its own, as in fine-tuning.
         moments: of each parameter, in the mean.
     """
-    return round(4 * parameters * (2 * (1 + moments) + 1 + keeps_best))
+    return round(4 * parameters * _CHECKPOINTS * (1 + moments + keeps_best))
 
 
 def told_bytes(count: float) -> str:

@@ -272,7 +272,7 @@ def print_estimate(loop: Loop, model: nn.Module, seconds: float, expected: float
     log_line("cost", f"{hours:.2g} hours of {per}; times what an hour of it costs you")
     keeps_best = loop.settings.select is not None
     disk = run_folder_bytes(parameters, keeps_best, _held_moments(loop) / parameters)
-    log_line("disk", f"{told_bytes(disk)} for checkpoints and weights")
+    log_line("disk", f"at most {told_bytes(disk)}, while a third checkpoint is saved")
 
 
 def _held_moments(loop: Loop) -> int:

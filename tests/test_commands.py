@@ -530,7 +530,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_no_folder(
     assert figures
     assert float(figures[2]) == pytest.approx(3 * float(figures[1]), rel=0.01)
     assert re.search(r"cost: \S+ hours of this machine", err)
-    assert re.search(r"disk: [\d,.]+ .B for checkpoints and weights", err)
+    assert re.search(r"disk: at most [\d,.]+ .B, while a third checkpoint is saved", err)
     assert list(tmp_path.iterdir()) == []
 
 
