@@ -402,9 +402,12 @@ def main(argv: list[str] | None = None) -> int:
         if debug and not isinstance(error, Interrupted):
             traceback.print_exc()
         status, message = _explain(error)
-        same = isinstance(error, InputError) and launched().rank > 0
-        if message and not same:  # the main process says it for all
-            print(f"minibert: {message}", file=sys.stderr)
+        place = launched()
+        # A machine's first process says it for all of them; another may lack what this one has.
+        same = isinstance(error, InputError) and place.local_rank > 0
+        if message and not same:
+            who = f"rank {place.rank}: " if place.rank else ""
+            print(f"minibert: {who}{message}", file=sys.stderr)
         return status
     except SystemExit as stop:  # --help and --version
         return int(stop.code or 0)

@@ -125,6 +125,31 @@ def complaint(line: list[str], status: int, capsys: pytest.CaptureFixture[str]) 
     return lines[0], err
 
 
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "told"),
+    [
+        (0, 0, ["minibert: --corpus nothing.txt does not exist"]),
+        (1, 1, []),
+        (8, 0, ["minibert: rank 8: --corpus nothing.txt does not exist"]),
+        (9, 1, []),
+    ],
+)
+def test_the_first_process_of_every_machine_says_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rank: int,
+    local_rank: int,
+    told: list[str],
+) -> None:
+    """A disk may not be there on one of them."""
+    place = {"RANK": rank, "WORLD_SIZE": 16, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": 8}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    assert main(["pretrain", "--corpus", "nothing.txt"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("minibert: ")]
+    assert [line.partition(";")[0] for line in lines] == told
+
+
 # Flags (W stands for the world's folder), and words that the message must hold.
 BAD_PRETRAINING = {
     "missing corpus": ("--corpus W/none.txt", ["none.txt does not exist"]),
