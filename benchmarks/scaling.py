@@ -3,7 +3,8 @@
     python -m benchmarks.scaling             prints the tables of docs/scaling.md
     python -m benchmarks.scaling --count     counts what a step keeps for its backward pass
 
-Figures in capitals are measured by us, with the command beside them, or assumed, with the source.
+Figures in capitals are measured by us (those of text in `minibert/estimate.py`, with the command
+beside them), or assumed, with the source.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ import torch
 from minibert import fitting
 from minibert.config import BertConfig, preset
 from minibert.decoder_config import DecoderConfig
-from minibert.estimate import Memory, num_parameters, run_folder_bytes, step_memory
+from minibert.estimate import (
+    ENCODED_MB_PER_CORE_SECOND,
+    PASS_TOKENS,
+    READER_MB_PER_SECOND,
+    STORED_BYTES_PER_TOKEN,
+    TOKENS_PER_BYTE,
+    Memory,
+    num_parameters,
+    run_folder_bytes,
+    step_memory,
+)
 from minibert.fitting import Trial
 from minibert.flops import training_flops
 from minibert.heads import BertForPreTraining
@@ -26,11 +37,6 @@ from minibert.runtime import start_runtime
 from minibert.seq2seq import BertForConditionalGeneration
 from minibert.train import Batch, Term
 
-# Measured: python -m benchmarks --only corpus --text enwiki-00.txt.xz
-TOKENS_PER_BYTE = 0.215
-STORED_BYTES_PER_TOKEN = 2.37
-ENCODED_MB_PER_CORE_SECOND = 2.3
-READER_MB_PER_SECOND = 90.0  # one process reads and writes for all
 MEAN_LENGTH = 117  # tokens of a pair at --max-seq-length 128
 MASKED = 0.15
 
@@ -79,8 +85,8 @@ def memory_table() -> str:
 
 
 def epoch_flops(name: str, gigabytes: float) -> float:
-    """Useful operations of one pass over a corpus, in sequences of the mean length."""
-    sequences = gigabytes * 1e9 * TOKENS_PER_BYTE / MEAN_LENGTH
+    """Useful operations of one pass over a corpus, in pairs of the mean length."""
+    sequences = gigabytes * 1e9 * TOKENS_PER_BYTE * PASS_TOKENS["nsp"] / MEAN_LENGTH
     return sequences * training_flops(preset(name), [MEAN_LENGTH], round(MEAN_LENGTH * MASKED))
 
 

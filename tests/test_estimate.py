@@ -18,19 +18,30 @@ from torch import nn
 from minibert import runs
 from minibert.checkpoint import save_best, save_checkpoint
 from minibert.config import PRESETS, BertConfig, preset
+from minibert.corpus import ReaderOptions
 from minibert.decoder_config import DecoderConfig
+from minibert.documents import split_documents
 from minibert.estimate import (
+    ENCODED_MB_PER_CORE_SECOND,
     HELD,
     HELD_BY_DECODER,
+    PASS_TOKENS,
+    READER_MB_PER_SECOND,
+    STORED_BYTES_PER_TOKEN,
+    TOKENS_PER_BYTE,
     held_bytes,
     num_parameters,
     run_folder_bytes,
     step_memory,
     told_bytes,
 )
+from minibert.examples import ExampleBuilder, ExampleOptions
+from minibert.flops import training_flops
 from minibert.heads import BertForPreTraining
 from minibert.optim import build_muon, build_optimizer
 from minibert.seq2seq import BertForConditionalGeneration
+from minibert.store import open_store
+from minibert.tokenizer import WordPiece
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL: dict[str, int] = {
@@ -215,6 +226,46 @@ def test_the_document_holds_the_tables_that_the_command_prints(scaling: Any) -> 
         assert table in text
     for name in ("TOKENS_PER_BYTE", "STORED_BYTES_PER_TOKEN", "ENCODED_MB_PER_CORE_SECOND"):
         assert f"{getattr(scaling, name):g}" in text
+    assert all(f"{ratio:g}" in text for ratio in PASS_TOKENS.values())
+
+
+def test_figures_of_text_are_those_that_were_measured() -> None:
+    """To 3 %, of 100 MB; the reader's alone of 1,000, where what a start takes counts least."""
+    path = ROOT / "docs" / "benchmarks" / "benchmarks.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    work, long = found["corpus/100-MB"], found["corpus/1000-MB"]
+    (row,) = work["stages"]["encode"]
+    cores = int(work["environment"]["cores"])
+    speed = work["bytes"] / 1e6 / row["seconds"] / cores
+    assert row["tokens"] / work["bytes"] == pytest.approx(TOKENS_PER_BYTE, rel=0.03)
+    assert row["store_bytes"] / row["tokens"] == pytest.approx(STORED_BYTES_PER_TOKEN, rel=0.03)
+    assert speed == pytest.approx(ENCODED_MB_PER_CORE_SECOND, rel=0.03)
+    reader = long["bytes"] / 1e6 / long["stages"]["encode"][0]["main_seconds"]
+    assert reader == pytest.approx(READER_MB_PER_SECOND, rel=0.03)
+
+
+@pytest.mark.parametrize(("nsp", "within"), [("nsp", 0.16), ("sop", 0.08), ("none", 0.02)])
+def test_a_pass_has_as_many_tokens_as_were_told(tmp_path: Path, nsp: str, within: float) -> None:
+    """Of the sample, whose documents are a fifth as long: more of their pairs end early."""
+    model = ROOT / "minibert" / "models" / "minibert-small-en"
+    tokenizer = WordPiece.from_pretrained(model)
+    text = [ROOT / "data" / "wiki.txt"]
+    store = open_store(text, tokenizer, ReaderOptions(), tmp_path, num_processes=1)
+    documents, _ = split_documents(store, nsp)
+    builder = ExampleBuilder(store, tokenizer, documents, ExampleOptions(128, nsp=nsp))
+    tokens = passed = 0
+    for position in range(len(documents)):
+        offsets = documents.offsets(position)
+        tokens += int(offsets[-1] - offsets[0])
+        passed += sum(len(example.input_ids) for example in builder.build(0, 0, position))
+    assert passed / tokens == pytest.approx(PASS_TOKENS[nsp], rel=within)
+
+
+def test_the_time_of_a_pass_counts_every_token_of_it(scaling: Any) -> None:
+    config, slots = preset("base"), round(scaling.MEAN_LENGTH * scaling.MASKED)
+    a_sequence = training_flops(config, [scaling.MEAN_LENGTH], slots)
+    tokens = scaling.epoch_flops("base", 10) / a_sequence * scaling.MEAN_LENGTH
+    assert tokens == pytest.approx(10e9 * TOKENS_PER_BYTE * PASS_TOKENS["nsp"])
 
 
 def test_factors_are_those_that_counting_gives(scaling: Any) -> None:
