@@ -19,12 +19,10 @@ from minibert import fitting
 from minibert.config import BertConfig, preset
 from minibert.decoder_config import DecoderConfig
 from minibert.estimate import (
-    ENCODED_MB_PER_CORE_SECOND,
     PASS_TOKENS,
-    READER_MB_PER_SECOND,
-    STORED_BYTES_PER_TOKEN,
     TOKENS_PER_BYTE,
     Memory,
+    encoding,
     num_parameters,
     run_folder_bytes,
     step_memory,
@@ -54,13 +52,10 @@ def corpus_table() -> str:
     cores = (2, 16, 64)
     rows = [["text, GB", "tokens, G", "store, GB", *(f"hours on {n} cores" for n in cores)]]
     for gigabytes in (10, 100, 1000):
-        tokens = gigabytes * 1e9 * TOKENS_PER_BYTE
-        speeds = [min(n * ENCODED_MB_PER_CORE_SECOND, READER_MB_PER_SECOND) for n in cores]
-        hours = [gigabytes * 1e3 / speed / 3600 for speed in speeds]
-        store = tokens * STORED_BYTES_PER_TOKEN / 1e9
-        rows.append(
-            [str(gigabytes), f"{tokens / 1e9:.1f}", f"{store:.1f}", *(f"{h:.1f}" for h in hours)]
-        )
+        found = [encoding(gigabytes * 1e9, n) for n in cores]
+        sizes = [f"{size / 1e9:.1f}" for size in (found[0].tokens, found[0].store_bytes)]
+        hours = [f"{one.seconds / 3600:.1f}" for one in found]
+        rows.append([str(gigabytes), *sizes, *hours])
     return _markdown(rows)
 
 

@@ -237,6 +237,21 @@ def run_folder_bytes(parameters: int, keeps_best: bool = False, moments: float =
     return round(4 * parameters * _CHECKPOINTS * (1 + moments + keeps_best))
 
 
+class Encoding(NamedTuple):
+    """What encoding a text gives and takes, about."""
+
+    tokens: float
+    store_bytes: float
+    seconds: float
+
+
+def encoding(num_bytes: float, cores: int) -> Encoding:
+    """Of English text of so many bytes, by the figures at the head of this file."""
+    tokens = num_bytes * TOKENS_PER_BYTE
+    speed = min(cores * ENCODED_MB_PER_CORE_SECOND, READER_MB_PER_SECOND) * 1e6
+    return Encoding(tokens, tokens * STORED_BYTES_PER_TOKEN, num_bytes / speed)
+
+
 def told_bytes(count: float) -> str:
     """Bytes for people: 312 MB, 1.4 GB, 2.0 TB."""
     for unit, size in (("TB", 1e12), ("GB", 1e9)):

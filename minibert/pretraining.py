@@ -18,11 +18,12 @@ import torch
 
 from minibert import corpus
 from minibert.ahead import BuildersAhead
-from minibert.cache import data_fingerprint
+from minibert.cache import data_fingerprint, default_cache_dir
 from minibert.compiling import compile_if_it_pays
 from minibert.config import BertConfig, preset
 from minibert.documents import split_documents
 from minibert.errors import InputError
+from minibert.estimate import encoding, told_bytes
 from minibert.example_stream import ExampleStream
 from minibert.examples import (
     Example,
@@ -46,6 +47,7 @@ from minibert.pretraining_data import (
     mean_batch_share,
     pretraining_terms,
 )
+from minibert.progress import clock
 from minibert.run_folder import RunFolder
 from minibert.runs import (
     RunResult,
@@ -72,7 +74,7 @@ from minibert.runs import (
 )
 from minibert.runtime import Runtime
 from minibert.settings import DEFAULT_PRESET, SHORT_SHARE, PretrainSettings, recipe
-from minibert.store import TokenStore, open_store
+from minibert.store import TokenStore, num_encoders, open_store, store_folder
 from minibert.tokenizer import VOCAB_RULE, WordPiece, default_vocab_size
 from minibert.train import Loop
 from minibert.vocabulary import corpus_vocabulary
@@ -174,6 +176,8 @@ def _prepare_text(
         lowercase, chinese = settings.lowercase is not False, settings.split_chinese is not False
         exact = settings.vocab_size is not None
         tokenizer = corpus_vocabulary(files, wanted, options, lowercase, chinese, cache, exact)
+    if settings.dry_run:
+        _tell_encoding(files, store_folder(files, tokenizer, options, cache or default_cache_dir()))
     store = open_store(files, tokenizer, options, cache)
     log_line("corpus", str(store.counts))
     length, nsp = settings.max_seq_length, settings.nsp
@@ -187,6 +191,19 @@ def _prepare_text(
         tokenizer,
         ExampleBuilder(store, tokenizer, training, example_options),
         ExampleBuilder(store, tokenizer, held_out, exam_options),
+    )
+
+
+def _tell_encoding(files: list[Path], store: Path) -> None:
+    """What encoding the text will take, where that is not done; before it begins."""
+    if store.is_dir():
+        return
+    cores = num_encoders(files)
+    tokens, size, seconds = encoding(sum(map(corpus.text_bytes, files)), cores)
+    log_line(
+        "encoding",
+        f"about {tokens / 1e6:,.1f} M tokens, {told_bytes(size)} in {store.parent}, "
+        f"{clock(seconds)} on {cores} core{'s' * (cores != 1)}; done now, and kept for the run",
     )
 
 

@@ -132,6 +132,20 @@ def _mapped(path: Path, dtype: str) -> np.ndarray:
     return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
 
 
+def store_folder(
+    files: list[Path], tokenizer: WordPiece, options: ReaderOptions, cache_dir: Path
+) -> Path:
+    """Where the token store of a corpus lies, or will lie."""
+    more = (tokenizer.fingerprint, LONGEST_SENTENCE)
+    return cache_dir / f"tokens-{cache_key(files, options, *more, cache_dir=cache_dir)}"
+
+
+def num_encoders(files: list[Path]) -> int:
+    """Processes that encode a corpus: one a core for 8 MiB or more, else this one."""
+    size = sum(path.stat().st_size for path in files)
+    return num_cpus() if size >= _PARALLEL_FROM else 1
+
+
 def open_store(
     files: list[Path],
     tokenizer: WordPiece,
@@ -144,15 +158,13 @@ def open_store(
     Args:
         files: from `corpus.find_files`.
         cache_dir: where stores lie; `default_cache_dir()` when None.
-        num_processes: encoders; by default one a core for 8 MiB of text or more, else this one.
+        num_processes: encoders; `num_encoders` when None.
 
     Raises:
         InputError: a file that cannot be read as text, or no text in any of them.
     """
     cache_dir = cache_dir or default_cache_dir()
-    more = (tokenizer.fingerprint, LONGEST_SENTENCE)
-    key = cache_key(files, options, *more, cache_dir=cache_dir)
-    folder = cache_dir / f"tokens-{key}"
+    folder = store_folder(files, tokenizer, options, cache_dir)
     if (folder / "meta.json").is_file():
         try:
             opened = TokenStore(folder)
@@ -163,9 +175,8 @@ def open_store(
             print(f"tokens: read from {folder}", file=sys.stderr)
             return opened
     if num_processes is None:
-        size = sum(path.stat().st_size for path in files)
-        num_processes = num_cpus() if size >= _PARALLEL_FROM else 1
-    temporary = cache_dir / f".tokens-{key}.{_host()}{os.getpid()}.tmp"
+        num_processes = num_encoders(files)
+    temporary = cache_dir / f".{folder.name}.{_host()}{os.getpid()}.tmp"
     _sweep(cache_dir)
     _take_over(temporary)
     temporary.mkdir(parents=True, exist_ok=True)

@@ -559,6 +559,22 @@ def test_a_dry_run_prints_the_plan_and_leaves_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_tells_what_encoding_takes_before_it_is_done(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = pretrain_line(world, "--output", tmp_path / "run", "--dry-run")
+    line[line.index("--cache-dir") + 1] = str(tmp_path / "cache")
+    assert main(line) == 0
+    err = capsys.readouterr().err
+    told = (
+        rf"encoding: about [\d.]+ M tokens, 0 MB in {tmp_path / 'cache'}, 0 s on 1 core; done now"
+    )
+    assert re.search(told, err)
+    assert err.index("encoding: about") < err.index("tokens: written")
+    assert main(line) == 0
+    assert "encoding: about" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", list(cli._COMMANDS))
 def test_help_of_every_command_ends_with_0(
     capsys: pytest.CaptureFixture[str], command: str

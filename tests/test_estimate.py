@@ -29,6 +29,7 @@ from minibert.estimate import (
     READER_MB_PER_SECOND,
     STORED_BYTES_PER_TOKEN,
     TOKENS_PER_BYTE,
+    encoding,
     held_bytes,
     num_parameters,
     run_folder_bytes,
@@ -220,13 +221,21 @@ def test_bytes_are_told_in_a_fitting_unit() -> None:
     assert told == ["0 MB", "310 MB", "1.4 GB", "2.0 TB"]
 
 
+def test_encoding_is_as_fast_as_the_cores_until_one_process_reads_no_faster() -> None:
+    one, two, many, more = (encoding(1e9, cores) for cores in (1, 2, 64, 128))
+    assert one.tokens == 1e9 * TOKENS_PER_BYTE
+    assert one.store_bytes == one.tokens * STORED_BYTES_PER_TOKEN
+    assert one.seconds == 2 * two.seconds == pytest.approx(1e3 / ENCODED_MB_PER_CORE_SECOND)
+    assert many.seconds == more.seconds == pytest.approx(1e3 / READER_MB_PER_SECOND)
+
+
 def test_the_document_holds_the_tables_that_the_command_prints(scaling: Any) -> None:
     text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     for table in (scaling.corpus_table(), scaling.memory_table(), scaling.time_table()):
         assert table in text
-    for name in ("TOKENS_PER_BYTE", "STORED_BYTES_PER_TOKEN", "ENCODED_MB_PER_CORE_SECOND"):
-        assert f"{getattr(scaling, name):g}" in text
-    assert all(f"{ratio:g}" in text for ratio in PASS_TOKENS.values())
+    figures = [TOKENS_PER_BYTE, STORED_BYTES_PER_TOKEN, ENCODED_MB_PER_CORE_SECOND]
+    for figure in (*figures, *PASS_TOKENS.values()):
+        assert f"{figure:g}" in text
 
 
 def test_figures_of_text_are_those_that_were_measured() -> None:
