@@ -31,7 +31,9 @@ from minibert.recipes import as_begun, filled
 from minibert.repeats import repeat
 from minibert.run_folder import RunFolder
 from minibert.runs import (
+    REHEARSED_BATCHES,
     RunResult,
+    Scoring,
     as_begun_from,
     begun_run,
     carry_out,
@@ -281,13 +283,16 @@ class _Run:
             settings.seed,
             self.world,
         )
-        test = task.encode(parts.test)
-        loop = self._loop(start, data, parts.dev, test)
+        dev, test = task.encode(parts.dev), task.encode(parts.test)
+        loop = self._loop(start, data, parts.dev, dev, test)
         record = self._record(splits, start, loop, data)
         begun = self.begun is not None
         resume = settings.resume != "no"
+        micro = data.micro_batch_size
+        timed = REHEARSED_BATCHES * micro
+        scoring = functools.partial(self._scoring, start.model, dev, test, micro, timed)
         try:
-            state = carry_out(loop, start.model, folder, None if begun else record, resume)
+            state = carry_out(loop, start.model, folder, None if begun else record, resume, scoring)
         except NonFiniteError as error:
             if folder is not None:
                 folder.note_divergence(str(error))
@@ -382,27 +387,25 @@ class _Run:
         return adapted
 
     def _loop(
-        self, start: _Start, data: TaskData, dev: list[Any], test: list[list[Feature]]
+        self,
+        start: _Start,
+        data: TaskData,
+        dev: list[Any],
+        dev_features: list[list[Feature]],
+        test: list[list[Feature]],
     ) -> Loop:
         """The training loop, compiled where that pays; sets the data's micro-batch size."""
         settings, task, model = self.settings, self.task, start.model
         forward = wrapped(model, settings, self.runtime, self.begun)
         trial = Trial(model, forward, task.terms, data.largest, self.runtime)
         data.micro_batch_size = micro = micro_batch_size(settings, self.begun, trial)
-        dev_features = task.encode(dev)
         if self.begun is not None:
             rate = float(self.begun["resolved"]["learning_rate"])
         else:
             rate = settings.learning_rate or task.learning_rate
 
         def scoring() -> float:
-            # Of texts to write dev's references tell the length; test's are not to be looked at.
-            timed = dev_features if task.is_open_ended else test
-            on_test = functools.partial(self._score_some, task.rehearse, model, micro)
-            on_dev = functools.partial(self._score_some, task.rehearse_dev, model, micro)
-            return scoring_seconds(on_test, timed, len(test)) + scoring_seconds(
-                on_dev, dev_features, len(dev)
-            )
+            return sum(self._scoring(model, dev_features, test, micro))
 
         budget = self._budget(data, scoring)
         loop = Loop(
@@ -460,6 +463,24 @@ class _Run:
             steps, told = least, f"{told} would be few, so {least:,} steps (--min-steps, --epochs)"
         log_line("budget", told)
         return Budget(max_steps=steps)
+
+    def _scoring(
+        self,
+        model: Any,
+        dev: list[list[Feature]],
+        test: list[list[Feature]],
+        micro: int,
+        *timed: int,
+    ) -> Scoring:
+        """How long scoring dev, and at the end test, will take; `timed` as in `scoring_seconds`.
+
+        Of texts to write dev's references tell the length; test's are not to be looked at.
+        """
+        on_dev = functools.partial(self._score_some, self.task.rehearse_dev, model, micro)
+        on_test = functools.partial(self._score_some, self.task.rehearse, model, micro)
+        like_test = dev if self.task.is_open_ended else test
+        end = scoring_seconds(on_test, like_test, len(test), *timed)
+        return Scoring(scoring_seconds(on_dev, dev, len(dev), *timed), end)
 
     def _score_some(
         self, way: Callable[..., object], model: Any, micro: int, features: Sequence[list[Feature]]

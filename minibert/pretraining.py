@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -50,7 +51,9 @@ from minibert.pretraining_data import (
 from minibert.progress import clock
 from minibert.run_folder import RunFolder
 from minibert.runs import (
+    REHEARSED_BATCHES,
     RunResult,
+    Scoring,
     as_begun_from,
     begun_run,
     carry_out,
@@ -382,7 +385,9 @@ class _Run:
             "model": model.config.to_dict(),
         }
         resume, save = settings.resume != "no", source.tokenizer.save
-        state = carry_out(loop, model, folder, None if self.begun else record, resume, save)
+        scoring = functools.partial(self._scoring, model, source, data.micro_batch_size, held_out)
+        begun = self.begun is not None
+        state = carry_out(loop, model, folder, None if begun else record, resume, scoring, save)
         if folder is None or state is None:
             return RunResult(Path(), {})
         figures = self._score(model, source, data.micro_batch_size, held_out)
@@ -451,6 +456,17 @@ class _Run:
         slots = source.held_out.options.max_predictions
         return evaluate_pretraining(model, examples, slots, size, self.runtime)
 
+    def _scoring(
+        self, model: BertForPreTraining, source: _Source, size: int, examples: list[Example]
+    ) -> Scoring:
+        """How long scoring will take, from some of the examples."""
+
+        def score(some: Sequence[Example]) -> object:
+            return self._score(model, source, size, some)
+
+        each = scoring_seconds(score, examples, 1, REHEARSED_BATCHES * size)
+        return Scoring(each * len(_few(examples)), each * len(examples))
+
     def _loop(
         self,
         model: BertForPreTraining,
@@ -466,7 +482,7 @@ class _Run:
         def score(examples: Sequence[Example]) -> dict[str, float]:
             return self._score(model, source, data.micro_batch_size, examples)
 
-        few = held_out[:: max(1, len(held_out) // _EVAL_DURING)]
+        few = _few(held_out)
         if self.begun is not None:
             budget = Budget(**self.begun["resolved"]["budget"])
         elif settings.max_minutes:
@@ -514,6 +530,11 @@ class _Run:
             mean_step=mean_batch_share(data.batch_ramp),
         )
         return loop
+
+
+def _few(held_out: list[Example]) -> list[Example]:
+    """Those that are scored while training."""
+    return held_out[:: max(1, len(held_out) // _EVAL_DURING)]
 
 
 def _reached(settings: PretrainSettings, config: BertConfig) -> int:

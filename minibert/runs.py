@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -37,6 +37,7 @@ from minibert.world import ALONE, World
 # Of the matrix products that tell the machine's peak, at most: on a CPU, on a GPU.
 _MEASURED_ROWS, _MEASURED_ON_GPU = 8192, 65_536
 _TIMED_ROWS = 200  # rows scored to tell how long all of them will take
+REHEARSED_BATCHES = 2  # scored for that in a dry run
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,13 @@ def scoring_seconds(
     return (time.perf_counter() - begin) * count / len(some)
 
 
+class Scoring(NamedTuple):
+    """Seconds that scoring takes: of one evaluation, and after the last one."""
+
+    evaluation: float
+    end: float
+
+
 def training_seconds(max_minutes: float, started: float, scoring: float) -> float:
     """How much of a budget in minutes is left for the loop.
 
@@ -224,11 +232,13 @@ def carry_out(
     folder: RunFolder | None,
     record: dict[str, Any] | None,
     resume: bool,
+    scoring: Callable[[], Scoring],
     begin: Callable[[Path], object] = lambda path: None,
 ) -> LoopState | None:
     """Announces a run and trains; None after a dry run, which takes two steps and keeps nothing.
 
     Args:
+        scoring: says what scoring will take; asked in a dry run.
         record: the content of run.json of a run that begins, None of one that goes on.
         begin: writes what else a run's folder holds from its start.
     """
@@ -238,7 +248,7 @@ def carry_out(
             loop.take_step()
     seconds, expected = loop.announce(model)
     if folder is None:
-        print_estimate(loop, model, seconds, expected)
+        print_estimate(loop, model, seconds, expected, scoring())
         return None
     if record is not None:
         # A schedule by the clock begins with the first step: compiling took its warm-up before.
@@ -251,11 +261,13 @@ def carry_out(
     return fit(loop, resume=resume)
 
 
-def print_estimate(loop: Loop, model: nn.Module, seconds: float, expected: float) -> None:
+def print_estimate(
+    loop: Loop, model: nn.Module, seconds: float, expected: float, scoring: Scoring
+) -> None:
     """What a step and the run need, by the formulas of `estimate.py` and `flops.py`.
 
     Args:
-        seconds, expected: of a step and of the budget, as they were measured.
+        seconds, expected, scoring: of a step, of the budget, of scoring, as they were measured.
     """
     (step,), _ = loop.next_steps(1)
     parameters = sum(p.numel() for p in model.parameters())
@@ -266,13 +278,29 @@ def print_estimate(loop: Loop, model: nn.Module, seconds: float, expected: float
         flops = loop.utilisation.useful_flops(step)
         whole = expected / seconds * flops
         log_line("arithmetic", f"{flops:.2e} FLOP a step, {whole:.2e} FLOP for the budget")
-    device, count = loop.runtime.device.type, loop.world.size
-    hours = expected / 3600
-    per = "this machine" if device == "cpu" else f"{count} GPU{'s' * (count != 1)}"
-    log_line("cost", f"{hours:.2g} hours of {per}; times what an hour of it costs you")
+    scored = _scored_seconds(loop, expected / seconds, scoring)
+    log_line("cost", _cost(expected + scored, scored, loop.runtime.device.type, loop.world.size))
     keeps_best = loop.settings.select is not None
     disk = run_folder_bytes(parameters, keeps_best, _held_moments(loop) / parameters)
     log_line("disk", f"at most {told_bytes(disk)}, while a third checkpoint is saved")
+
+
+def _scored_seconds(loop: Loop, steps: float, scoring: Scoring) -> float:
+    """Seconds of all scoring that come to those of the steps; a budget by the clock holds most."""
+    budget = loop.settings.budget
+    if budget.seconds is not None:
+        return scoring.end
+    return loop.evaluations(budget.max_steps or steps) * scoring.evaluation + scoring.end
+
+
+def _cost(seconds: float, scored: float, device: str, count: int) -> str:
+    """Hours of a run and what to multiply by a price; all GPUs are paid for all of the time."""
+    hours = seconds / 3600
+    of = "this machine" if device == "cpu" else f"{count} GPU{'s' * (count != 1)}"
+    each = "an hour of it" if device == "cpu" else "a GPU-hour"
+    paid = f" = {hours * count:.2g} GPU-hours" if device != "cpu" and count > 1 else ""
+    share = f"{scored / seconds:.0%} of them scoring"
+    return f"{hours:.2g} hours of {of}{paid}, {share}; times what {each} costs you"
 
 
 def _held_moments(loop: Loop) -> int:

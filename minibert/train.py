@@ -454,6 +454,11 @@ class Loop:
         mean = self.mean_step if budget.max_steps is not None else 1.0  # a count of small ones too
         return budget.steps(seconds, share) * seconds * mean
 
+    def evaluations(self, steps: float) -> int:
+        """How many there are in so many steps; the last step ends with one."""
+        every = self.settings.eval_every
+        return math.ceil(min(steps, _EVALUATIONS) if every is None else steps / every)
+
     def start_clock(self) -> None:
         """What came before, such as compiling when a run goes on, is no time of the loop."""
         self._session_start = time.perf_counter()

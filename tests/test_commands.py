@@ -554,7 +554,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_no_folder(
     figures = re.search(r"arithmetic: (\S+) FLOP a step, (\S+) FLOP for the budget", err)
     assert figures
     assert float(figures[2]) == pytest.approx(3 * float(figures[1]), rel=0.01)
-    assert re.search(r"cost: \S+ hours of this machine", err)
+    assert re.search(r"cost: \S+ hours of this machine, \d+% of them scoring; times what an", err)
     assert re.search(r"disk: at most [\d,.]+ .B, while a third checkpoint is saved", err)
     assert list(tmp_path.iterdir()) == []
 

@@ -39,10 +39,11 @@ from minibert.estimate import (
 from minibert.examples import ExampleBuilder, ExampleOptions
 from minibert.flops import training_flops
 from minibert.heads import BertForPreTraining
-from minibert.optim import build_muon, build_optimizer
+from minibert.optim import Budget, build_muon, build_optimizer
 from minibert.seq2seq import BertForConditionalGeneration
 from minibert.store import open_store
 from minibert.tokenizer import WordPiece
+from minibert.train import Loop, LoopSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL: dict[str, int] = {
@@ -214,6 +215,35 @@ def test_a_run_folder_is_never_larger_than_what_was_told(
         best = step if keeps_best else 0
         save_checkpoint(tmp_path, step, model, optimizer, {"loop": {"best_step": best}})
     assert max(sizes) == pytest.approx(run_folder_bytes(100_000, keeps_best), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("budget", "every", "evaluations"),
+    [
+        (Budget(max_steps=100), None, 10),
+        (Budget(max_steps=4), None, 4),
+        (Budget(max_steps=100), 30, 4),  # after 30, 60, 90 and the last
+        (Budget(max_steps=90), 30, 3),
+        (Budget(epochs=2.0), 30, 4),
+        (Budget(seconds=500.0), 30, 0),  # they lie within it
+    ],
+)
+def test_all_scoring_is_in_the_hours_that_are_told(
+    budget: Budget, every: int | None, evaluations: int
+) -> None:
+    loop = object.__new__(Loop)
+    loop.settings = LoopSettings(1e-3, budget, eval_every=every)
+    seconds = runs._scored_seconds(loop, 100.0, runs.Scoring(evaluation=3.0, end=20.0))
+    assert seconds == evaluations * 3.0 + 20.0
+
+
+def test_all_gpus_are_paid_for_all_of_the_time() -> None:
+    told = [runs._cost(7200.0, 1800.0, *of) for of in (("cpu", 2), ("cuda", 1), ("cuda", 8))]
+    assert told == [
+        "2 hours of this machine, 25% of them scoring; times what an hour of it costs you",
+        "2 hours of 1 GPU, 25% of them scoring; times what a GPU-hour costs you",
+        "2 hours of 8 GPUs = 16 GPU-hours, 25% of them scoring; times what a GPU-hour costs you",
+    ]
 
 
 def test_bytes_are_told_in_a_fitting_unit() -> None:
