@@ -94,9 +94,9 @@ def _named_best(folder: Path, state: dict[str, Any]) -> list[Path]:
     return [path] if path.is_file() else []
 
 
-def _drop_unnamed_best(folder: Path) -> None:
-    """Removes best weights that no checkpoint refers to any more."""
-    named = set()
+def _drop_unnamed_best(folder: Path, *kept: int) -> None:
+    """Removes best weights that no checkpoint refers to, but for those of steps to be kept."""
+    named: set[int | None] = set(kept)
     for path in _checkpoints(folder):
         with contextlib.suppress(OSError, ValueError):
             named.add(
@@ -138,11 +138,15 @@ def _load_weights(model: nn.Module, path: Path) -> None:
 
 
 def save_best(folder: Path, step: int, model: nn.Module, world: World = ALONE) -> None:
-    """Keeps the best weights so far, under their step; every process must ask."""
+    """Keeps the best weights so far, under their step; every process must ask.
+
+    Those that were the best since the last checkpoint, which does not name them, are dropped.
+    """
     tensors = gathered(model.state_dict(), world)
     if world.is_main:
         folder.mkdir(exist_ok=True)
         write_atomically(_best_path(folder, step), lambda path: save_tensors(tensors, path))
+        _drop_unnamed_best(folder, step)
 
 
 def load_best(folder: Path, step: int, model: nn.Module) -> None:

@@ -257,6 +257,10 @@ def test_best_weights_are_kept_as_long_as_a_checkpoint_names_them(tmp_path: Path
     for step in range(1, 7):
         torch.nn.init.constant_(next(kept.parameters()), float(step))
         save_best(tmp_path, step, kept)
+        if step == 2:
+            save_checkpoint(tmp_path, step, kept, optimizer, {"loop": {"best_step": step}})
+    names = ["best-000000002.safetensors", "best-000000006.safetensors"]
+    assert sorted(p.name for p in tmp_path.glob("best-*")) == names, "none of those between"
     save_checkpoint(tmp_path, 7, kept, optimizer, {"loop": {"best_step": 2}})
     assert [p.name for p in tmp_path.glob("best-*")] == ["best-000000002.safetensors"]
     other, _ = make()
