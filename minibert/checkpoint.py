@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minibert.convert import save_tensors
-from minibert.files import write_atomically
+from minibert.files import sync, write_atomically
 from minibert.sharding import gathered, part_like
 from minibert.world import ALONE, World
 
@@ -76,10 +76,10 @@ def _write(
         manifest = {os.path.relpath(p, temporary): [p.stat().st_size, _digest(p)] for p in files}
         (temporary / "manifest.json").write_text(json.dumps(manifest))
         for path in temporary.iterdir():
-            _sync(path)
+            sync(path)
         shutil.rmtree(final, ignore_errors=True)  # damaged, or it would not be written again
         temporary.rename(final)
-        _sync(folder)
+        sync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in _checkpoints(folder)[:-_KEPT]:
@@ -165,14 +165,6 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _digest(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _fault(path: Path) -> str | None:

@@ -92,9 +92,10 @@ _MIN_TOKENS, _EPOCHS, _MAX_TOKENS = 500_000, 6, 50_000_000  # see `default_steps
 
 
 def default_steps(corpus_tokens: int, step_tokens: float) -> tuple[int, str]:
-    """The budget when none is given: six passes over the text, at least half a million tokens.
+    """The budget when none is given: six times the tokens of the text, at least half a million.
 
-    At most 50 million tokens, unless one pass is more.
+    At most 50 million, unless the text has more. With pairs, a pass takes more tokens than the text
+    has (`estimate.PASS_TOKENS`).
 
     Returns:
         Steps, and the rule in words with its numbers.
@@ -104,7 +105,7 @@ def default_steps(corpus_tokens: int, step_tokens: float) -> tuple[int, str]:
     steps = max(1, math.ceil(tokens / step_tokens))
     rule = (
         f"{_EPOCHS} x {corpus_tokens:,} tokens of text, but {_MIN_TOKENS:,} to {_MAX_TOKENS:,} or "
-        f"one pass = {tokens:,}; / {step_tokens:,.0f} a step = {steps:,} steps"
+        f"the text's own = {tokens:,}; / {step_tokens:,.0f} a step = {steps:,} steps"
     )
     return steps, rule
 
