@@ -15,6 +15,14 @@ from minibert.machine import num_cores
 from minibert.tokenizer import WordPiece
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of minutes wait until they are asked for."""
+    if "slow" not in config.getoption("-m"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes minutes; run it with -m slow"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _share_of_the_cores() -> None:
     """Test processes side by side share the cores; more threads than cores wait for each other."""

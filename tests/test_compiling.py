@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +25,7 @@ from samples import (  # noqa: F401
     same_tensors,
     squares,
     weights_of,
+    without_times,
     write_corpus,
     write_reviews,
 )
@@ -32,6 +35,7 @@ from minibert import compiling
 from minibert.cli import main
 from minibert.compiling import Timing, compile_if_it_pays, least_seconds, measure, pays, verdict
 from minibert.optim import Budget
+from minibert.run_folder import read_metrics
 from minibert.runtime import Runtime
 from minibert.settings import PretrainSettings
 from minibert.train import Loop
@@ -164,6 +168,47 @@ def test_really_compiled_code_goes_through_a_trial() -> None:
     found = measure(loop, torch.compile(model, backend="eager"), steps)
     assert min(found) > 0
     assert share == pytest.approx(1 / 3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first batch after the stop has a length that was compiled otherwise before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    corpus = write_corpus(tmp_path / "text.txt", documents=40)
+    line = ["pretrain", "--corpus", str(corpus), "--preset", "tiny", "--vocab-size", "60"]
+    line += [
+        "--max-seq-length",
+        "64",
+        "--batch-size",
+        "8",
+        "--max-steps",
+        "16",
+        "--save-every",
+        "3",
+    ]
+    line += ["--log-every", "1", "--eval-every", "8", "--device", "cpu", "--compile", "--output"]
+
+    def run(folder: str, *more: str) -> int:
+        torch.compiler.reset()  # as a new process has it
+        return main([*line, str(tmp_path / folder), *more])
+
+    assert run("whole") == 0
+    take_step = Loop.take_step
+    for last in (5, 7):
+
+        def stop_in_time(loop: Loop, last: int = last) -> None:
+            take_step(loop)
+            if loop.state.step == last:
+                loop.stop_signal = signal.SIGTERM
+
+        monkeypatch.setattr(Loop, "take_step", stop_in_time)
+        assert run(f"parted-{last}") != 0
+        monkeypatch.setattr(Loop, "take_step", take_step)
+        assert run(f"parted-{last}", "--resume") == 0
+        rows = [without_times(read_metrics(tmp_path / n)) for n in ("whole", f"parted-{last}")]
+        assert rows[0] == rows[1]
 
 
 def test_a_compiler_that_fails_is_said_and_not_used(
