@@ -1,6 +1,6 @@
 """What tasks share that write a text for a text: encoding, loss, beam search, rows and errors.
 
-In: `TextPair`s (`parallel.py`). Out: features whose labels are target ids, and texts that
+In: `TextPair`s (`tasks/parallel.py`). Out: features whose labels are target ids, and texts that
 `BertForConditionalGeneration` writes.
 
 Shapes: B batch.
