@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from minibert.config import BertConfig
-from minibert.settings import Default, DefaultText, FinetuneSettings
+from minibert.settings import MIN_STEPS, Default, DefaultText, FinetuneSettings
 
 
 class Recipe(NamedTuple):
@@ -20,7 +20,8 @@ class Recipe(NamedTuple):
 
     task: the name of a task, or of a family for all of its tasks. random_weights: it is for a model
     that was not pretrained. mode: of similarity, else None. source: the page that has the figures.
-    The other fields are settings by their names, None where it has nothing to say.
+    The other fields are settings by their names, None where it has nothing to say. min_steps is
+    below the default where the measured epochs of the whole set are fewer steps.
     """
 
     task: str
@@ -36,7 +37,7 @@ class Recipe(NamedTuple):
     truncation: str | None = None
     dropout: float | None = None
     label_smoothing: float | None = None
-    min_steps: int | None = None  # where epochs are not given
+    min_steps: int = MIN_STEPS  # where epochs are not given
 
 
 _FILLED = tuple(name for name in Recipe._field_defaults if name != "mode")
@@ -56,6 +57,7 @@ RECIPES = (
         *("imdb", 4, 256, False, "docs/LOG.md, 2026-11-26"),
         learning_rate=5e-4,
         epochs=2.0,
+        min_steps=2000,
         batch_size=32,
         max_seq_length=256,
         truncation="windows",
@@ -65,6 +67,7 @@ RECIPES = (
         *("sst2", 4, 256, False, "docs/LOG.md, 2026-11-26"),
         learning_rate=2e-4,
         epochs=2.0,
+        min_steps=2000,
         batch_size=32,
         max_seq_length=64,
     ),
@@ -84,6 +87,7 @@ RECIPES = (
             *("mrpc", 4, 256, is_random, "docs/LOG.md, 2026-11-26"),
             learning_rate=2e-4,
             epochs=4.0,
+            min_steps=400,
             batch_size=32,
             max_seq_length=128,
         )
@@ -96,6 +100,7 @@ RECIPES = (
             *("rte", 4, 256, is_random, "docs/LOG.md, 2026-11-26"),
             learning_rate=2e-4,
             epochs=4.0,
+            min_steps=300,
             batch_size=32,
             max_seq_length=256,
         )
@@ -195,7 +200,6 @@ RECIPES = (
         *("classification", 4, 512, False, "docs/LOG.md, 2026-11-27"),
         learning_rate=1e-4,
         epochs=3.0,
-        min_steps=500,
     ),
 )
 
