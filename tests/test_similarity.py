@@ -163,6 +163,9 @@ def test_stsb_is_read_as_glue_has_it_and_as_published(tmp_path: Path) -> None:
     splits = read_stsb(glue)
     assert splits.train[0] == ScoredPair("train:2", '"a', "b", 5.0)
     assert splits.test == [ScoredPair("test:1", "i", "j", 3.0)]
+    (glue / "original").mkdir()  # where GLUE's archive has them
+    (glue / "sts-test.tsv").rename(glue / "original" / "sts-test.tsv")
+    assert read_stsb(glue).test == splits.test
     for name in ("train", "dev", "test"):
         rows = "news\tx\t2012\t1\t5\ta\tb\nnews\tx\t2012\t1\t4\tc\td\tlicence\n"
         (published / f"sts-{name}.csv").write_text(rows)

@@ -59,7 +59,8 @@ _OFFICIAL = 4, 5, 6  # numbers of columns; a row has no header and up to two mor
 _FILES = {
     "train": ("train.tsv", "sts-train.csv", "sts-train.tsv"),
     "dev": ("dev.tsv", "sts-dev.csv", "sts-dev.tsv"),
-    "test": ("test.tsv", "sts-test.csv", "sts-test.tsv"),
+    # GLUE's own archive has the published files, the labelled test among them, in a folder below.
+    "test": ("test.tsv", "sts-test.csv", "sts-test.tsv", "original/sts-test.tsv"),
 }
 _RANGE = Scale(0.0, 5.0)
 
