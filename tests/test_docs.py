@@ -1,0 +1,67 @@
+"""What is written beside the code: commands that the parsers know, links that lead somewhere, cards
+that say what the logs of their models say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from minibert.files import bundled_models
+from minibert.flags import parsers
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+_PROSE = re.compile(r"…|\.\.\. |\[-|\]$|MODE-AND-RATE|\b(LINE|NSP)\b")
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The indented commands of a page, without what goes before them, and comments."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    found = []
+    for line in text.split("\n"):
+        for part in re.split(r"&&|\||;", line) if line.startswith("    ") else ():
+            words = part.strip().removeprefix("OMP_NUM_THREADS=1 ")
+            stage = re.match(r"(?:.*\s)?(?:python |torchrun .*)(pretrain|finetune)\.py (.*)", words)
+            if _PROSE.search(words) or not (stage or words.startswith("minibert ")):
+                continue
+            line_of = f"{stage[1]} {stage[2]}" if stage else words.removeprefix("minibert ")
+            found.append(shlex.split(line_of, comments=True))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_parsers_know_every_command(page: Path) -> None:
+    known = parsers()[1]
+    for line in commands(page):
+        words = ["1" if re.fullmatch("[A-Z]", word) else word for word in line]  # --epochs E
+        known[words[0]].parse_args([word.partition(">")[0] or "x" for word in words[1:]])
+
+
+def test_pages_have_commands_to_be_known() -> None:
+    counts = {page.stem: len(commands(page)) for page in PAGES}
+    assert counts["README"] > 20 and sum(counts.values()) > 50, counts
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))
+    own = [link for link in links if "://" not in link]
+    assert [link for link in own if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("model", sorted(path.name for path in bundled_models().iterdir()))
+def test_a_card_says_what_the_log_of_its_model_says(model: str) -> None:
+    card = (ROOT / "docs" / f"{model}.md").read_text("utf-8")
+    found = json.loads((ROOT / "minibert" / "models" / model / "results.json").read_text())
+    row = next(line for line in card.split("\n") if "held out, as its training has it" in line)
+    for figure in (
+        f"MLM loss {found['mlm_loss']:.3f} (word frequencies alone {found['unigram_entropy']:.3f})",
+        f"accuracy {found['mlm_accuracy']:.1%}".replace("%", " %"),
+        f"{found['mlm_bits_per_character']:.2f} bits per character",
+        f"next sentences {found['nsp_accuracy']:.1%} right".replace("%", " %"),
+    ):
+        assert figure in row
