@@ -15,7 +15,7 @@ from minibert.flags import parsers
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-_PROSE = re.compile(r"…|\.\.\. |\[-|\]$|MODE-AND-RATE|\b(LINE|NSP)\b")
+_PROSE = re.compile(r"…|\.\.\. |\[-|\]$|MODE-AND-RATE|\b(LINE|NSP)\b|optimizer O")
 
 
 def commands(page: Path) -> list[list[str]]:
