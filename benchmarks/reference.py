@@ -5,10 +5,11 @@
 
 On fixed slices of sst2, stsb, conll2003 and squad, transformers' model of the family is trained in
 a plain loop as its own examples do it, and ours by `minibert.finetune`; same examples, epochs,
-batch size, learning rate and warm-up. HF is fp32, as it comes; "HF bf16" and "minibert fp32" can be asked
-for with --sides. Every run is a process of its own, and sides take turns seed by seed. A finished
-run is written at once and not done again by the same command. "training" is the loop alone,
-"scoring" from the test examples to their predictions, "whole" all from the files to the figures.
+batch size, learning rate and warm-up. HF is fp32, as it comes; "HF bf16" and "minibert fp32" can be
+asked for with --sides. Every run is a process of its own, and sides take turns seed by seed. A
+finished run is written at once and not done again by the same command. "training" is the loop
+alone, "scoring" from the test examples to their predictions, "whole" all from the files to the
+figures.
 The learning rate lies between the defaults of the two sides, 5e-5 and 2e-4, at 1e-4. squad, which
 makes few steps, has 2e-4; so has stsb, which neither side learnt at 1e-4. --train-examples and the
 like change a recipe.
