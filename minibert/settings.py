@@ -47,6 +47,7 @@ _POSITIVE = (
 
 
 DEFAULT_PRESET = "mini"
+DEFAULT_MODE = "cross-encoder"  # of similarity
 MIN_STEPS = 500  # of fine-tuning where no budget is given ...
 MOST_EPOCHS = 20  # ... if so many passes give them (Mosbach et al. 2021, section 6)
 OWN_TEXT = "auto"  # the word for the task's own text, in --adapt

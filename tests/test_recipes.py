@@ -15,11 +15,14 @@ import minibert
 from minibert import recipes
 from minibert.config import BertConfig, preset
 from minibert.errors import InputError
+from minibert.files import model_path
 from minibert.finetuning import finetune
+from minibert.model_folders import BUNDLED
 from minibert.pretraining import pretrain
 from minibert.recipes import RECIPES, Recipe, filled
 from minibert.setting_search import SEARCHED
 from minibert.settings import Default, FinetuneSettings
+from minibert.suite import ENTRIES
 from minibert.tasks import find_task
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +68,9 @@ def test_a_mode_of_similarity_is_part_of_a_recipe(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(recipes, "RECIPES", (own,))
     assert fill(task="stsb", mode="bi-encoder").learning_rate == 5e-5
     assert fill(task="stsb").learning_rate is None
+    both = own._replace(mode="cross-encoder")
+    monkeypatch.setattr(recipes, "RECIPES", (both,))
+    assert fill(task="stsb").learning_rate == 5e-5  # which is what nothing means
 
 
 def test_what_the_user_gives_stays_even_where_it_is_the_default(
@@ -91,6 +97,15 @@ def test_least_steps_go_with_the_epochs_of_a_recipe() -> None:
         assert (given.min_steps, given.least_steps) == (None, 0)
     assert fill(task="classification", min_steps=30).least_steps == 30
     assert fill(task="classification", config=preset("small")).least_steps == 500
+
+
+def test_the_bundled_model_has_a_recipe_for_every_task_of_the_suite_on_both_sides() -> None:
+    config = BertConfig.from_pretrained(model_path(BUNDLED))
+    for entry in ENTRIES:
+        for is_random in (False, True):
+            settings = FinetuneSettings(task=entry, random_weights=is_random)
+            found = recipes.find_recipe(settings, "", config)
+            assert found is not None and found.task == entry, entry
 
 
 def test_few_examples_are_gone_through_more_often_by_every_recipe() -> None:
