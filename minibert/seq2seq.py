@@ -403,12 +403,14 @@ class Decoder(nn.Module):
         layers at equal distances, the last from the last; further decoder layers keep their draw,
         and so does cross-attention: begun as self-attention, that of an encoder which had hardly
         been trained saw nothing. Positions and the embeddings' norm come along; words are another
-        vocabulary's, so they are drawn, as widely spread as the encoder's.
+        vocabulary's, so they keep their draw. Words and positions are normalised together, so
+        positions are brought to that spread: words score the next one as well, and spread as
+        widely as a trained encoder's they learnt more slowly (docs/LOG.md).
         """
         own: Embeddings = encoder.embeddings
-        nn.init.normal_(self.embeddings.word.weight, std=float(own.word.weight.std()))
+        share = self.embeddings.word.weight.std() / own.word.weight.std()
         common = min(own.position.num_embeddings, self.embeddings.position.num_embeddings)
-        self.embeddings.position.weight[:common] = own.position.weight[:common]
+        self.embeddings.position.weight[:common] = own.position.weight[:common] * share
         self.embeddings.norm.load_state_dict(own.norm.state_dict())
         self.final_norm.load_state_dict(encoder.final_norm.state_dict())
         count, wanted = len(encoder.layers), len(self.layers)
