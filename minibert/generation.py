@@ -332,9 +332,10 @@ def forbid_repeats(
     words = begins.sum(2)  # the last of them may not be whole
     places = torch.arange(length, device=tokens.device)
     number = begins.cumsum(2)  # of each token's word, from 1
-    # How many tokens before each place are those at the end, (B, W, t), no more than can matter.
+    # How many tokens before each place are those at the end, (B, W, t), no more than a row has.
+    longest = int((number > (words - n)[:, :, None]).sum(2).max())
     agree, common = torch.ones_like(begins), torch.zeros_like(number)
-    for back in range(1, length):
+    for back in range(1, min(longest + 1, length)):
         same = tokens[:, :, : length - back] == tokens[:, :, length - back, None]
         agree = agree & torch.cat([torch.zeros_like(begins[:, :, :back]), same], 2)
         common += agree
