@@ -80,17 +80,7 @@ def search_settings(
         before = _earlier(output.path, settings, set(grid[0]))
         chosen = [*chosen, *(v for v in before if v not in chosen)]
         settings_of = _trials(base, chosen, BertConfig.from_pretrained(folder))
-        runs = [
-            Job(
-                f"{name}, seed {seed}",
-                name,
-                of_seed(own, output.path / name, seed),
-                fingerprint,
-                start,
-            )
-            for name, own in settings_of.items()
-            for seed in range(base.seed, base.seed + base.seeds)
-        ]
+        runs = _jobs(settings_of, output.path, fingerprint, start)
         select = base.select or task.metric
         search: dict[str, Any] = {
             "task": base.task,
@@ -120,6 +110,17 @@ def search_settings(
         best = output.path / "best.json"
         print(f"best settings: {best}" if best.is_file() else "every trial diverged", flush=True)
     return search
+
+
+def _jobs(
+    settings_of: Mapping[str, FinetuneSettings], output: Path, fingerprint: str, start: str
+) -> list[Job]:
+    """A run for each trial and seed; `fingerprint` of the data, `start` of the weights."""
+    return [
+        Job(f"{name}, seed {seed}", name, of_seed(own, output / name, seed), fingerprint, start)
+        for name, own in settings_of.items()
+        for seed in range(own.seed, own.seed + own.seeds)
+    ]
 
 
 def _add(trial: dict[str, Any], seed: int, figures: Mapping[str, Any], seeds: int) -> None:
