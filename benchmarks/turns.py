@@ -27,8 +27,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-# What a knowing user can export so that glibc keeps freed memory.
+# What a knowing user can export so that glibc keeps freed memory and PyTorch has large pages for it.
 KEEP_MEMORY = {
+    "THP_MEM_ALLOC_ENABLE": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(256 << 20),
