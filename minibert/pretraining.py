@@ -43,6 +43,7 @@ from minibert.machine import num_cpus
 from minibert.model_folders import open_model_folder
 from minibert.optim import Budget, build_muon, build_optimizer
 from minibert.pretraining_data import (
+    Phase,
     PretrainingData,
     evaluate_pretraining,
     mean_batch_share,
@@ -361,9 +362,8 @@ class _Run:
         source = self._text(start)
         model = _build_model(settings, source, start.folder)
         placed(model, settings, self.runtime)
-        forward = wrapped(
-            model, settings, self.runtime, self.begun, all_used=settings.nsp != "none"
-        )
+        always_pairs = settings.nsp != "none" and settings.nsp_share is None
+        forward = wrapped(model, settings, self.runtime, self.begun, all_used=always_pairs)
         data = self._data(source)
         trial = Trial(model, forward, pretraining_terms, data.largest, self.runtime)
         data.micro_batch_size = micro_batch_size(settings, self.begun, trial)
@@ -441,13 +441,14 @@ class _Run:
         settings, world = self.settings, self.world
         spread = world.map if world.size > 1 else None
         builders = _builders_ahead(source.training, settings.seed, self.runtime, self.stack)
-        stream = ExampleStream(source.training, settings.seed, spread, builders)
-        short = _short_stream(settings, stream)
-        share = SHORT_SHARE if settings.short_share is None else settings.short_share
+        phases = [
+            Phase(ExampleStream(builder, settings.seed, spread, builders), until)
+            for builder, until in _parts_of_budget(source.training, settings)
+        ]
         batch, ramp = settings.batch_size, settings.batch_ramp or 0.0
-        data = PretrainingData(stream, batch, batch, world, short, share, ramp)
-        if short:
-            log_line("length", data.told_lengths())
+        data = PretrainingData(phases, batch, batch, world, ramp)
+        if len(phases) > 1:
+            log_line("phases", data.told_phases())
         return data
 
     def _score(
@@ -493,21 +494,19 @@ class _Run:
             budget = Budget(seconds=self.world.from_main(seconds))
         else:
             budget = _budget(settings, data.whole, source.store)
-        watched = {settings.max_seq_length: few}
-        if settings.short_length:
-            watched[settings.short_length] = _short_held_out(source, settings, len(few))
-        entropies = {n: unigram_entropy(source.held_out, part) for n, part in watched.items()}
+        exams = [*_early_exams(source, settings, len(few)), few]
+        entropies = [unigram_entropy(source.held_out, exam) for exam in exams]
         is_told = False
 
         def evaluate() -> dict[str, float]:
             nonlocal is_told
-            length = data.max_seq_length
-            figures = score(watched[length])
-            loss, entropy = figures["mlm_loss"], entropies[length]
+            figures = score(exams[data.number])
+            loss, entropy = figures["mlm_loss"], entropies[data.number]
             if loop.done > 0.5 and loss > entropy - _LEARNT and not is_told:
                 is_told = True
                 log_line("plateau", _plateau_text(loss, entropy))
-            return figures | ({"max_seq_length": length} if len(watched) > 1 else {})
+            length = data.stream.builder.options.max_seq_length
+            return figures | ({"max_seq_length": length} if settings.short_length else {})
 
         if self.begun is not None:
             rate = float(self.begun["resolved"]["learning_rate"])
@@ -560,14 +559,17 @@ def _held_out(source: _Source, settings: PretrainSettings) -> list[Example]:
     return held_out
 
 
-def _short_held_out(source: _Source, settings: PretrainSettings, count: int) -> list[Example]:
-    """What is scored while sequences are short: about the tokens of `count` whole examples.
+def _early_exams(source: _Source, settings: PretrainSettings, count: int) -> list[list[Example]]:
+    """What is scored in each phase but the last: about the tokens of `count` whole examples.
 
-    Short sequences leave the later positions as they were drawn, so whole ones would tell little.
+    They are like those that are trained on then: short sequences leave the later positions as they
+    were drawn, and without pairs none can be told apart.
     """
-    assert settings.short_length
-    more = settings.max_seq_length // settings.short_length
-    return held_out_examples(_shortened(source.held_out, settings.short_length), count * more)
+    found = []
+    for builder, _ in _parts_of_budget(source.held_out, settings)[:-1]:
+        more = settings.max_seq_length // builder.options.max_seq_length
+        found.append(held_out_examples(builder, count * more))
+    return found
 
 
 def _results(
@@ -601,18 +603,29 @@ def _builders_ahead(
     return builders
 
 
-def _short_stream(settings: PretrainSettings, stream: ExampleStream) -> ExampleStream | None:
-    """The same documents in sequences of --short-length, where that is set."""
-    if settings.short_length is None:
-        return None
-    builder = _shortened(stream.builder, settings.short_length)
-    return ExampleStream(builder, settings.seed, stream.spread, stream.build_place)
+def _parts_of_budget(
+    last: ExampleBuilder, settings: PretrainSettings
+) -> list[tuple[ExampleBuilder, float]]:
+    """What builds the examples of the same documents, and until which share of the budget.
 
+    Sequences of --short-length come first, and pairs in the last --nsp-share alone.
 
-def _shortened(whole: ExampleBuilder, max_seq_length: int) -> ExampleBuilder:
-    """A builder of the same documents' examples in shorter sequences."""
-    options = dataclasses.replace(whole.options, max_seq_length=max_seq_length)
-    return ExampleBuilder(whole.store, whole.tokenizer, whole.documents, options)
+    Args:
+        last: of the end of the budget.
+    """
+    short = settings.short_length
+    short_until = (settings.short_share or SHORT_SHARE) if short else 0.0
+    pairs_from = 1 - (settings.nsp_share or 1)
+    found, start = [], 0.0
+    for until in sorted({short_until, pairs_from, 1.0} - {0.0}):
+        options = last.options
+        if short and start < short_until:
+            options = dataclasses.replace(options, max_seq_length=short)
+        if start < pairs_from:
+            options = dataclasses.replace(options, nsp="none")
+        found.append((ExampleBuilder(last.store, last.tokenizer, last.documents, options), until))
+        start = until
+    return found
 
 
 def _plateau_text(loss: float, unigram: float) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,81 +49,96 @@ def pretraining_terms(model: Callable[..., Any], batch: Batch) -> dict[str, Term
     return terms
 
 
-class PretrainingData:
-    """Optimiser steps of masked pairs, from an example stream; this process's share of each.
+class Phase(NamedTuple):
+    """A part of the budget: where its steps come from, and the share of the budget it ends at."""
 
-    Sequences may be short for the first share of the budget: attention is cheaper, and most of what
-    is learnt is near (Devlin et al. 2019, A.2). A step then has as many more of them, so that its
-    tokens stay about the same. Whole sequences go on at the place in the corpus where short ones
-    stopped. The batch may grow in a line over the first share of the budget, from a quarter: early
-    gradients agree, so that fewer sequences tell as much (McCandlish et al. 2018). What a step is
-    like is a function of the budget used, so a run resumes exactly.
+    stream: ExampleStream
+    until: float = 1.0
+
+
+class PretrainingData:
+    """Optimiser steps of masked sequences, from example streams; this process's share of each.
+
+    Examples may change with the budget. Sequences may be short at first: attention is cheaper, and
+    most of what is learnt is near (Devlin et al. 2019, A.2). A step then has as many more of them,
+    so that its tokens stay about the same. Pairs may come at the end alone. Each phase goes on at
+    the place in the corpus where the one before stopped. The batch may grow in a line over the
+    first share of the budget, from a quarter: early gradients agree, so that fewer sequences tell
+    as much (McCandlish et al. 2018). What a step is like is a function of the budget used, so a run
+    resumes exactly.
     """
 
     def __init__(
         self,
-        stream: ExampleStream,
+        phases: Sequence[Phase],
         batch_size: int,
         micro_batch_size: int,
         world: World = ALONE,
-        short: ExampleStream | None = None,
-        short_share: float = 0.0,
         batch_ramp: float = 0.0,
     ) -> None:
-        """Begins at the first epoch, with short sequences where there are any.
+        """Begins with the first phase at the first epoch.
 
         Args:
+            phases: one or more, of the same documents and seed; the last one's sequences are whole.
             batch_size, micro_batch_size: whole sequences, per step and per forward.
-            short: the same documents and seed in shorter sequences.
-            short_share: share of the budget in which steps come from `short`.
             batch_ramp: share of the budget in which the batch grows.
         """
-        self.whole, self.short, self.world = stream, short, world
+        self.phases, self.world = phases, world
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
-        self.short_share, self.batch_ramp = short_share, batch_ramp
+        self.batch_ramp = batch_ramp
         self.batch_share = RAMP_START if batch_ramp else 1.0  # of a whole batch, now
-        self.stream = short or stream  # what steps come from now
-        self.max_predictions = stream.builder.options.max_predictions
+        self.number = 0  # of the phase that steps come from now
+        self.max_predictions = self.whole.builder.options.max_predictions
+
+    @property
+    def stream(self) -> ExampleStream:
+        """What steps come from now."""
+        return self.phases[self.number].stream
+
+    @property
+    def whole(self) -> ExampleStream:
+        """What steps come from in the end."""
+        return self.phases[-1].stream
 
     @property
     def epochs_done(self) -> float:
         return self.stream.epochs_done
-
-    @property
-    def max_seq_length(self) -> int:
-        """Of the sequences that steps come from now."""
-        return self.stream.builder.options.max_seq_length
 
     def pace(self, done: float) -> None:
         """Chooses what the next steps are like by the share of the budget used."""
         if self.batch_ramp:
             climbed = min(1.0, done / self.batch_ramp)
             self.batch_share = RAMP_START + (1 - RAMP_START) * climbed
-        if self.stream is self.short and done >= self.short_share:
-            self.whole.follow(self.short)
-            self.stream = self.whole
+        while self.number + 1 < len(self.phases) and done >= self.phases[self.number].until:
+            before, self.number = self.stream, self.number + 1
+            self.stream.follow(before)
 
     def state(self) -> dict[str, int]:
-        is_short = {"short": int(self.stream is self.short)} if self.short else {}
-        return self.stream.state() | is_short
+        phase = {"phase": self.number} if len(self.phases) > 1 else {}
+        return self.stream.state() | phase
 
     def seek(self, state: dict[str, int]) -> None:
-        self.stream = self.short if self.short and state["short"] else self.whole
+        # Checkpoints of older versions have "short" where there were short sequences first.
+        self.number = state.get("phase", 1 - state.get("short", 1))
         self.stream.seek(state)
 
-    def told_lengths(self) -> str:
-        """The lengths of sequences over the budget, in words."""
-        assert self.short
-        whole, short = (s.builder.options.max_seq_length for s in (self.whole, self.short))
-        more = self.batch_size * whole // short
-        return (
-            f"{short} tokens in {self.short_share:.0%} of the budget, then {whole}; a step has "
-            f"{more:,} short sequences or {self.batch_size:,} whole ones"
-        )
+    def told_phases(self) -> str:
+        """What steps are like over the budget, in words."""
+        told, start = [], 0.0
+        for stream, until in self.phases:
+            options = stream.builder.options
+            count = self._as_many_tokens(self.batch_size, stream)
+            pairs = "" if options.nsp == "none" else f" of pairs ({options.nsp})"
+            told.append(
+                f"{count:,} sequences of {options.max_seq_length} tokens{pairs} a step in "
+                f"{until - start:.0%}"
+            )
+            start = until
+        return f"{', then '.join(told)} of the budget"
 
-    def _as_many_tokens(self, sequences: int) -> int:
-        """How many sequences of the present length hold the tokens of so many whole ones."""
-        whole, now = (s.builder.options.max_seq_length for s in (self.whole, self.stream))
+    def _as_many_tokens(self, sequences: int, stream: ExampleStream) -> int:
+        """How many sequences of a stream hold the tokens of so many whole ones."""
+        whole, now = (s.builder.options.max_seq_length for s in (self.whole, stream))
         return sequences * whole // now
 
     def largest(self, size: int) -> dict[str, Tensor]:
@@ -136,7 +151,8 @@ class PretrainingData:
 
     def take(self) -> StepData:
         """The next batch, in micro-batches; labels are counted before anything is computed."""
-        batch, size = map(self._as_many_tokens, (self.batch_size, self.micro_batch_size))
+        sizes = (self.batch_size, self.micro_batch_size)
+        batch, size = (self._as_many_tokens(count, self.stream) for count in sizes)
         # Of micro-batches and processes it knows nothing: they change no step.
         examples = self.stream.take(math.ceil(batch * self.batch_share))
         own = list(self.world.share(examples))

@@ -364,6 +364,11 @@ class PretrainSettings(RunSettings):
         "pair objective: next sentence, sentence order, or none",
         choices=("nsp", "sop", "none"),
     )
+    nsp_share: float | None = setting(
+        None,
+        "share of the budget, its last, that has the pair objective, after masked words alone; "
+        "default all of it",
+    )
     mask_prob: float = setting(
         0.15, "share of tokens to predict in training; held-out figures are always of 15 %, singly"
     )
@@ -402,6 +407,10 @@ class PretrainSettings(RunSettings):
             found.append("--short-share goes with --short-length")
         if self.short_share is not None and not 0 < self.short_share < 1:
             found.append(f"--short-share is {self.short_share}, must be between 0 and 1")
+        if self.nsp_share is not None and self.nsp == "none":
+            found.append("--nsp-share has no use with --nsp none")
+        if self.nsp_share is not None and not 0 < self.nsp_share < 1:
+            found.append(f"--nsp-share is {self.nsp_share}, must be between 0 and 1")
         if self.batch_ramp is not None and not 0 < self.batch_ramp <= 1:
             found.append(f"--batch-ramp is {self.batch_ramp}, must be above 0 and at most 1")
         for name in ("short_length", "batch_ramp"):

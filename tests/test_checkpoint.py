@@ -31,7 +31,7 @@ from minibert.example_stream import ExampleStream
 from minibert.examples import ExampleBuilder
 from minibert.heads import BertForPreTraining
 from minibert.optim import Budget, build_muon, build_optimizer
-from minibert.pretraining_data import PretrainingData, pretraining_terms
+from minibert.pretraining_data import Phase, PretrainingData, pretraining_terms
 from minibert.run_folder import RunFolder, read_metrics
 from minibert.train import Loop, LoopSettings, fit
 
@@ -64,7 +64,7 @@ def bert_loop(
     )
     return Loop(
         model,
-        PretrainingData(ExampleStream(builder, 3), 8, 4),
+        PretrainingData([Phase(ExampleStream(builder, 3))], 8, 4),
         pretraining_terms,
         optimizer(model, 1e-3, 0.01),
         LoopSettings(1e-3, budget, log_every=3, eval_every=4),

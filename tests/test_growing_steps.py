@@ -1,4 +1,7 @@
-"""Steps that grow over the budget: short sequences first, small batches. Order, size, resume."""
+"""Steps that change over the budget: short sequences, masked words alone, small batches first.
+
+Order, size, resume.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,20 @@ from minibert import documents, example_stream
 from minibert.ahead import BuildersAhead
 from minibert.cli import main
 from minibert.config import BertConfig
-from minibert.errors import Interrupted
+from minibert.errors import InputError, Interrupted
 from minibert.example_stream import BlockPlace, ExampleStream
 from minibert.examples import Example, ExampleBuilder
 from minibert.heads import BertForPreTraining
 from minibert.optim import Budget, build_optimizer
-from minibert.pretraining import pretrain
-from minibert.pretraining_data import PretrainingData, mean_batch_share, pretraining_terms
+from minibert.pretraining import _parts_of_budget, pretrain
+from minibert.pretraining_data import (
+    Phase,
+    PretrainingData,
+    mean_batch_share,
+    pretraining_terms,
+)
 from minibert.run_folder import RunFolder, read_metrics
+from minibert.settings import PretrainSettings
 from minibert.train import Loop, LoopSettings, StepData, fit
 from minibert.world import ALONE, World
 
@@ -52,10 +61,24 @@ def shortened(builder: ExampleBuilder) -> ExampleBuilder:
     return ExampleBuilder(builder.store, builder.tokenizer, builder.documents, options)
 
 
-def data_of(builder: ExampleBuilder, world: World = ALONE, **options: Any) -> PretrainingData:
-    short = ExampleStream(shortened(builder), 3)
-    given = {"short": short, "short_share": 0.5} | options
-    return PretrainingData(ExampleStream(builder, 3), 8, 4, world, **given)
+def unpaired(builder: ExampleBuilder) -> ExampleBuilder:
+    options = dataclasses.replace(builder.options, nsp="none")
+    return ExampleBuilder(builder.store, builder.tokenizer, builder.documents, options)
+
+
+def phases_of(builder: ExampleBuilder, **stream: Any) -> list[Phase]:
+    """Short sequences in the first half."""
+    short = ExampleStream(shortened(builder), 3, **stream)
+    return [Phase(short, 0.5), Phase(ExampleStream(builder, 3, **stream))]
+
+
+def data_of(
+    builder: ExampleBuilder,
+    world: World = ALONE,
+    batch_ramp: float = 0.0,
+    phases: list[Phase] | None = None,
+) -> PretrainingData:
+    return PretrainingData(phases or phases_of(builder), 8, 4, world, batch_ramp)
 
 
 def take(data: PretrainingData, steps: range, of: int) -> list[StepData]:
@@ -93,10 +116,10 @@ def test_short_sequences_come_first_and_steps_keep_their_tokens(builder: Example
 
 
 def test_without_short_sequences_nothing_changes(builder: ExampleBuilder) -> None:
-    plain = PretrainingData(ExampleStream(builder, 3), 8, 4)
+    plain = PretrainingData([Phase(ExampleStream(builder, 3))], 8, 4)
     assert plain.state().keys() == ExampleStream(builder, 3).state().keys()
     paced = take(plain, range(6), of=6)
-    unpaced = PretrainingData(ExampleStream(builder, 3), 8, 4)
+    unpaced = PretrainingData([Phase(ExampleStream(builder, 3))], 8, 4)
     assert same_steps(paced, [unpaced.take() for _ in range(6)])
 
 
@@ -128,9 +151,7 @@ def test_an_epoch_of_both_lengths_visits_every_block_once(
         visited.append((self.builder.options.max_seq_length, place.block))
         return self.built(place)
 
-    whole = ExampleStream(builder, 3, build=build)
-    short = ExampleStream(shortened(builder), 3, build=build)
-    data = PretrainingData(whole, 8, 4, short=short, short_share=0.5)
+    data = data_of(builder, phases=phases_of(builder, build=build))
     while (done := data.epochs_done) < 1:
         data.pace(done)
         data.take()
@@ -173,9 +194,8 @@ def test_every_process_has_as_many_micro_batches(builder: ExampleBuilder, micro:
     for size in (2, 3, 5):
         parts = []
         for rank in range(size):
-            data = PretrainingData(
-                ExampleStream(builder, 3), 24, micro, World(rank, size), batch_ramp=0.9
-            )
+            phases = [Phase(ExampleStream(builder, 3))]
+            data = PretrainingData(phases, 24, micro, World(rank, size), batch_ramp=0.9)
             parts.append(take(data, range(12), of=12))
         for steps in zip(*parts, strict=True):
             assert len({len(step.micro_batches) for step in steps}) == 1
@@ -190,12 +210,105 @@ def test_one_pool_builds_both_lengths_ahead(builder: ExampleBuilder) -> None:
     expected = take(data_of(builder), range(12), of=12)
     ahead = BuildersAhead(builder, seed=3, num_processes=1)
     try:
-        whole = ExampleStream(builder, 3, build=ahead)
-        short = ExampleStream(shortened(builder), 3, build=ahead)
-        data = PretrainingData(whole, 8, 4, short=short, short_share=0.5)
+        data = data_of(builder, phases=phases_of(builder, build=ahead))
         assert same_steps(take(data, range(12), of=12), expected)
     finally:
         ahead.close()
+
+
+def test_a_checkpoint_of_an_older_version_is_gone_back_to(builder: ExampleBuilder) -> None:
+    for number in (2, 8):
+        data = data_of(builder)
+        expected = take(data, range(number + 1), of=12)[number:]
+        before = data_of(builder)
+        take(before, range(number), of=12)
+        state = before.state()
+        state["short"] = 1 - state.pop("phase")
+        again = data_of(builder)
+        again.seek(state)
+        assert same_steps(take(again, range(number, number + 1), of=12), expected)
+
+
+# --- pairs at the end alone -----------------------------------------------------------------------
+
+
+def test_pairs_come_in_the_last_phase_and_go_on_where_words_stop(builder: ExampleBuilder) -> None:
+    words = ExampleStream(unpaired(builder), 3)
+    data = data_of(builder, phases=[Phase(words, 0.75), Phase(ExampleStream(builder, 3))])
+    steps = take(data, range(8), of=8)
+    assert [set(step.counts) for step in steps] == [{"mlm"}] * 6 + [{"mlm", "nsp"}] * 2
+    alone = ExampleStream(unpaired(builder), 3)
+    assert [step.lengths for step in steps[:6]] == [
+        [len(e.input_ids) for e in alone.take(8)] for _ in range(6)
+    ]
+    pairs = ExampleStream(builder, 3)
+    pairs.follow(alone)
+    assert steps[6].lengths == [len(e.input_ids) for e in pairs.take(8)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({}, [(32, "nsp", 1.0)]),
+        ({"nsp_share": 0.25}, [(32, "none", 0.75), (32, "nsp", 1.0)]),
+        ({"nsp": "sop", "nsp_share": 0.25}, [(32, "none", 0.75), (32, "sop", 1.0)]),
+        (
+            {"nsp_share": 0.25, "short_length": 16, "short_share": 0.5},
+            [(16, "none", 0.5), (32, "none", 0.75), (32, "nsp", 1.0)],
+        ),
+        (
+            {"nsp_share": 0.75, "short_length": 16, "short_share": 0.5},
+            [(16, "none", 0.25), (16, "nsp", 0.5), (32, "nsp", 1.0)],
+        ),
+        (
+            {"nsp_share": 0.5, "short_length": 16, "short_share": 0.5},
+            [(16, "none", 0.5), (32, "nsp", 1.0)],
+        ),
+        ({"short_length": 16}, [(16, "nsp", 0.9), (32, "nsp", 1.0)]),
+    ],
+)
+def test_phases_follow_the_settings(
+    builder: ExampleBuilder, settings: dict[str, Any], parts: list[tuple[int, str, float]]
+) -> None:
+    given = PretrainSettings(corpus=["-"], max_seq_length=WHOLE, **settings)
+    options = dataclasses.replace(builder.options, nsp=given.nsp)
+    last = ExampleBuilder(builder.store, builder.tokenizer, builder.documents, options)
+    found = [
+        (phase.options.max_seq_length, phase.options.nsp, until)
+        for phase, until in _parts_of_budget(last, given)
+    ]
+    assert found == parts
+
+
+def test_the_command_scores_pairs_where_it_trains_them(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus.txt", documents=24)
+    pretrain(
+        corpus=str(corpus),
+        preset="tiny",
+        vocab_size=60,
+        max_seq_length=32,
+        nsp_share=0.5,
+        batch_size=4,
+        max_steps=4,
+        log_every=1,
+        eval_every=1,
+        save_every=1,
+        cache_dir=str(tmp_path / "cache"),
+        output=str(tmp_path / "run"),
+        device="cpu",
+    )
+    rows = read_metrics(tmp_path / "run")
+    trained = ["nsp_loss" in row for row in rows if "mlm_loss" in row]
+    scored = ["eval_nsp_loss" in row for row in rows if "eval_mlm_loss" in row]
+    assert trained == [False, False, True, True]
+    assert scored == [False, False, True, True]
+    assert "nsp_accuracy" in json.loads((tmp_path / "run" / "results.json").read_text())
+
+
+@pytest.mark.parametrize("given", [{"nsp": "none", "nsp_share": 0.1}, {"nsp_share": 1.0}])
+def test_a_share_of_pairs_without_use_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="--nsp-share"):
+        PretrainSettings(corpus=["-"], **given)
 
 
 # --- small batches first --------------------------------------------------------------------------
@@ -214,7 +327,7 @@ def test_one_pool_builds_both_lengths_ahead(builder: ExampleBuilder) -> None:
 def test_batches_grow_in_a_line_from_a_quarter(
     builder: ExampleBuilder, batch: int, micro: int, sizes: list[int]
 ) -> None:
-    data = PretrainingData(ExampleStream(builder, 3), batch, micro, batch_ramp=0.4)
+    data = PretrainingData([Phase(ExampleStream(builder, 3))], batch, micro, batch_ramp=0.4)
     steps = take(data, range(6), of=10)
     assert [len(step.lengths) for step in steps] == sizes
     plain = ExampleStream(builder, 3)
@@ -308,7 +421,7 @@ def test_timing_takes_the_largest_steps_and_uses_nothing_up(builder: ExampleBuil
 def test_a_budget_of_steps_is_estimated_by_their_mean(
     builder: ExampleBuilder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = data_of(builder, short=None, short_share=0.0, batch_ramp=0.8)
+    data = data_of(builder, phases=[Phase(ExampleStream(builder, 3))], batch_ramp=0.8)
     sizes = [len(step.lengths) for step in take(data, range(400), of=400)]
     assert np.mean(sizes) / max(sizes) == pytest.approx(mean_batch_share(0.8), abs=0.05)
     loop = loop_of(builder, None, Budget(max_steps=10))
@@ -346,7 +459,10 @@ def test_the_command_says_what_it_does(tmp_path: Path, capsys: pytest.CaptureFix
     line += ["--log-every", "1", "--device", "cpu", "--short-length", "16", "--short-share", "0.5"]
     assert main(line) == 0
     told = capsys.readouterr().err
-    assert "length: 16 tokens in 50% of the budget, then 32; a step has 8 short sequences" in told
+    assert (
+        "phases: 8 sequences of 16 tokens of pairs (nsp) a step in 50%, then 4 sequences of 32 "
+        "tokens of pairs (nsp) a step in 50% of the budget"
+    ) in told
 
 
 def test_evaluations_read_what_the_steps_read(tmp_path: Path) -> None:
