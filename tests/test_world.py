@@ -154,6 +154,36 @@ def test_muon_by_two_has_the_curve_of_one(world: Path) -> None:
         assert row == pytest.approx(other, rel=2e-3, abs=1e-5)
 
 
+def test_bf16_by_two_has_the_curve_of_one(world: Path) -> None:
+    more = ("--precision", "bf16", "--max-steps", "8")
+    assert main(["pretrain", *pretrain_flags(world, "bf16", *more)[1:]]) == 0
+    finish(torchrun(2, *pretrain_flags(world, "bf16-by-two", *more)))
+    rows, others = losses(world / "bf16"), losses(world / "bf16-by-two")
+    for row, other in zip(rows, others, strict=True):
+        assert row == pytest.approx(other, rel=2e-2, abs=1e-5)
+
+
+def test_dropout_by_two_goes_on_to_the_bit(world: Path) -> None:
+    more = ("--precision", "bf16", "--dropout", "0.1")
+    finish(torchrun(2, *pretrain_flags(world, "dropout", *more)))
+    again = unfinished_copy(world / "dropout", "dropout-again")
+    _, err = finish(torchrun(2, *pretrain_flags(world, "dropout-again", *more, "--resume")))
+    assert "resuming from step 38" in err
+    assert losses(again) == losses(world / "dropout")
+    weights = [load_file(folder / "model.safetensors") for folder in (again, world / "dropout")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+@pytest.mark.parametrize("more", [(), ("--shard",)])
+def test_compiled_by_two_has_the_curve_of_one(world: Path, more: tuple[str, ...]) -> None:
+    name = f"compiled{'-'.join(more)}"
+    finish(torchrun(2, *pretrain_flags(world, name, "--compile", *more)))
+    assert_same_run(world / name, world / "alone")
+    assert_same_format(world / name, world / "alone")
+
+
 def workers_at_a_checkpoint(process: subprocess.Popen[str], folder: Path) -> list[int]:
     """The process ids of a launcher's workers, once the run has saved."""
     deadline = time.monotonic() + 240
