@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minibert import kernels, pretraining
-from minibert.heads import BertForPreTraining, MaskedLMHead, MaskedLMScore, gather_positions
+from minibert.heads import BertForPreTraining, MaskedLMHead, MaskedLMScore
 from minibert.losses import masked_lm_loss
 from minibert.optim import _adamw as _real_adamw
 from minibert.unpadding import full_layout
@@ -45,17 +45,21 @@ def _plain_attention(
 
 
 def _plain_score(
-    self: BertForPreTraining,
-    hidden: Tensor,
-    words: Tensor,
-    positions: Tensor | None,
-    labels: Tensor,
+    self: MaskedLMHead, hidden: Tensor, words: Tensor, labels: Tensor
 ) -> MaskedLMScore:
-    """All slots, all scores, then the documented loss."""
-    head: MaskedLMHead = self.mlm
-    scores = head(hidden if positions is None else gather_positions(hidden, positions), words)
+    """All scores, then the documented loss."""
+    scores = self(hidden, words)
     hits = (scores.argmax(-1) == labels).sum()
     return MaskedLMScore(*masked_lm_loss(scores, labels), hits)
+
+
+def _plain_states_at(
+    self: BertForPreTraining, places: Tensor, *inputs: Any
+) -> tuple[Tensor, Tensor]:
+    """All of the last layer, of which some rows are taken."""
+    *inputs, first_positions = inputs
+    out = self.bert(*inputs, first_positions=first_positions)
+    return out.last_hidden_state.flatten(0, 1).index_select(0, places), out.pooler_output
 
 
 def _plain_adamw(
@@ -71,7 +75,9 @@ _STAND_INS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "unpadding": ("minibert.model", "unpadded_layout", lambda mask: full_layout(mask.shape, mask)),
     "attention by products": ("minibert.model", "attention", _plain_attention),
     "shared random words": ("minibert.kernels", "dropout", F.dropout),
-    "decoder": ("minibert.heads.BertForPreTraining", "_score", _plain_score),
+    "decoder": ("minibert.heads.MaskedLMHead", "score", _plain_score),
+    "used slots": ("minibert.heads", "_used_slots", lambda places, labels, _: (places, labels)),
+    "last layer": ("minibert.heads.BertForPreTraining", "_states_at", _plain_states_at),
     "optimizer": ("minibert.optim", "_adamw", _plain_adamw),
 }
 # Of no effect on the loss and gradient of one batch without dropout.

@@ -27,7 +27,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-# What a knowing user can export so that glibc keeps freed memory and PyTorch has large pages for it.
+# What a knowing user can export: glibc keeps freed memory, PyTorch asks for large pages.
 KEEP_MEMORY = {
     "THP_MEM_ALLOC_ENABLE": "1",
     "MALLOC_MMAP_MAX_": "0",

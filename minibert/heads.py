@@ -37,13 +37,14 @@ class PretrainingOutput(NamedTuple):
     """What `BertForPreTraining` returns.
 
     mlm_logits: (B, M, V) at `mlm_positions`, or (B, T, V) when none are given; None with
-    `mlm_labels`. nsp_logits: (B, 2), 0 = follows, 1 = random. last_hidden_state: (B, T, D).
+    `mlm_labels`. nsp_logits: (B, 2), 0 = follows, 1 = random. last_hidden_state: (B, T, D); None
+    with `mlm_positions` and `mlm_labels`, of which no more is computed than they need.
     pooler_output: (B, D). mlm_score: with `mlm_labels`.
     """
 
     mlm_logits: Tensor | None
     nsp_logits: Tensor
-    last_hidden_state: Tensor
+    last_hidden_state: Tensor | None
     pooler_output: Tensor
     mlm_score: MaskedLMScore | None = None
 
@@ -88,15 +89,19 @@ class MaskedLMHead(nn.Module):
 
 
 def gather_positions(hidden: Tensor, positions: Tensor) -> Tensor:
-    """Rows of (B, T, D) at (B, M) -> (B, M, D)."""
-    rows = _rows_at(hidden, _flat_positions(hidden, positions.to(hidden.device)))
-    return rows.view(*positions.shape, -1)
+    """Rows of (B, T, D) at (B, M) -> (B, M, D).
+
+    Through index_select on flattened rows: its backward adds in a fixed order on a CPU, which
+    that of torch.gather does not, and exact resume needs.
+    """
+    places = _flat_positions(positions.to(hidden.device), hidden.shape[1])
+    return hidden.flatten(0, 1).index_select(0, places).view(*positions.shape, -1)
 
 
-def _flat_positions(hidden: Tensor, positions: Tensor) -> Tensor:
+def _flat_positions(positions: Tensor, length: int) -> Tensor:
     """(B, M) in T -> (B*M,) in B*T."""
-    batch, length, _ = hidden.shape
-    return (positions + torch.arange(batch, device=positions.device)[:, None] * length).reshape(-1)
+    starts = torch.arange(len(positions), device=positions.device) * length
+    return (positions + starts[:, None]).reshape(-1)
 
 
 @torch.compiler.disable
@@ -106,15 +111,6 @@ def _used_slots(places: Tensor, labels: Tensor, multiple: int) -> tuple[Tensor, 
     places, labels = places.index_select(0, used), labels.index_select(0, used)
     more = -len(used) % multiple
     return F.pad(places, (0, more)), F.pad(labels, (0, more), value=IGNORE_INDEX)
-
-
-def _rows_at(hidden: Tensor, places: Tensor) -> Tensor:
-    """Rows of (B, T, D) at (R,) in B*T -> (R, D).
-
-    Through index_select on flattened rows: its backward adds in a fixed order on a CPU, which
-    that of torch.gather does not, and exact resume needs.
-    """
-    return hidden.flatten(0, 1).index_select(0, places)
 
 
 class BertForPreTraining(PretrainedMixin, nn.Module):
@@ -149,35 +145,48 @@ class BertForPreTraining(PretrainedMixin, nn.Module):
                 of scores; (B, T) without positions.
             first_positions: (B,), as in `BertModel`.
         """
-        out = self.bert(input_ids, token_type_ids, attention_mask, first_positions=first_positions)
-        hidden = out.last_hidden_state
+        inputs = (input_ids, token_type_ids, attention_mask)
         words = self.bert.embeddings.word.weight
+        if mlm_labels is not None and mlm_positions is not None:
+            places = _flat_positions(mlm_positions, input_ids.shape[1])
+            places, labels = self._used(places, mlm_labels.reshape(-1), input_ids)
+            hidden, pooled = self._states_at(places, *inputs, first_positions)
+            score = self.mlm.score(hidden, words, labels)
+            return PretrainingOutput(None, self.nsp(pooled), None, pooled, score)
+        out = self.bert(*inputs, first_positions=first_positions)
+        hidden, pooled = out.last_hidden_state, out.pooler_output
         logits, score = None, None
         if mlm_labels is not None:
-            score = self._score(hidden, words, mlm_positions, mlm_labels)
+            labels = mlm_labels.to(hidden.device).reshape(-1)
+            score = self.mlm.score(hidden.flatten(0, 1), words, labels)
         elif mlm_positions is not None:
             logits = self.mlm(gather_positions(hidden, mlm_positions), words)  # (B, M, V)
         else:
             logits = self.mlm(hidden, words)  # (B, T, V)
-        nsp_logits = self.nsp(out.pooler_output)
-        return PretrainingOutput(
-            logits, nsp_logits, out.last_hidden_state, out.pooler_output, score
-        )
+        return PretrainingOutput(logits, self.nsp(pooled), hidden, pooled, score)
 
-    def _score(
-        self, hidden: Tensor, words: Tensor, positions: Tensor | None, labels: Tensor
-    ) -> MaskedLMScore:
-        flat = labels.reshape(-1)
-        if positions is None:
-            places = torch.arange(flat.numel(), device=flat.device)
-        else:
-            places = _flat_positions(hidden, positions)
-        if flat.is_cpu and not hidden.is_cpu:
-            slots = _used_slots(places, flat, _SLOTS)
-            places, flat = (copied(part, hidden.device) for part in slots)
-        elif flat.is_cpu and not torch.compiler.is_compiling():
-            places, flat = _used_slots(places, flat, 1)  # elsewhere shapes had better stay
-        return self.mlm.score(_rows_at(hidden, places), words, flat)
+    def _states_at(
+        self,
+        places: Tensor,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        first_positions: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Last hidden states at (N,) in B*T -> (N, D), and the pooler's output (B, D)."""
+        inputs = (input_ids, token_type_ids, attention_mask)
+        out = self.bert(*inputs, first_positions=first_positions, places=places)
+        return out.last_hidden_state, out.pooler_output
+
+    @staticmethod
+    def _used(places: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The slots that have a label, where that can be told, on the device of the ids."""
+        if labels.is_cpu and not ids.is_cpu:
+            slots = _used_slots(places, labels, _SLOTS)
+            return copied(slots[0], ids.device), copied(slots[1], ids.device)
+        if labels.is_cpu and not torch.compiler.is_compiling():
+            return _used_slots(places, labels, 1)  # elsewhere shapes had better stay
+        return places, labels
 
 
 class BertForSequenceClassification(PretrainedMixin, nn.Module):

@@ -73,13 +73,23 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)  # query, key, value side by side: one product
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, layout: Layout | PackedLayout, first_only: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout | PackedLayout,
+        rows: Tensor | None = None,
+        first_only: bool = False,
+    ) -> Tensor:
+        """(R, D) -> (R, D), or (N, D) where N rows alone are asked for; as in `Layer`."""
         if isinstance(layout, PackedLayout):
-            return self.output(self._attend_packed(self.qkv(x), layout, first_only))
-        split = zip(layout.split(self.qkv(x)), layout.groups, strict=True)
-        parts = [self._attend(rows, group, first_only) for rows, group in split]
-        joined = torch.cat(parts) if first_only else layout.join(parts)
-        return self.output(joined)  # (R, D) or (B, D)
+            context = self._attend_packed(self.qkv(x), layout, first_only)
+        else:
+            split = zip(layout.split(self.qkv(x)), layout.groups, strict=True)
+            parts = [self._attend(part, group, first_only) for part, group in split]
+            context = torch.cat(parts) if first_only else layout.join(parts)
+        if rows is not None and not first_only:
+            context = context.index_select(0, rows)
+        return self.output(context)
 
     def _attend(self, rows: Tensor, group: Group, first_only: bool) -> Tensor:
         qkv = group.pad(rows).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, H, K)
@@ -160,10 +170,23 @@ class Layer(nn.Module):
         self.feed_forward_norm = SublayerNorm(config)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, layout: Layout | PackedLayout, first_only: bool = False) -> Tensor:
-        attended = self.attention(self.attention_norm.before(x), layout, first_only)
-        if first_only:
-            x = x.index_select(0, layout.first_rows(x.device))  # (B, D)
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout | PackedLayout,
+        rows: Tensor | None = None,
+        first_only: bool = False,
+    ) -> Tensor:
+        """(R, D) -> (R, D), or (N, D).
+
+        Args:
+            rows: (N,) of the R, whose outputs alone are asked for. Of the others nothing but their
+                keys and values is computed.
+            first_only: those are `layout.first_rows`, so that no other token asks, either.
+        """
+        attended = self.attention(self.attention_norm.before(x), layout, rows, first_only)
+        if rows is not None:
+            x = x.index_select(0, rows)
         # bf16 + float32 takes a third of the time that float32 + bf16 takes.
         x = self.attention_norm.after(self.dropout(attended) + x)
         mapped = self.feed_forward(self.feed_forward_norm.before(x))
@@ -207,6 +230,7 @@ class BertModel(PretrainedMixin, nn.Module):
         output_hidden_states: bool = False,
         first_only: bool = False,
         first_positions: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> BertOutput:
         """Encodes a batch.
 
@@ -219,13 +243,17 @@ class BertModel(PretrainedMixin, nn.Module):
             first_only: the last layer computes the first token alone, which is all that the pooler
                 reads; padding must not stand in front.
             first_positions: (B,) the position of each sequence's first token; 0 when left out.
+            places: (N,) in B * T, real tokens: the last layer computes these and the first ones
+                alone, and last_hidden_state is (N, D).
 
         Raises:
-            ValueError: T is beyond max_position_embeddings; first_only with hidden states, or on a
-                CPU with padding in front.
+            ValueError: T is beyond max_position_embeddings; first_only or places with hidden
+                states, or on a CPU with padding in front or among the places.
         """
-        if first_only and output_hidden_states:
-            raise ValueError("first_only leaves the last hidden states out; ask for one of the two")
+        if output_hidden_states and (first_only or places is not None):
+            raise ValueError(
+                "first_only and places leave last hidden states out; ask for one of the two"
+            )
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         layout: Layout | PackedLayout = self._layout(input_ids, attention_mask)
@@ -235,13 +263,20 @@ class BertModel(PretrainedMixin, nn.Module):
         x = self.embeddings(
             layout.take(input_ids), layout.take(token_type_ids), positions
         )  # (R, D)
+        rows = layout.first_rows(x.device) if first_only else None
+        if places is not None:
+            batch, length = input_ids.shape
+            firsts = torch.arange(batch, device=places.device) * length
+            rows = layout.rows_of(torch.cat([firsts, places]))
         states = [x]
         for number, layers in enumerate(self.stacks(1 if output_hidden_states else _STACKED), 1):
             is_last = number * len(layers) == len(self.layers)
-            x = self.run_stack(layers, x, layout, first_only and is_last)
+            x = self.run_stack(layers, x, layout, rows if is_last else None, first_only and is_last)
             if output_hidden_states:
                 states.append(x)
         x = states[-1] = self.final_norm(x)
+        if places is not None:
+            return BertOutput(x[len(firsts) :], self.pooler(x[: len(firsts), None]))
         last = layout.restore_firsts(x) if first_only else layout.restore(x)  # (B, T or 1, D)
         kept = tuple(map(layout.restore, states)) if output_hidden_states else ()
         return BertOutput(last, self.pooler(last), kept)
@@ -257,12 +292,16 @@ class BertModel(PretrainedMixin, nn.Module):
 
     @staticmethod
     def run_stack(
-        layers: tuple[Layer, ...], x: Tensor, layout: Layout | PackedLayout, first_only: bool
+        layers: tuple[Layer, ...],
+        x: Tensor,
+        layout: Layout | PackedLayout,
+        rows: Tensor | None,
+        first_only: bool,
     ) -> Tensor:
-        """(R, D) through some layers -> (R, D), or (B, D) of the first tokens."""
+        """(R, D) through some layers -> (R, D), or (N, D); rows and first_only as in `Layer`."""
         for layer in layers[:-1]:
             x = layer(x, layout)
-        out: Tensor = layers[-1](x, layout, first_only)
+        out: Tensor = layers[-1](x, layout, rows, first_only)
         return out
 
     def _layout(self, input_ids: Tensor, attention_mask: Tensor | None) -> Layout | PackedLayout:

@@ -51,6 +51,13 @@ class PackedLayout(NamedTuple):
         """(R,): which place in its sequence each token has."""
         return self.in_sequence
 
+    def rows_of(self, places: Tensor) -> Tensor:
+        """(N,) in B * T -> (N,): which of the R rows hold these tokens, none of them padding."""
+        batch, length = self.shape
+        rows = self.targets.new_zeros(batch * length + 1)
+        numbers = torch.arange(len(self.targets), device=rows.device)
+        return rows.index_copy(0, self.targets, numbers).index_select(0, places)
+
     def first_rows(self, device: torch.device) -> Tensor:
         """(B,): which of the R rows begin a sequence."""
         return self.starts[: self.shape[0]]

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_GROUPS = 4  # of equally many sequences: a product more costs more than padding
+_GROUPS = 4  # of equally many sequences: a product more costs more than padding ...
+_GROUP_TOKENS = 512  # ... as it does in groups of fewer tokens, padding included
 _SHORT = 32  # up to this length all sequences are one group
 
 
@@ -80,6 +81,22 @@ class Layout(NamedTuple):
         if self.num_fillers:
             parts = (*parts, parts[0].new_zeros(self.num_fillers, *parts[0].shape[1:]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def rows_of(self, places: Tensor) -> Tensor:
+        """(N,) in B * T -> (N,): which of the R rows hold these tokens.
+
+        Raises:
+            ValueError: one is padding.
+        """
+        if self.places is None:
+            return places
+        batch, length = self.shape
+        rows = self.places.new_full((batch * length,), -1)
+        rows[self.places] = torch.arange(len(self.places), device=rows.device)
+        found = rows.index_select(0, places)
+        if bool((found < 0).any()):
+            raise ValueError("a token that is asked for is padding")
+        return found
 
     def first_rows(self, device: torch.device) -> Tensor:
         """(B,): which of the R rows begin a sequence, in the order of the layers.
@@ -159,6 +176,7 @@ def unpadded_layout(mask: Tensor) -> Layout:
 def _parted(lengths: list[int]) -> list[tuple[int, int, int]]:
     """Of lengths in falling order: where each group starts and stops, and its filled-up length."""
     size = -(-len(lengths) // (1 if lengths[0] <= _SHORT else _GROUPS))
+    size = max(size, -(-_GROUP_TOKENS // max(1, lengths[0])))
     parts: list[tuple[int, int, int]] = []
     for first in range(0, len(lengths), size):
         longest = _of_few(max(1, lengths[first]), 4)

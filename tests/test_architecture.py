@@ -164,6 +164,28 @@ def test_first_tokens_alone_are_those_of_the_whole(config: BertConfig, padded_ba
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_some_tokens_alone_are_those_of_the_whole(
+    config: BertConfig, padded_batch: Batch, packed: bool
+) -> None:
+    model = BertModel(config).eval()
+    shake(model)
+    if packed:
+        layout = packed_layout(padded_batch["attention_mask"].bool(), torch.device("cpu"))
+        model._layout = lambda *_: layout  # type: ignore[method-assign]
+    places = padded_batch["attention_mask"].flatten().nonzero()[1::3, 0].flip(0)
+    whole, some = model(**padded_batch), model(**padded_batch, places=places)
+    upstream = torch.randn(len(places), 32), torch.randn(3, 32)
+    found = []
+    for out, last in (
+        (whole, whole.last_hidden_state.flatten(0, 1)[places]),
+        (some, some.last_hidden_state),
+    ):
+        values = (last, out.pooler_output)
+        found.append((*values, *torch.autograd.grad(values, list(model.parameters()), upstream)))
+    torch.testing.assert_close(*found, atol=2e-5, rtol=1e-4)
+
+
 def test_the_last_hidden_state_is_the_last_of_all(config: BertConfig, padded_batch: Batch) -> None:
     model = BertModel(config).eval()
     shake(model)

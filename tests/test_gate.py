@@ -18,7 +18,9 @@ _HOMES = {
     "unpadding": (model, "unpadded_layout"),
     "attention by products": (model, "attention"),
     "shared random words": (kernels, "dropout"),
-    "decoder": (heads.BertForPreTraining, "_score"),
+    "decoder": (heads.MaskedLMHead, "score"),
+    "used slots": (heads, "_used_slots"),
+    "last layer": (heads.BertForPreTraining, "_states_at"),
     "optimizer": (optim, "_adamw"),
 }
 

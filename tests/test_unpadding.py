@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from samples import two_threads  # noqa: F401
 from torch import Tensor
 
+from minibert import unpadding
 from minibert.config import BertConfig
 from minibert.model import BertModel, SelfAttention
+from minibert.packing import packed_layout
 from minibert.unpadding import full_layout, unpadded_layout
 
 
@@ -64,6 +66,25 @@ def test_a_batch_without_padding_needs_no_index() -> None:
     assert layout == full_layout((3, 4))
 
 
+def test_groups_of_few_tokens_are_taken_together() -> None:
+    for lengths, sizes in (
+        ([100, 90, 80, 70, 60, 50, 40, 30], [6, 2]),
+        ([500, 400, 300, 200, 100, 90, 80, 70], [2, 2, 2, 2]),
+    ):
+        layout = unpadded_layout(prefix(lengths, lengths[0]))
+        assert [group.num_sequences for group in layout.groups] == sizes
+
+
+def test_rows_of_places_hold_their_tokens() -> None:
+    mask = prefix([2, 5, 3], 6)
+    ids = torch.arange(18).view(3, 6)
+    places = torch.tensor([14, 0, 9, 1])
+    for layout in (unpadded_layout(mask), packed_layout(mask, mask.device), full_layout((3, 6))):
+        assert layout.take(ids).index_select(0, layout.rows_of(places)).tolist() == places.tolist()
+    with pytest.raises(ValueError, match="padding"):
+        unpadded_layout(mask).rows_of(torch.tensor([2]))
+
+
 def test_padding_inside_a_sequence_is_left_out_too(tiny_config: BertConfig) -> None:
     model = BertModel(tiny_config).eval()
     ids = torch.randint(5, 80, (2, 8))
@@ -77,8 +98,9 @@ def test_padding_inside_a_sequence_is_left_out_too(tiny_config: BertConfig) -> N
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_real_tokens_and_gradients_equal_those_of_padded_rows(
-    tiny_config: BertConfig, precision: torch.dtype
+    tiny_config: BertConfig, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(unpadding, "_GROUP_TOKENS", 1)  # so few tokens would be one group
     lengths = [64, 61, 40, 33, 32, 9, 2, 1]
     mask = prefix(lengths, 64)
     ids = torch.randint(5, 80, mask.shape)
@@ -104,7 +126,7 @@ def test_real_tokens_and_gradients_equal_those_of_padded_rows(
 def test_layers_see_no_padding(tiny_config: BertConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(
-        SelfAttention, "forward", lambda self, x, layout, first_only: (seen.append(len(x)), x)[1]
+        SelfAttention, "forward", lambda self, x, layout, *_: (seen.append(len(x)), x)[1]
     )
     mask = prefix([7, 3, 5], 7)
     BertModel(tiny_config)(torch.zeros(3, 7, dtype=torch.long), attention_mask=mask)
