@@ -118,9 +118,9 @@ in one run, each in a process of its own. "x NAME" is the ratio of speeds to NAM
 rounds, and the least and greatest in brackets. Tokens are real ones, no padding. "% of peak" are
 the operations that real tokens need (formula in `minibert/flops.py`), as a share of the machine's
 best matrix product of the model's shapes, in the precision that minibert takes there, in the same
-run. A classifier's last layer is counted whole, also where only its first token is computed, so
-that shares of fine-tuning and prediction compare work done, not products run. Every single time is
-in benchmarks.json."""
+run. The last layer is counted whole, also where a classifier computes its first token alone, or
+pretraining the masked ones, so that shares compare work done, not products run: of `mini`'s 4
+layers' work 15 % is counted and not run. Every single time is in benchmarks.json."""
 
 
 def _environments(results: Results) -> list[str]:

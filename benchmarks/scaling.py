@@ -144,13 +144,15 @@ def count_held(precision: str, dropout: float) -> tuple[float, float, float, flo
         )
         batch = tokens // length
         copies = 2 * num_parameters(config) if precision == "bf16" else 0
-        return kept_bytes(config, batch, length, slots * 128 // batch // 8, precision) - copies
+        return kept_bytes(config, batch, length, slots, precision) - copies
 
     by_layer = kept(2) - kept(1)
     score = (by_layer - (kept(2, 64) - kept(1, 64))) / (heads * tokens * 64)
     layer = (by_layer - heads * tokens * 128 * score) / (width * tokens)
     word = (kept(1, vocabulary=10_100) - kept(1)) / (width * 10_000)
-    outer = (kept(1) - by_layer - word * width * 100) / (width * tokens)
+    rows = tokens // 128 * (4 + 1)  # that the last layer computes: slots and first tokens
+    in_rows = layer * width * rows + word * width * 100
+    outer = (kept(1) - in_rows - heads * tokens * 128 * score) / (width * tokens)
     return layer, score, outer, word
 
 

@@ -119,6 +119,7 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
         "the same, Muon, sentence order": {**_BEST, "nsp": "sop"},
         "recipe before": {**_MUON, "max_seq_length": 256},
         "recipe": {**recipe("small-budget"), "nsp": "nsp"},
+        "recipe, pairs in the last tenth": {**_UNPAIRED, "nsp": "nsp", "nsp_share": 0.1},
         "recipe, no pairs": _UNPAIRED,
         "recipe, no pairs, shifted positions": {**_UNPAIRED, "shift_positions": True},
     },

@@ -7,8 +7,11 @@ M scored positions and V token ids:
     (Muon's matrices have one moment)
 
     activations = 1.4 held + decoder's scores: 4 bytes each in fp32, 2 with bf16 products
-    held = N (layer D sum n + score H sum n^2) + outer D sum n + word V D
+    held = layer D ((N - 1) sum n + R) + N score H sum n^2 + outer D sum n + word V D
            + 2 P where products are in bf16: copies of the weights, and the decoder's gradient
+
+R is what the last layer computes: where words are scored M and the first token of each sequence,
+else taken to be all. Of the other tokens it keeps their keys and values, which are in `outer`.
 
 What is held is what autograd keeps for the backward pass; its factors were counted on a CPU
 (`python -m benchmarks.scaling --count`) with an inner width F of 4 D. Another one, or gates, add
@@ -63,10 +66,10 @@ class Held(NamedTuple):
 
 # By precision, and whether there is dropout.
 HELD = {
-    ("fp32", True): Held(72, 12, 13, 4),
-    ("fp32", False): Held(64, 0, 9, 4),
-    ("bf16", True): Held(40, 6, 8, 0),
-    ("bf16", False): Held(36, 2, 4, 0),
+    ("fp32", True): Held(72, 12, 24, 4),
+    ("fp32", False): Held(64, 0, 24, 4),
+    ("bf16", True): Held(40, 6, 14, 0),
+    ("bf16", False): Held(36, 2, 10, 0),
 }
 
 
@@ -155,7 +158,9 @@ def held_bytes(
     tokens, squares = sum(lengths), sum(n * n for n in lengths)
     scores = 0 if fused_attention else held.score * config.num_attention_heads * squares
     layer = held.layer * config.hidden_size + each * inner
-    found = config.num_hidden_layers * (layer * tokens + scores)
+    last = num_predictions + len(lengths) if num_predictions else tokens
+    found = layer * ((config.num_hidden_layers - 1) * tokens + last)
+    found += config.num_hidden_layers * scores
     found += held.outer * config.hidden_size * tokens
     if num_predictions:
         found += held.word * config.vocab_size * config.hidden_size

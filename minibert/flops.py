@@ -28,8 +28,9 @@ def training_flops(config: BertConfig, lengths: Sequence[int], num_predictions: 
     A product of (a, b) and (b, c) counts 2abc; backward counts twice forward. The terms are query,
     key, value and output; feed-forward, F' being F, or 2 F with gates; attention's two products;
     the pooler; the MLM head at M positions. Embeddings, norms, activations and softmax count
-    nothing. A classifier needs the last layer for its first token alone; it is counted whole, so
-    that figures compare.
+    nothing. A classifier needs the last layer for its first token alone, pretraining for that and
+    the masked ones; it is counted whole, so that figures compare, and a share of the peak is one of
+    work done, not of products run.
 
     Args:
         lengths: real tokens n of each sequence.

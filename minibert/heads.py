@@ -19,7 +19,9 @@ from minibert.losses import IGNORE_INDEX
 from minibert.model import ACTIVATIONS, BertModel, init_weights
 from minibert.packing import copied
 
-_SLOTS = 128  # on a GPU the decoder takes a multiple of so many rows, which products like
+# The decoder takes a multiple of so many rows: products of a GPU like them, and on a CPU a kernel
+# is compiled for each new number.
+_SLOTS, _SLOTS_ON_CPU = 128, 16
 
 
 class MaskedLMScore(NamedTuple):
@@ -185,7 +187,7 @@ class BertForPreTraining(PretrainedMixin, nn.Module):
             slots = _used_slots(places, labels, _SLOTS)
             return copied(slots[0], ids.device), copied(slots[1], ids.device)
         if labels.is_cpu and not torch.compiler.is_compiling():
-            return _used_slots(places, labels, 1)  # elsewhere shapes had better stay
+            return _used_slots(places, labels, _SLOTS_ON_CPU)  # elsewhere shapes had better stay
         return places, labels
 
 
