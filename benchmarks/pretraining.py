@@ -4,8 +4,9 @@
 
 HF plain is transformers' BertForPreTraining as it comes: fp32, padded to the batch's longest. HF
 best is the same with bf16 autocast, torch.compile and an allocator that keeps its memory and asks
-for large pages, which a knowing user can have. Ours is `Loop.take_step`, the very code that `pretrain.py` runs, with its
-defaults. Forward, backward, clipping (ours alone) and AdamW are timed; batches are made beforehand.
+for large pages, which a knowing user can have. Ours is `Loop.take_step`, the very code that
+`pretrain.py` runs, with its defaults. Forward, backward, clipping (ours alone) and AdamW are timed;
+batches are made beforehand.
 
 As in a real run, no batch comes twice, so no two have the same shape. Each variant runs for
 half a minute before it is timed, and on until the memory it holds is steady (at most three

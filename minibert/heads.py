@@ -157,15 +157,17 @@ class BertForPreTraining(PretrainedMixin, nn.Module):
             return PretrainingOutput(None, self.nsp(pooled), None, pooled, score)
         out = self.bert(*inputs, first_positions=first_positions)
         hidden, pooled = out.last_hidden_state, out.pooler_output
-        logits, score = None, None
         if mlm_labels is not None:
-            labels = mlm_labels.to(hidden.device).reshape(-1)
-            score = self.mlm.score(hidden.flatten(0, 1), words, labels)
-        elif mlm_positions is not None:
+            labels = mlm_labels.reshape(-1)
+            places, labels = self._used(torch.arange(len(labels)), labels, input_ids)
+            rows = hidden.flatten(0, 1).index_select(0, places.to(hidden.device))
+            score = self.mlm.score(rows, words, labels)
+            return PretrainingOutput(None, self.nsp(pooled), hidden, pooled, score)
+        if mlm_positions is not None:
             logits = self.mlm(gather_positions(hidden, mlm_positions), words)  # (B, M, V)
         else:
             logits = self.mlm(hidden, words)  # (B, T, V)
-        return PretrainingOutput(logits, self.nsp(pooled), hidden, pooled, score)
+        return PretrainingOutput(logits, self.nsp(pooled), hidden, pooled)
 
     def _states_at(
         self,
