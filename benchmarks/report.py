@@ -120,7 +120,7 @@ the operations that real tokens need (formula in `minibert/flops.py`), as a shar
 best matrix product of the model's shapes, in the precision that minibert takes there, in the same
 run. The last layer is counted whole, also where a classifier computes its first token alone, or
 pretraining the masked ones, so that shares compare work done, not products run: of `mini`'s 4
-layers' work 15 % is counted and not run. Every single time is in benchmarks.json."""
+layers' work 16 % is counted and not run. Every single time is in benchmarks.json."""
 
 
 def _environments(results: Results) -> list[str]:
