@@ -90,6 +90,26 @@ def take(data: PretrainingData, steps: range, of: int) -> list[StepData]:
     return found
 
 
+def rows_of_a_run(folder: Path, **settings: Any) -> list[dict[str, Any]]:
+    """The rows of a run of four steps in `folder`/run, each logged and scored."""
+    corpus = write_corpus(folder / "corpus.txt", documents=24)
+    pretrain(
+        corpus=str(corpus),
+        preset="tiny",
+        vocab_size=60,
+        max_seq_length=WHOLE,
+        batch_size=4,
+        max_steps=4,
+        log_every=1,
+        eval_every=1,
+        cache_dir=str(folder / "cache"),
+        output=str(folder / "run"),
+        device="cpu",
+        **settings,
+    )
+    return read_metrics(folder / "run")
+
+
 def same_steps(ours: list[StepData], theirs: list[StepData]) -> bool:
     batches = [
         [batch for step in steps for batch in step.micro_batches] for steps in (ours, theirs)
@@ -281,23 +301,7 @@ def test_phases_follow_the_settings(
 
 
 def test_the_command_scores_pairs_where_it_trains_them(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus.txt", documents=24)
-    pretrain(
-        corpus=str(corpus),
-        preset="tiny",
-        vocab_size=60,
-        max_seq_length=32,
-        nsp_share=0.5,
-        batch_size=4,
-        max_steps=4,
-        log_every=1,
-        eval_every=1,
-        save_every=1,
-        cache_dir=str(tmp_path / "cache"),
-        output=str(tmp_path / "run"),
-        device="cpu",
-    )
-    rows = read_metrics(tmp_path / "run")
+    rows = rows_of_a_run(tmp_path, nsp_share=0.5)
     trained = ["nsp_loss" in row for row in rows if "mlm_loss" in row]
     scored = ["eval_nsp_loss" in row for row in rows if "eval_mlm_loss" in row]
     assert trained == [False, False, True, True]
@@ -467,22 +471,8 @@ def test_the_command_says_what_it_does(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_evaluations_read_what_the_steps_read(tmp_path: Path) -> None:
     """Of whole sequences the later places are still as they were drawn: a loss that says little."""
-    corpus = write_corpus(tmp_path / "corpus.txt", documents=24)
-    pretrain(
-        corpus=str(corpus),
-        preset="tiny",
-        vocab_size=60,
-        max_seq_length=32,
-        short_length=16,
-        short_share=0.5,
-        batch_size=4,
-        max_steps=4,
-        eval_every=1,
-        cache_dir=str(tmp_path / "cache"),
-        output=str(tmp_path / "run"),
-        device="cpu",
-    )
-    rows = [row for row in read_metrics(tmp_path / "run") if "eval_mlm_loss" in row]
+    found = rows_of_a_run(tmp_path, short_length=16, short_share=0.5)
+    rows = [row for row in found if "eval_mlm_loss" in row]
     assert [row["eval_max_seq_length"] for row in rows] == [16, 16, 32, 32]
     pairs = [row["eval_pairs"] for row in rows]
     assert pairs[0] > pairs[2], "short ones are more"
