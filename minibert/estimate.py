@@ -68,8 +68,8 @@ class Held(NamedTuple):
 HELD = {
     ("fp32", True): Held(72, 12, 24, 4),
     ("fp32", False): Held(64, 0, 24, 4),
-    ("bf16", True): Held(40, 6, 14, 0),
-    ("bf16", False): Held(36, 2, 10, 0),
+    ("bf16", True): Held(40, 6, 16, 0),
+    ("bf16", False): Held(36, 2, 12, 0),
 }
 
 

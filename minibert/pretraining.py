@@ -615,7 +615,7 @@ def _parts_of_budget(
     """
     short = settings.short_length
     short_until = (settings.short_share or SHORT_SHARE) if short else 0.0
-    pairs_from = 1 - (settings.nsp_share or 1)
+    pairs_from = round(1 - (settings.nsp_share or 1), 9)  # no sliver of a phase
     found, start = [], 0.0
     for until in sorted({short_until, pairs_from, 1.0} - {0.0}):
         options = last.options
