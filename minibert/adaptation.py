@@ -11,7 +11,6 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from minibert.errors import InputError
 from minibert.files import whole_characters, write_atomically
 from minibert.pretraining import pretrain
 from minibert.run_folder import RunFolder
-from minibert.runs import log_line, weights_digest
+from minibert.runs import EarlierStage, log_line, weights_digest
 from minibert.settings import OWN_TEXT, FinetuneSettings, PretrainSettings
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.splits import Parts, parts_of
@@ -34,18 +33,6 @@ _SHARED = (
     *("batch_size", "micro_batch_size", "max_seq_length", "seed", "device", "precision"),
     *("compile", "deterministic", "log_every", "save_every", "cache_dir"),
 )
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """A model that has learnt the masked words of a task's text.
-
-    folder: its run folder. weights: their digest. notes: what results.json says of it.
-    """
-
-    folder: Path
-    weights: str
-    notes: dict[str, Any]
 
 
 def made_before_training(settings: FinetuneSettings) -> tuple[str, ...]:
@@ -74,7 +61,7 @@ def check_text(task: Task[Any, Any]) -> None:
 
 def adapt(
     task: Task[Any, Any], splits: Splits[Any], source: Source, start: Path, run: Path
-) -> Adapted:
+) -> EarlierStage:
     """Adapts a model to a task's text; what is there is gone on with, or left as it is.
 
     Args:
@@ -114,7 +101,7 @@ def adapt(
         f"{run / _FOLDER}, {notes['tokens']:,} tokens in {notes['minutes']:.1f} min; held out: "
         f"mlm_loss {notes['mlm_loss']:.3f}, mlm_accuracy {notes['mlm_accuracy']:.3f}",
     )
-    return Adapted(run / _FOLDER, weights_digest(run / _FOLDER), notes)
+    return EarlierStage(run / _FOLDER, weights_digest(run / _FOLDER), notes)
 
 
 def own_text(task: Task[Any, Any], splits: Splits[Any], source: Source) -> tuple[list[str], str]:
@@ -126,7 +113,7 @@ def own_text(task: Task[Any, Any], splits: Splits[Any], source: Source) -> tuple
     Returns:
         The texts, and a line that says what they are.
     """
-    parts, scored = _scored(task, splits)
+    parts, scored = scored_texts(task, splits)
     found, what = list(task.unlabelled(source)), "texts of the set without labels"
     if not found:
         found = [text for example in parts.train for text in task.texts(example)]
@@ -143,8 +130,8 @@ def own_text(task: Task[Any, Any], splits: Splits[Any], source: Source) -> tuple
     return texts, f"{len(texts):,} {what}; {held:,} that dev or test holds left out"
 
 
-def _scored(task: Task[Any, Any], splits: Splits[Any]) -> tuple[Parts, set[str]]:
-    """A task's parts, and the folded texts of dev and test."""
+def scored_texts(task: Task[Any, Any], splits: Splits[Any]) -> tuple[Parts, set[str]]:
+    """A task's parts, and the texts of dev and test as `cleaning.folded` has them."""
     parts = parts_of(task, splits, task.settings.dev_fraction, None)
     examples = (*parts.dev, *parts.test)
     return parts, {folded(text) for example in examples for text in task.texts(example)} - {""}
@@ -152,7 +139,7 @@ def _scored(task: Task[Any, Any], splits: Splits[Any]) -> tuple[Parts, set[str]]
 
 def _say_copies(task: Task[Any, Any], splits: Splits[Any], files: Sequence[Path]) -> None:
     """Tells how many texts of dev and test the user's own files hold; they are left as they are."""
-    _, scored = _scored(task, splits)
+    _, scored = scored_texts(task, splits)
     found: set[str] = set()
     for file in files:
         for piece in read_pieces(file, ReaderOptions()):

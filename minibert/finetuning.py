@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,30 @@ import numpy as np
 import torch
 from torch import nn
 
-from minibert.adaptation import Adapted, adapt, check_text, made_before_training
+from minibert.adaptation import adapt, check_text, made_before_training
 from minibert.compiling import compile_if_it_pays
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.files import bundled_data, read_json, write_atomically, write_json, write_jsonl
 from minibert.fitting import Trial, micro_batch_size
+from minibert.intermediate import (
+    INTERMEDIATE,
+    check_intermediate,
+    intermediate_settings,
+    lack,
+    supplement,
+    texts_to_leave_out,
+)
 from minibert.machine import launched
 from minibert.model import init_weights
 from minibert.model_folders import BUNDLED, bundled_model, open_model_folder
 from minibert.optim import Budget, build_optimizer
-from minibert.recipes import as_begun, filled
+from minibert.recipes import as_begun, filled, is_given
 from minibert.repeats import repeat
 from minibert.run_folder import RunFolder
 from minibert.runs import (
     REHEARSED_BATCHES,
+    EarlierStage,
     RunResult,
     Scoring,
     as_begun_from,
@@ -59,7 +68,7 @@ from minibert.settings import MOST_EPOCHS, FinetuneSettings, flag
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.batches import Feature, TaskData, flat, infer
-from minibert.tasks.splits import Parts, parts_of
+from minibert.tasks.splits import Parts, parts_of, without_texts
 from minibert.tokenizer import WordPiece
 from minibert.train import Loop, LoopSettings, NonFiniteError
 from minibert.world import World, join_world
@@ -113,7 +122,11 @@ def with_recipe(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
         config = BertConfig.from_pretrained(start_folder(settings))
     except InputError:
         return settings, ""
-    return filled(settings, family, config)
+    found, said = filled(settings, family, config)
+    if found.intermediate and not settings.intermediate_task and (why := lack(found)):
+        said += f"; without {found.intermediate_task} before it: {why}"
+        found = dataclasses.replace(found, intermediate_task=None)
+    return found, said
 
 
 def _as_begun(settings: FinetuneSettings) -> tuple[FinetuneSettings, str] | None:
@@ -193,6 +206,7 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
             "then fine-tune --model of that"
         )
     settings, recipe = _as_begun(settings) or with_recipe(settings)
+    check_intermediate(settings)
     check_text(find_task(settings.task)(settings))
     if settings.seeds > 1 and not settings.dry_run:
         # Before a folder is made: either may fail. The first line of a run says what data it is.
@@ -202,7 +216,7 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
     return _finetune_once(settings, recipe)
 
 
-def _adapt_for_seeds(settings: FinetuneSettings, start: Path, run: Path) -> Adapted | None:
+def _adapt_for_seeds(settings: FinetuneSettings, start: Path, run: Path) -> EarlierStage | None:
     """The model that the runs of all seeds start from, where it is to be adapted first."""
     if settings.adapt is None:
         return None
@@ -214,16 +228,24 @@ def _adapt_for_seeds(settings: FinetuneSettings, start: Path, run: Path) -> Adap
     return adapt(task, splits, source, start, run)
 
 
-def _finetune_once(settings: FinetuneSettings, recipe: str) -> RunResult:
-    """One run with one seed; `recipe` is the line about what was filled in."""
+def _finetune_once(
+    settings: FinetuneSettings, recipe: str, left_out: Collection[str] = ()
+) -> RunResult:
+    """One run with one seed.
+
+    Args:
+        recipe: the line about what was filled in.
+        left_out: texts that are neither learnt from nor chosen by; as `cleaning.folded` has them.
+    """
     started = time.perf_counter()
     task = find_task(settings.task)(settings)
     with join_world() as world:
         if settings.dry_run:
-            return _Run(None, task, world, started).carry_out(recipe)
-        output, kept = settings.output or f"runs/{task.name}", made_before_training(settings)
+            return _Run(None, task, world, started, left_out).carry_out(recipe)
+        output = settings.output or f"runs/{task.name}"
+        kept = (*made_before_training(settings), *([INTERMEDIATE] if settings.intermediate else []))
         with RunFolder(output, world.is_main, kept) as folder:
-            return _Run(folder, task, world, started).carry_out(recipe)
+            return _Run(folder, task, world, started, left_out).carry_out(recipe)
 
 
 @dataclass
@@ -234,7 +256,7 @@ class _Start:
     digest: str
     tokenizer: WordPiece
     model: Any
-    adapted: Adapted | None
+    earlier: dict[str, EarlierStage]  # by its word in run.json and results.json
 
 
 class _Run:
@@ -246,13 +268,16 @@ class _Run:
         task: Task[Any, Any],
         world: World,
         started: float,
+        left_out: Collection[str],
     ) -> None:
         self.folder, self.task, self.world = folder, task, world
+        self.left_out = left_out
         self.settings, self.started = task.settings, started
         # Seconds of a budget in minutes that the scoring at the end was planned to take, and that
         # are kept for it by now.
         self.planned: float | None = None
         self.kept: float | None = None
+        self.goes_on = False  # in an earlier stage, in which it was stopped
 
     def carry_out(self, recipe: str) -> RunResult:
         """The whole run; `recipe` is the line about what was filled in."""
@@ -268,8 +293,8 @@ class _Run:
             folder.check_same_data(splits.fingerprint)
             if folder.results is not None:
                 return finished_run(folder)
-            if not self.begun["resolved"]:  # stopped while it adapted: fine-tuning is to begin
-                self.begun = None
+            if not self.begun["resolved"]:  # stopped in an earlier stage: fine-tuning is to begin
+                self.begun, self.goes_on = None, True
         self.runtime = start_or_replay_runtime(settings, self.begun, self.world)
         start = self._start(splits, parts.train)
         features = flat(task.encode(parts.train))
@@ -315,14 +340,15 @@ class _Run:
             "steps": state.step,
             "seconds": state.seconds,
         }
-        if start.adapted is not None:
-            results["adapted"] = start.adapted.notes
+        results |= {name: stage.notes for name, stage in start.earlier.items()}
         _write(folder.path, task, parts.test, predictions, results)
         return RunResult(folder.path, results, start.model)
 
     def _read(self) -> tuple[Splits[Any], Parts]:
         """The task's data, and its parts; what was found is printed."""
         splits = read_splits(self.task, self.source)
+        if self.left_out:
+            splits = without_texts(self.task, splits, self.left_out)
         log_line("found", "; ".join(splits.notes))
         parts = parts_of(self.task, splits, self.settings.dev_fraction, self.settings.limit)
         text = f"{len(parts.train):,} train, {len(parts.dev):,} dev"
@@ -351,40 +377,70 @@ class _Run:
             )
         _say_untrained_positions(settings, folder)
         tokenizer = _learn(self.task, train, folder)
-        adapted = self._adapt(splits, folder)
-        random_weights = settings.random_weights and adapted is None
-        backbone = adapted.folder if adapted else folder
+        earlier = self._earlier_stages(splits, folder)
+        random_weights = settings.random_weights and not earlier
+        backbone = next(reversed(earlier.values())).folder if earlier else folder
         model = _build_model(settings, self.task, backbone, random_weights)
         placed(model, settings, self.runtime)
-        return _Start(folder, digest, tokenizer, model, adapted)
+        return _Start(folder, digest, tokenizer, model, earlier)
 
-    def _adapt(self, splits: Splits[Any], start: Path) -> Adapted | None:
-        """The model with the task's text learnt, where that is asked for.
+    def _earlier_stages(self, splits: Splits[Any], start: Path) -> dict[str, EarlierStage]:
+        """The models of the stages that come before fine-tuning, in their order.
 
         Until fine-tuning begins, an empty `resolved` in run.json says that it has not.
         """
-        if self.settings.adapt is None:
-            return None
-        if self.folder is None:
-            log_line("adapt", "left out of a dry run")
-            return None
-        if self.begun is None:
+        settings, folder = self.settings, self.folder
+        asked: dict[str, Callable[[Path], EarlierStage]] = {}
+        if settings.adapt is not None:
+            asked["adapted"] = functools.partial(self._adapt, splits)
+        if settings.intermediate:
+            asked["intermediate"] = self._supplement
+        if folder is None:
+            for name in asked:
+                log_line("adapt" if name == "adapted" else name, "left out of a dry run")
+            return {}
+        if asked and self.begun is None:
             record = run_record("finetune", self.settings, splits.fingerprint, self.runtime)
-            self.folder.clear()
-            self.folder.write_run(record | {"resolved": {}})
-        before = time.perf_counter()
-        try:
-            adapted = adapt(self.task, splits, self.source, start, self.folder.path)
-        except InputError:
-            if self.begun is None:
-                self.folder.forget()
-            raise
-        self.started += time.perf_counter() - before  # it has minutes of its own
-        if self.begun is not None and self.begun["resolved"]["adapted"] != adapted.weights:
-            raise InputError(
-                f"--resume: the weights in {adapted.folder} have changed; --overwrite starts anew"
-            )
-        return adapted
+            folder.clear()
+            folder.write_run(record | {"resolved": {}})
+        found: dict[str, EarlierStage] = {}
+        for name, carry_out_stage in asked.items():
+            before = time.perf_counter()
+            last = next(reversed(found.values())).folder if found else start
+            try:
+                found[name] = carry_out_stage(last)
+            except InputError:
+                if self.begun is None:
+                    folder.forget()
+                raise
+            self.started += time.perf_counter() - before  # it has minutes of its own
+            if self.begun is not None and self.begun["resolved"].get(name) != found[name].weights:
+                raise InputError(
+                    f"--resume: the weights in {found[name].folder} have changed; --overwrite "
+                    f"starts anew"
+                )
+        return found
+
+    def _adapt(self, splits: Splits[Any], start: Path) -> EarlierStage:
+        """The model with the task's text learnt."""
+        assert self.folder is not None
+        return adapt(self.task, splits, self.source, start, self.folder.path)
+
+    def _supplement(self, start: Path) -> EarlierStage:
+        """The model with the labels of another task learnt."""
+        assert self.folder is not None
+        settings = self.settings
+        if settings.adapt is not None:  # random weights have learnt by then
+            settings = dataclasses.replace(settings, random_weights=False)
+        goes_on = self.begun is not None or self.goes_on
+        wanted = intermediate_settings(settings, start, self.folder.path, goes_on)
+        left_out = texts_to_leave_out(self.task, self.source)
+        wanted, recipe = with_recipe(wanted)
+        if not is_given(wanted, "max_seq_length"):
+            positions = BertConfig.from_pretrained(start).max_position_embeddings
+            length = min(wanted.max_seq_length, positions)
+            wanted = dataclasses.replace(wanted, max_seq_length=length)
+        return supplement(wanted, lambda own: _finetune_once(own, recipe, left_out))
 
     def _loop(
         self,
@@ -528,7 +584,9 @@ class _Run:
         record["resolved"] |= {
             "start": str(start.folder),
             "start_weights": start.digest,
-            "adapted": start.adapted and start.adapted.weights,
+            "adapted": None,
+            "intermediate": None,
+            **{name: stage.weights for name, stage in start.earlier.items()},
             "data": str(self.source.path),
             "micro_batch_size": data.micro_batch_size,
             "compile": self.compiled,

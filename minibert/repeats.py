@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minibert.adaptation import Adapted, made_before_training
+from minibert.adaptation import made_before_training
 from minibert.errors import InputError
 from minibert.files import write_json
 from minibert.machine import launched
 from minibert.run_folder import RunFolder
 from minibert.runs import (
+    EarlierStage,
     RunResult,
     as_begun_from,
     check_not_start,
@@ -41,7 +42,7 @@ def repeat(
     settings: FinetuneSettings,
     run_one: Callable[[FinetuneSettings], RunResult],
     choose: Callable[[FinetuneSettings], Path],
-    adapted: Callable[[FinetuneSettings, Path, Path], Adapted | None],
+    adapted: Callable[[FinetuneSettings, Path, Path], EarlierStage | None],
 ) -> RunResult:
     """Runs with seed, seed + 1, ...; the folder's model is that of the best dev figure.
 
@@ -75,7 +76,7 @@ def repeat(
             if not goes_on:
                 folder.forget()
             raise
-        of_all = shared or Adapted(Path(start["start"]), start["start_weights"], {})
+        of_all = shared or EarlierStage(Path(start["start"]), start["start_weights"], {})
         each = {
             seed: _of_seed(settings, folder.path, seed, of_all.folder, shared is not None)
             for seed in range(settings.seed, settings.seed + settings.seeds)
@@ -173,7 +174,7 @@ def _of_seed(
     settings: FinetuneSettings, path: Path, seed: int, start: Path, is_adapted: bool
 ) -> FinetuneSettings:
     """The settings of one run; minutes are those of the whole command."""
-    minutes = settings.tuning_minutes and settings.tuning_minutes / settings.seeds
+    minutes = settings.unadapted_minutes and settings.unadapted_minutes / settings.seeds
     if is_adapted:
         settings = dataclasses.replace(
             settings,

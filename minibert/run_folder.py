@@ -37,6 +37,7 @@ _OURS = (
     "checkpoints",
     "adapted",
     "adapted.jsonl",
+    "intermediate",
     "run.json",  # last: until then the folder is known as a run's
 )
 # Settings that may differ between a run and its resumption: none changes what is computed.

@@ -53,6 +53,18 @@ class RunResult:
     model: nn.Module | None = None
 
 
+@dataclass(frozen=True)
+class EarlierStage:
+    """A model that a stage before fine-tuning left in the run's folder.
+
+    folder: its own run folder. weights: their digest. notes: what results.json says of it.
+    """
+
+    folder: Path
+    weights: str
+    notes: dict[str, Any]
+
+
 def log_line(topic: str, text: str) -> None:
     """One line of the run's log, on standard error, from the main process."""
     if launched().rank == 0:

@@ -51,6 +51,7 @@ DEFAULT_MODE = "cross-encoder"  # of similarity
 MIN_STEPS = 500  # of fine-tuning where no budget is given ...
 MOST_EPOCHS = 20  # ... if so many passes give them (Mosbach et al. 2021, section 6)
 OWN_TEXT = "auto"  # the word for the task's own text, in --adapt
+NO_TASK = "none"  # the word for no --intermediate-task, whatever a recipe says
 SHORT_SHARE = 0.9  # of the budget, with --short-length (Devlin et al. 2019, A.2)
 SCHEDULES = ("linear", "cosine", "constant-then-linear")
 DECAY_RATIO = 0.3  # of the budget, with --schedule constant-then-linear
@@ -519,6 +520,16 @@ class FinetuneSettings(RunSettings):
     adapt_learning_rate: float | None = setting(
         None, "peak rate of --adapt; default that of `pretrain --model`"
     )
+    intermediate_task: str | None = setting(
+        None,
+        "before fine-tuning, learn the labels of this task, such as stsb before mrpc, without the "
+        "examples whose texts --task is scored on; in the run's folder intermediate/, for every "
+        "seed; a recipe may name one, 'none' does without",
+    )
+    intermediate_data: str | None = setting(
+        None,
+        "data of --intermediate-task; default beside that of --data, else where download puts it",
+    )
     reinit_layers: int = setting(
         0, "redraw the pooler and this many top layers, which pretraining has specialised"
     )
@@ -576,6 +587,10 @@ class FinetuneSettings(RunSettings):
         if self.seeds < 1:
             found.append(f"--seeds is {self.seeds}, must be at least 1")
         found += self._adapt_faults()
+        if self.intermediate_data and not self.intermediate:
+            found.append("--intermediate-data goes with --intermediate-task")
+        if self.intermediate and self.intermediate == self.task:
+            found.append(f"--intermediate-task {self.task} is the task itself; name another")
         if not 0 <= self.label_smoothing < 1:
             found.append(f"--label-smoothing is {self.label_smoothing}, must be in [0, 1)")
         if self.freeze_layers is not None and self.freeze_layers < 0:
@@ -652,6 +667,17 @@ class FinetuneSettings(RunSettings):
         return self.max_minutes and self.max_minutes / 2
 
     @property
-    def tuning_minutes(self) -> float | None:
+    def intermediate(self) -> str | None:
+        """The task whose labels are learnt before, if any."""
+        return None if self.intermediate_task == NO_TASK else self.intermediate_task
+
+    @property
+    def unadapted_minutes(self) -> float | None:
         """What is left of --max-minutes beside the adaptation."""
         return self.max_minutes and self.max_minutes - (self.adapting_minutes or 0)
+
+    @property
+    def tuning_minutes(self) -> float | None:
+        """What is left of --max-minutes for the task itself; the intermediate one has half."""
+        left = self.unadapted_minutes
+        return left and left / (2 if self.intermediate else 1)

@@ -25,7 +25,7 @@ from minibert.model_folders import pinned
 from minibert.recipes import file_settings, is_given
 from minibert.runs import dev_figure, log_line, of_seed, weights_digest
 from minibert.series import Job, carry_out_all, check_alone, claimed
-from minibert.settings import FinetuneSettings, flag
+from minibert.settings import NO_TASK, FinetuneSettings, flag
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Task
@@ -365,6 +365,7 @@ def _side_settings(
     values |= {"task": name, "model": plan.model, "random_weights": is_random}
     values |= {k: v for k, v in budget.items() if v}
     values |= {"limit": plan.limit, "dev_only": ENTRIES[name].dev_only}
+    values |= {"intermediate_task": NO_TASK} if plan.quick else {}
     values |= {"device": plan.device, "precision": plan.precision}
     if plan.data is not None:
         values["data"] = str(source.path)

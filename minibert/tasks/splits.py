@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from minibert.cleaning import folded
 from minibert.errors import InputError
 from minibert.tasks.base import Splits, Task
 
@@ -40,6 +42,27 @@ def parts_of(
     if splits.test is None:
         return Parts(train, dev, dev, "dev")
     return Parts(train, dev, splits.test, "test")
+
+
+def without_texts(task: Task[E, Any], splits: Splits[E], texts: Collection[str]) -> Splits[E]:
+    """The splits without the examples of train and dev that have one of these texts.
+
+    Args:
+        texts: as `cleaning.folded` has them, so that case and spaces do not count.
+
+    Raises:
+        InputError: nothing is left to learn from.
+    """
+
+    def kept(examples: Sequence[E]) -> list[E]:
+        return [e for e in examples if not any(folded(text) in texts for text in task.texts(e))]
+
+    train, dev = kept(splits.train), splits.dev and kept(splits.dev)
+    if not train:
+        raise InputError(f"{splits.source}: every example has a text that is to be left out")
+    count = len(splits.train) - len(train) + len(splits.dev or ()) - len(dev or ())
+    said = f"{count:,} left out of train and dev, whose texts another task is scored on"
+    return dataclasses.replace(splits, train=train, dev=dev, notes=(*splits.notes, said))
 
 
 def cut_dev(task: Task[E, Any], examples: Sequence[E], fraction: float) -> tuple[list[E], list[E]]:

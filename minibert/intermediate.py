@@ -1,0 +1,137 @@
+"""Between the stages: the labels of another task, before those of the task itself.
+
+Supplementary training on intermediate labelled data (Phang et al. 2018, "Sentence Encoders on
+STILTs"): a task with few labels starts from a model that has learnt a related one. In: the model
+to start from. Out: `intermediate/` in the run's folder, an ordinary fine-tuning run, from whose
+encoder the fine-tuning starts.
+
+An example of the other task that has a text of the task's dev or test is left out, since its label
+may tell theirs: of the 5,749 training pairs of STS-B 575 have a text of MRPC's dev or test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minibert.adaptation import scored_texts
+from minibert.errors import InputError, did_you_mean
+from minibert.machine import launched
+from minibert.runs import EarlierStage, RunResult, dev_figure, log_line, weights_digest
+from minibert.settings import NO_TASK, FinetuneSettings
+from minibert.tasks import TASKS, find_task
+from minibert.tasks.base import Source, Task
+
+INTERMEDIATE = "intermediate"  # its folder in that of the run
+# Set for fine-tuning, and the same for what comes before it; a recipe has the rest.
+_SHARED = (
+    *("random_weights", "seed", "device", "precision", "compile", "deterministic"),
+    *("log_every", "save_every", "cache_dir"),
+)
+
+
+def check_intermediate(settings: FinetuneSettings) -> None:
+    """Looks at what is to be learnt before, and that its data is there, before anything is made.
+
+    Raises:
+        InputError: an unknown task, one that writes texts, no data, or several processes.
+    """
+    name = settings.intermediate
+    if not name:
+        return
+    if name not in TASKS:
+        raise InputError(f"--intermediate-task {name!r} is unknown{did_you_mean(name, TASKS)}")
+    if launched().size > 1:
+        raise InputError(
+            "--intermediate-task runs in one process; fine-tune it under torchrun by itself, then "
+            "--model of that, with --intermediate-task none"
+        )
+    if find_task(name).is_open_ended:
+        raise InputError(f"--intermediate-task {name} writes texts; name one that reads them")
+    try:
+        find_task(name)(_task_settings(settings)).find_data()
+    except InputError as error:
+        raise InputError(f"--intermediate-task {name}: {error}") from None
+
+
+def lack(settings: FinetuneSettings) -> str:
+    """Why the intermediate task of a recipe is to be left out here, or an empty text."""
+    name = settings.intermediate
+    assert name is not None
+    if launched().size > 1:
+        return "it runs in one process"
+    if find_task(name)(_task_settings(settings)).find_data().is_sample:
+        return f"no data; `minibert download {name}` fetches it, --intermediate-data names it"
+    return ""
+
+
+def intermediate_settings(
+    settings: FinetuneSettings, start: Path, run: Path, goes_on: bool
+) -> FinetuneSettings:
+    """The settings of the run that comes before.
+
+    Args:
+        start: the model folder. run: the folder of the fine-tuning. goes_on: it was stopped after
+            it had begun; else what is there is of another run.
+    """
+    left = settings.unadapted_minutes
+    return dataclasses.replace(
+        _task_settings(settings),
+        **{name: getattr(settings, name) for name in _SHARED},
+        model=str(start),
+        max_minutes=left and left - (settings.tuning_minutes or 0),
+        dev_only=True,
+        output=str(run / INTERMEDIATE),
+        resume="auto" if goes_on else "no",
+        overwrite=not goes_on,
+    )
+
+
+def texts_to_leave_out(task: Task[Any, Any], source: Source) -> set[str]:
+    """The folded texts of a task's dev and test, with --dev-only those of test, too."""
+    return scored_texts(task, task.read(source))[1]
+
+
+def supplement(
+    settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], RunResult]
+) -> EarlierStage:
+    """Learns the intermediate task; what is there is gone on with, or left as it is.
+
+    Args:
+        settings: of its run, whole.
+        run_one: carries out one run.
+
+    Raises:
+        InputError: data or a model that cannot be used.
+        Interrupted: by a signal; `--resume` goes on.
+    """
+    assert settings.output is not None
+    log_line(INTERMEDIATE, f"{settings.task} first, in {settings.output}")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # results are those of the task
+            figures = run_one(settings).figures
+    except InputError as error:
+        raise InputError(f"--intermediate-task {settings.task}: {error}") from None
+    name, value = dev_figure(figures)
+    kept = ("num_train", "best_step", "steps", "seconds", f"dev_{name}")
+    notes = {"task": settings.task, "dataset": figures["dataset"], "seed": settings.seed}
+    notes |= {"random_weights": settings.random_weights, **{key: figures[key] for key in kept}}
+    log_line(INTERMEDIATE, f"{settings.task} is learnt (dev {name} {value:.4f}); the task follows")
+    folder = Path(settings.output)
+    return EarlierStage(folder, weights_digest(folder), notes)
+
+
+def _task_settings(settings: FinetuneSettings) -> FinetuneSettings:
+    """The task and its data: where it is named, else beside --data, else where it always is."""
+    assert settings.intermediate is not None
+    data = settings.intermediate_data
+    if data is None and settings.data is not None:
+        task = find_task(settings.intermediate)(FinetuneSettings(task=settings.intermediate))
+        names = (task.name, *(Path(place).name for place in task.places))
+        beside = (Path(settings.data).parent / name for name in names)
+        data = next((str(path) for path in beside if path.is_dir()), None)
+    return FinetuneSettings(task=settings.intermediate, data=data, intermediate_task=NO_TASK)

@@ -1,0 +1,304 @@
+"""The labels of another task before the task's own: `finetune --intermediate-task`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from samples import make_model_folder, one_thread, write_corpus  # noqa: F401
+from test_resume import finish, start, stop_at
+
+from minibert import recipes
+from minibert.cli import main
+from minibert.config import BertConfig
+from minibert.errors import InputError
+from minibert.files import bundled_data
+from minibert.finetuning import finetune, with_recipe
+from minibert.intermediate import intermediate_settings
+from minibert.recipes import Recipe
+from minibert.run_folder import read_metrics
+from minibert.runs import RunResult
+from minibert.settings import FinetuneSettings
+
+LOOP: dict[str, Any] = {
+    **{"max_seq_length": 32, "batch_size": 4, "max_steps": 2, "device": "cpu", "precision": "fp32"},
+}
+NEXT_TO_NOTHING = 1e-12  # a rate at which weights stay what they were
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(tmp_path_factory.mktemp("model") / "start")
+
+
+def table(path: Path, rows: list[str]) -> str:
+    path.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def numbered(first: int, count: int = 12) -> list[str]:
+    return [f"river bridge {i},{'yes' if i % 2 else 'no'}" for i in range(first, first + count)]
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> dict[str, Any]:
+    """Settings of a task with train, dev and test, and another task that shares texts with it."""
+    shared = ["River  Bridge 30,yes", "river bridge 41,no"]  # one of dev, one of test
+    return {
+        "task": "classification",
+        "data": table(tmp_path / "train.csv", numbered(0)),
+        "dev_data": table(tmp_path / "dev.csv", numbered(24)),
+        "test_data": table(tmp_path / "test.csv", numbered(40)),
+        "intermediate_task": "sst2",
+        "intermediate_data": str(write_sst2(tmp_path / "SST-2", shared)),
+    }
+
+
+def write_sst2(folder: Path, more: list[str]) -> Path:
+    folder.mkdir()
+    lines = {
+        "train": [f"storm garden {i}\t{i % 2}" for i in range(10)] + ["river bridge 3\t1"],
+        "dev": [f"winter candle {i}\t{i % 2}" for i in range(6)],
+    }
+    for row in more:
+        lines["train"].append(f"{row.split(',')[0]}\t1")
+        lines["dev"].append(f"{row.split(',')[0]}\t0")
+    for name, rows in lines.items():
+        (folder / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    return folder
+
+
+def tune(model: Path, output: Path, **options: Any) -> RunResult:
+    return finetune(**{**LOOP, "model": str(model), "output": str(output), **options})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def resolved(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / "run.json").read_text())["resolved"]
+    return record
+
+
+# --- what is learnt -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("random_weights", [False, True])
+def test_fine_tuning_starts_from_the_encoder_of_the_other_task(
+    model: Path, tmp_path: Path, random_weights: bool
+) -> None:
+    options = {"intermediate_task": "stsb", "random_weights": random_weights}
+    run = tune(model, tmp_path / "run", task="mrpc", learning_rate=NEXT_TO_NOTHING, **options)
+    between = run.folder / "intermediate"
+    begun, learnt, end = (weights(folder) for folder in (model, between, run.folder))
+    assert not torch.allclose(begun[QUERY], learnt[QUERY], atol=1e-4)
+    encoder = [name for name in end if name.startswith("bert.encoder")]
+    assert all(torch.allclose(learnt[name], end[name], atol=1e-8) for name in encoder)
+    assert end["classifier.weight"].shape != learnt["classifier.weight"].shape
+    said = run.figures["intermediate"]
+    assert (said["task"], said["random_weights"]) == ("stsb", random_weights)
+    assert said["num_train"] == 26 and said["steps"] > 2  # its own budget, not that of the task
+    assert said["dev_spearman"] == max(
+        row["eval_spearman"] for row in read_metrics(between) if "eval_spearman" in row
+    )
+    assert json.loads((run.folder / "results.json").read_text())["intermediate"] == said
+
+
+@pytest.mark.parametrize("dev_only", [False, True])
+def test_what_the_task_is_scored_on_is_left_out(
+    model: Path, tmp_path: Path, sets: dict[str, Any], dev_only: bool
+) -> None:
+    """Without regard to case and spaces; texts of the task's own train may stay."""
+    run = tune(model, tmp_path / "run", **sets, dev_only=dev_only)
+    assert run.figures["intermediate"]["num_train"] == 11
+    between = json.loads((run.folder / "intermediate/results.json").read_text())
+    assert between["num_eval"] == 6
+    rows = (run.folder / "intermediate/predictions.jsonl").read_text().splitlines()
+    assert all(json.loads(row)["text"].startswith("winter candle") for row in rows)
+
+
+def test_where_everything_would_be_left_out_it_is_refused(
+    model: Path, tmp_path: Path, sets: dict[str, Any]
+) -> None:
+    for name in ("train", "dev"):
+        place = Path(sets["intermediate_data"]) / f"{name}.tsv"
+        place.write_text("sentence\tlabel\nriver bridge 30\t1\nriver bridge 41\t0\n")
+    said = "--intermediate-task sst2: .* every example has a text that is to be left out"
+    with pytest.raises(InputError, match=said):
+        tune(model, tmp_path / "run", **sets)
+    with pytest.raises(InputError, match="--resume"):  # it is as if it had not begun
+        tune(model, tmp_path / "run", **sets, resume=True)
+
+
+def test_every_seed_has_one_of_its_own(model: Path, tmp_path: Path, sets: dict[str, Any]) -> None:
+    run = tune(model, tmp_path / "run", **sets, seeds=2)
+    assert not (run.folder / "intermediate").exists()
+    folders = [run.folder / f"seed-{seed}/intermediate" for seed in (0, 1)]
+    first, second = (weights(folder) for folder in folders)
+    assert not torch.equal(first[QUERY], second[QUERY])
+    alone = tune(model, tmp_path / "alone", **sets, seed=1)
+    assert torch.equal(weights(alone.folder)[QUERY], weights(run.folder / "seed-1")[QUERY])
+    assert run.figures["seeds"][1]["loss"] == alone.figures["loss"]
+
+
+def test_adapting_comes_first(model: Path, tmp_path: Path, sets: dict[str, Any]) -> None:
+    write_corpus(tmp_path / "own.txt", documents=8)
+    text = {"adapt": str(tmp_path / "own.txt"), "cache_dir": str(tmp_path / "cache")}
+    run = tune(model, tmp_path / "run", **sets, **text, adapt_epochs=1.0, random_weights=True)
+    adapted, between = run.folder / "adapted", run.folder / "intermediate"
+    record = resolved(between)
+    assert record["start"] == str(adapted)
+    assert record["start_weights"] == resolved(run.folder)["adapted"]
+    assert not run.figures["intermediate"]["random_weights"]
+    assert {"adapted", "intermediate"} <= run.figures.keys()
+
+
+def test_minutes_are_shared(tmp_path: Path) -> None:
+    settings = FinetuneSettings(task="rte", intermediate_task="stsb", max_minutes=8.0)
+    assert settings.tuning_minutes == 4.0
+    assert intermediate_settings(settings, tmp_path, tmp_path, False).max_minutes == 4.0
+    adapted = FinetuneSettings(
+        task="rte", intermediate_task="stsb", max_minutes=8.0, adapt=["auto"], adapt_minutes=2.0
+    )
+    assert (adapted.unadapted_minutes, adapted.tuning_minutes) == (6.0, 3.0)
+    assert FinetuneSettings(task="rte", max_minutes=8.0).tuning_minutes == 8.0
+
+
+def test_a_dry_run_leaves_it_out(
+    model: Path, tmp_path: Path, sets: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune(model, tmp_path / "run", **sets, dry_run=True)
+    assert "intermediate: left out of a dry run" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# --- recipes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_recipe(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = BertConfig.from_pretrained(model)
+    size = (config.num_hidden_layers, config.hidden_size)
+    own = Recipe("mrpc", *size, False, "", epochs=1.0, intermediate_task="stsb")
+    monkeypatch.setattr(recipes, "RECIPES", (own,))
+
+
+@pytest.mark.usefixtures("own_recipe")
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({}, "stsb"),
+        ({"epochs": 3.0}, "stsb"),
+        ({"intermediate_task": "none"}, "none"),
+        ({"intermediate_task": "sst2"}, "sst2"),
+        ({"max_steps": 5}, None),
+        ({"max_minutes": 1.0}, None),
+        ({"random_weights": True}, None),
+    ],
+)
+def test_a_recipe_may_name_one(
+    model: Path, tmp_path: Path, options: dict[str, Any], found: str | None
+) -> None:
+    """Its data lies beside the task's; a budget of the whole may be a quick look."""
+    for name, place in {"mrpc": "mrpc", "stsb": "STS-B"}.items():
+        shutil.copytree(bundled_data() / name, tmp_path / place)
+    given = {"task": "mrpc", "data": str(tmp_path / "mrpc"), "model": str(model), **options}
+    settings, _ = with_recipe(FinetuneSettings.from_dict(given))
+    assert settings.intermediate_task == found
+
+
+@pytest.mark.usefixtures("own_recipe")
+def test_a_recipe_whose_data_is_not_there_does_without(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundled_data() / "mrpc", tmp_path / "mrpc")
+    for data in (None, str(tmp_path / "mrpc")):
+        given = FinetuneSettings(task="mrpc", data=data, model=str(model))
+        settings, said = with_recipe(given)
+        assert settings.intermediate_task is None
+        assert "without stsb before it: no data; `minibert download stsb` fetches it" in said
+
+
+# --- stopped, resumed, wrong ----------------------------------------------------------------------
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    names = ("model.safetensors", "intermediate/model.safetensors", "predictions.jsonl")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_killed_in_either_stage_it_goes_on_to_the_bit(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flags(output: str) -> list[str]:
+        return [
+            *("finetune", "--task", "mrpc", "--intermediate-task", "stsb", "--model", str(model)),
+            *("--max-seq-length", "32", "--batch-size", "4", "--epochs", "2", "--log-every", "1"),
+            *("--min-steps", "0", "--save-every", "2", "--device", "cpu", "--precision", "fp32"),
+            *("--output", str(tmp_path / output)),
+        ]
+
+    assert main(flags("whole")) == 0
+    whole, parted, line = outcome(tmp_path / "whole"), tmp_path / "parted", flags("parted")
+    process = start("finetune.py", *line[1:])
+    stop_at(process, parted / "intermediate", 7, signal.SIGKILL)
+    assert finish(process)[0] == -signal.SIGKILL
+    assert not (parted / "metrics.jsonl").exists()
+    assert main(line) == 2
+    assert "--resume goes on" in capsys.readouterr().err
+    assert main([*line, "--resume"]) == 0
+    said = capsys.readouterr().err
+    assert "resuming from step" in said and "at step 0: no whole checkpoint yet" in said
+    assert outcome(parted) == whole
+    # Stopped while the task itself was learnt.
+    (parted / "results.json").unlink()
+    last = max((parted / "checkpoints").glob("step-*"))
+    shutil.rmtree(last)
+    learnt = (parted / "intermediate/model.safetensors").stat().st_mtime_ns
+    assert main([*line, "--resume"]) == 0
+    assert (parted / "intermediate/model.safetensors").stat().st_mtime_ns == learnt
+    assert outcome(parted) == whole
+    # Anew, all of it; and without it nothing of it is left.
+    assert main([*line, "--overwrite"]) == 0
+    assert (parted / "intermediate/model.safetensors").stat().st_mtime_ns != learnt
+    assert outcome(parted) == whole
+    assert main([*line, "--overwrite", "--intermediate-task", "none"]) == 0
+    assert not (parted / "intermediate").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--intermediate-task", "stbs"], "'stbs' is unknown; did you mean 'stsb'"),
+        (["--intermediate-task", "mrpc"], "--intermediate-task mrpc is the task itself"),
+        (["--intermediate-task", "multi30k"], "multi30k writes texts; name one that reads them"),
+        (["--intermediate-data", "x"], "--intermediate-data goes with --intermediate-task"),
+        (
+            ["--intermediate-task", "stsb", "--intermediate-data", "no-such"],
+            "--intermediate-task stsb: --data no-such does not exist",
+        ),
+        (
+            ["--intermediate-task", "classification"],
+            "--intermediate-task classification: no data for classification",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_made(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    line = ["finetune", "--task", "mrpc", "--model", str(model), "--max-seq-length", "32"]
+    assert main([*line, "--output", str(tmp_path / "run"), *more]) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_are_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="--intermediate-task runs in one process"):
+        finetune(task="mrpc", intermediate_task="stsb", model=str(model))
