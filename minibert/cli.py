@@ -225,8 +225,8 @@ def _score(values: dict[str, Any]) -> None:
 
 def _masked_lm(values: dict[str, Any]) -> Any:
     """The pretrained model that a command names, or else that of fine-tuning; printed."""
-    from minibert.finetuning import choose_model
     from minibert.masked import load_masked_lm
+    from minibert.starts import choose_model
 
     folder = choose_model(FinetuneSettings(task="-", model=values["model"]))
     return load_masked_lm(folder, values["device"], values["precision"])

@@ -21,21 +21,19 @@ from minibert.adaptation import adapt, check_text, made_before_training
 from minibert.compiling import compile_if_it_pays
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError, did_you_mean
-from minibert.files import bundled_data, read_json, write_atomically, write_json, write_jsonl
+from minibert.files import write_atomically, write_json, write_jsonl
 from minibert.fitting import Trial, micro_batch_size
 from minibert.intermediate import (
     INTERMEDIATE,
     check_intermediate,
     intermediate_settings,
-    lack,
     supplement,
     texts_to_leave_out,
 )
 from minibert.machine import launched
 from minibert.model import init_weights
-from minibert.model_folders import BUNDLED, bundled_model, open_model_folder
 from minibert.optim import Budget, build_optimizer
-from minibert.recipes import as_begun, filled, is_given
+from minibert.recipes import is_given
 from minibert.repeats import repeat
 from minibert.run_folder import RunFolder
 from minibert.runs import (
@@ -65,6 +63,7 @@ from minibert.runs import (
     wrapped,
 )
 from minibert.settings import MOST_EPOCHS, FinetuneSettings, flag
+from minibert.starts import choose_model, of_begun_run, with_recipe
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.batches import Feature, TaskData, flat, infer
@@ -73,74 +72,7 @@ from minibert.tokenizer import WordPiece
 from minibert.train import Loop, LoopSettings, NonFiniteError
 from minibert.world import World, join_world
 
-_PRETRAINED = "runs/pretrain"
 _MUCH_UNKNOWN = 0.05  # share of unknown pieces in train that is worth a line
-
-
-def choose_model(settings: FinetuneSettings) -> Path:
-    """The model to start from: the one named, else a finished runs/pretrain, else the bundled one.
-
-    Which one it is, and why, is printed.
-
-    Raises:
-        InputError: none is there; the command that makes one is named.
-    """
-    folder, why = _start(settings)
-    kept = "its config and tokenizer, all weights redrawn" if settings.random_weights else "weights"
-    log_line("model", f"{folder} ({kept}; {why})")
-    return folder
-
-
-def start_folder(settings: FinetuneSettings) -> Path:
-    """The folder of the model to start from; raises as `choose_model`, which says it, too."""
-    return _start(settings)[0]
-
-
-def _start(settings: FinetuneSettings) -> tuple[Path, str]:
-    """The folder of the model to start from, and why."""
-    if settings.model:
-        return open_model_folder(settings.model, settings.cache_dir), "as named"
-    if (Path(_PRETRAINED) / "results.json").is_file():
-        text = read_json(Path(_PRETRAINED) / "results.json", "").get("dataset", "some text")
-        why = f"the finished run here, of {text}; --model {BUNDLED} is the bundled model"
-        return Path(_PRETRAINED), why
-    if bundled := bundled_model():
-        return bundled, f"bundled, since {_PRETRAINED} holds no finished run; --model names another"
-    raise InputError(
-        f"no --model, {_PRETRAINED} holds no finished run and no model is bundled; make one with: "
-        f"minibert pretrain --corpus {bundled_data() / 'wiki.txt'}"
-    )
-
-
-def with_recipe(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
-    """The settings with what a recipe fills in, and a line about it; see `recipes.filled`.
-
-    Without a model it leaves them as they are: that is told where the model is opened.
-    """
-    family = find_task(settings.task).names[-1]
-    try:
-        config = BertConfig.from_pretrained(start_folder(settings))
-    except InputError:
-        return settings, ""
-    found, said = filled(settings, family, config)
-    if found.intermediate and not settings.intermediate_task and (why := lack(found)):
-        said += f"; without {found.intermediate_task} before it: {why}"
-        found = dataclasses.replace(found, intermediate_task=None)
-    return found, said
-
-
-def _as_begun(settings: FinetuneSettings) -> tuple[FinetuneSettings, str] | None:
-    """Of a run that goes on what `with_recipe` returns of one that begins, else None.
-
-    It needs no model: of a finished run that may be gone.
-    """
-    path = Path(settings.output or f"runs/{settings.task}")
-    if settings.resume == "no" or settings.dry_run or not (path / "run.json").is_file():
-        return None
-    run = RunFolder(path).read_run()
-    # That of another command is refused where the folder is opened.
-    before = run["settings"] if run.get("command") == "finetune" else {}
-    return as_begun(settings, before, str(path))
 
 
 def _build_model(
@@ -205,7 +137,7 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
             "--adapt runs in one process; adapt with `minibert pretrain --model` under torchrun, "
             "then fine-tune --model of that"
         )
-    settings, recipe = _as_begun(settings) or with_recipe(settings)
+    settings, recipe = of_begun_run(settings) or with_recipe(settings)
     check_intermediate(settings)
     check_text(find_task(settings.task)(settings))
     if settings.seeds > 1 and not settings.dry_run:

@@ -20,13 +20,14 @@ import numpy as np
 from minibert.config import BertConfig
 from minibert.errors import InputError, did_you_mean
 from minibert.files import read_json, write_atomically, write_json
-from minibert.finetuning import choose_model, read_splits, with_recipe
+from minibert.finetuning import read_splits
 from minibert.model_folders import pinned
 from minibert.progress import clock
 from minibert.recipes import file_settings, is_given, shown
 from minibert.runs import dev_figure, log_line, model_config, of_seed, weights_digest
 from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import FinetuneSettings, flag
+from minibert.starts import choose_model, with_recipe
 from minibert.tasks import find_task
 
 # What may be tried, by the names of the settings, and what is tried where nothing is named.

@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.files import read_json, write_atomically, write_json
-from minibert.finetuning import read_splits, start_folder, with_recipe
+from minibert.finetuning import read_splits
 from minibert.held_out import held_out_figures, masked_word_figures
 from minibert.model_folders import pinned
 from minibert.recipes import file_settings, is_given
 from minibert.runs import dev_figure, log_line, of_seed, weights_digest
 from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import NO_TASK, FinetuneSettings, flag
+from minibert.starts import start_folder, with_recipe
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Task

@@ -423,7 +423,7 @@ def test_without_a_model_the_command_that_makes_one_is_named(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("minibert.finetuning.bundled_model", lambda: None)
+    monkeypatch.setattr("minibert.starts.bundled_model", lambda: None)
     line = ["finetune", "--task", "imdb", "--data", str(world / "reviews"), *TINY]
     message, _ = complaint(line, 2, capsys)
     assert "minibert pretrain --corpus" in message

@@ -19,12 +19,13 @@ from minibert.cli import main
 from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.files import bundled_data
-from minibert.finetuning import finetune, with_recipe
+from minibert.finetuning import finetune
 from minibert.intermediate import intermediate_settings
 from minibert.recipes import Recipe
 from minibert.run_folder import read_metrics
 from minibert.runs import RunResult
 from minibert.settings import FinetuneSettings
+from minibert.starts import with_recipe
 
 LOOP: dict[str, Any] = {
     **{"max_seq_length": 32, "batch_size": 4, "max_steps": 2, "device": "cpu", "precision": "fp32"},

@@ -21,9 +21,9 @@ import minibert
 from minibert import files, model_folders
 from minibert.cli import main
 from minibert.errors import InputError
-from minibert.finetuning import choose_model
 from minibert.model_folders import BUNDLED, bundled_names, open_model_folder, pinned
 from minibert.settings import FinetuneSettings
+from minibert.starts import choose_model
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 
