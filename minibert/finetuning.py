@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ from minibert.intermediate import (
     INTERMEDIATE,
     check_intermediate,
     intermediate_settings,
+    left_out_of,
     supplement,
-    texts_to_leave_out,
 )
 from minibert.machine import launched
 from minibert.model import init_weights
@@ -76,14 +77,21 @@ _MUCH_UNKNOWN = 0.05  # share of unknown pieces in train that is worth a line
 
 
 def _build_model(
-    settings: FinetuneSettings, task: Task[Any, Any], folder: Path, random_weights: bool
+    settings: FinetuneSettings,
+    task: Task[Any, Any],
+    folder: Path,
+    config: BertConfig,
+    random_weights: bool,
 ) -> nn.Module:
     """The task's head on the chosen backbone.
+
+    Args:
+        folder: of the weights. config: of the model that all began with.
 
     Raises:
         InputError: the sequence length is beyond the model's positions, or the folder is damaged.
     """
-    config = model_config(settings, BertConfig.from_pretrained(folder))
+    config = model_config(settings, config)
     torch.manual_seed(settings.seed)
     model = task.build(folder, dataclasses.replace(config, **task.config_fields()), random_weights)
     if not random_weights:
@@ -312,7 +320,8 @@ class _Run:
         earlier = self._earlier_stages(splits, folder)
         random_weights = settings.random_weights and not earlier
         backbone = next(reversed(earlier.values())).folder if earlier else folder
-        model = _build_model(settings, self.task, backbone, random_weights)
+        config = BertConfig.from_pretrained(folder)  # nor is an earlier stage's dropout its own
+        model = _build_model(settings, self.task, backbone, config, random_weights)
         placed(model, settings, self.runtime)
         return _Start(folder, digest, tokenizer, model, earlier)
 
@@ -326,7 +335,8 @@ class _Run:
         if settings.adapt is not None:
             asked["adapted"] = functools.partial(self._adapt, splits)
         if settings.intermediate:
-            asked["intermediate"] = self._supplement
+            left_out = left_out_of(settings, self.task, self.source)
+            asked["intermediate"] = functools.partial(self._supplement, left_out)
         if folder is None:
             for name in asked:
                 log_line("adapt" if name == "adapted" else name, "left out of a dry run")
@@ -334,6 +344,8 @@ class _Run:
         if asked and self.begun is None:
             record = run_record("finetune", self.settings, splits.fingerprint, self.runtime)
             folder.clear()
+            if not self.goes_on:
+                shutil.rmtree(folder.path / INTERMEDIATE, ignore_errors=True)
             folder.write_run(record | {"resolved": {}})
         found: dict[str, EarlierStage] = {}
         for name, carry_out_stage in asked.items():
@@ -344,6 +356,9 @@ class _Run:
             except InputError:
                 if self.begun is None:
                     folder.forget()
+                raise
+            except NonFiniteError as error:
+                folder.note_divergence(str(error))
                 raise
             self.started += time.perf_counter() - before  # it has minutes of its own
             if self.begun is not None and self.begun["resolved"].get(name) != found[name].weights:
@@ -358,21 +373,22 @@ class _Run:
         assert self.folder is not None
         return adapt(self.task, splits, self.source, start, self.folder.path)
 
-    def _supplement(self, start: Path) -> EarlierStage:
-        """The model with the labels of another task learnt."""
+    def _supplement(self, left_out: tuple[set[str], int], start: Path) -> EarlierStage:
+        """The model with the labels of another task learnt, without the texts of this one."""
         assert self.folder is not None
         settings = self.settings
         if settings.adapt is not None:  # random weights have learnt by then
             settings = dataclasses.replace(settings, random_weights=False)
         goes_on = self.begun is not None or self.goes_on
         wanted = intermediate_settings(settings, start, self.folder.path, goes_on)
-        left_out = texts_to_leave_out(self.task, self.source)
-        wanted, recipe = with_recipe(wanted)
+        wanted, recipe = of_begun_run(wanted) or with_recipe(wanted)
         if not is_given(wanted, "max_seq_length"):
             positions = BertConfig.from_pretrained(start).max_position_embeddings
             length = min(wanted.max_seq_length, positions)
             wanted = dataclasses.replace(wanted, max_seq_length=length)
-        return supplement(wanted, lambda own: _finetune_once(own, recipe, left_out))
+        texts, count = left_out
+        stage = supplement(wanted, lambda own: _finetune_once(own, recipe, texts))
+        return dataclasses.replace(stage, notes=stage.notes | {"left_out": count})
 
     def _loop(
         self,

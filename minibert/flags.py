@@ -138,6 +138,8 @@ def _without_replaced_budgets(given: dict[str, Any], values: dict[str, Any]) -> 
     ):
         if budgets & values.keys():
             given = {k: v for k, v in given.items() if k not in budgets | beside}
+    if values.get("intermediate_task"):
+        given = {k: v for k, v in given.items() if k != "intermediate_data"}
     if values.get("max_minutes"):  # of which the adaptation takes minutes
         given = {k: v for k, v in given.items() if k != "adapt_epochs"}
     return given

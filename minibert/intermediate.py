@@ -3,7 +3,7 @@
 Supplementary training on intermediate labelled data (Phang et al. 2018, "Sentence Encoders on
 STILTs"): a task with few labels starts from a model that has learnt a related one. In: the model
 to start from. Out: `intermediate/` in the run's folder, an ordinary fine-tuning run, from whose
-encoder the fine-tuning starts.
+encoder the fine-tuning starts, and from its head where the classes have the same names.
 
 An example of the other task that has a text of the task's dev or test is left out, since its label
 may tell theirs: of the 5,749 training pairs of STS-B 575 have a text of MRPC's dev or test.
@@ -13,18 +13,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from minibert.adaptation import scored_texts
+from minibert.cleaning import folded
 from minibert.errors import InputError, did_you_mean
 from minibert.machine import launched
+from minibert.run_folder import RunFolder
 from minibert.runs import EarlierStage, RunResult, dev_figure, log_line, weights_digest
 from minibert.settings import NO_TASK, FinetuneSettings
 from minibert.tasks import TASKS, find_task
-from minibert.tasks.base import Source, Task
+from minibert.tasks.base import Source, Splits, Task
+from minibert.tasks.splits import parts_of, without_texts
+from minibert.train import NonFiniteError
 
 INTERMEDIATE = "intermediate"  # its folder in that of the run
 # Set for fine-tuning, and the same for what comes before it; a recipe has the rest.
@@ -42,20 +47,24 @@ def check_intermediate(settings: FinetuneSettings) -> None:
     """
     name = settings.intermediate
     if not name:
+        if settings.intermediate_data:
+            raise InputError("--intermediate-data goes with --intermediate-task")
         return
     if name not in TASKS:
         raise InputError(f"--intermediate-task {name!r} is unknown{did_you_mean(name, TASKS)}")
     if launched().size > 1:
         raise InputError(
-            "--intermediate-task runs in one process; fine-tune it under torchrun by itself, then "
-            "--model of that, with --intermediate-task none"
+            "--intermediate-task runs in one process; leave torchrun out, or --intermediate-task "
+            "none does without"
         )
     if find_task(name).is_open_ended:
         raise InputError(f"--intermediate-task {name} writes texts; name one that reads them")
     try:
-        find_task(name)(_task_settings(settings)).find_data()
+        found = _task(settings).find_data()
     except InputError as error:
         raise InputError(f"--intermediate-task {name}: {error}") from None
+    if found.is_sample and not find_task(settings.task)(settings).find_data().is_sample:
+        raise InputError(f"--intermediate-task {name}: {_no_data(name)}")
 
 
 def lack(settings: FinetuneSettings) -> str:
@@ -64,9 +73,48 @@ def lack(settings: FinetuneSettings) -> str:
     assert name is not None
     if launched().size > 1:
         return "it runs in one process"
-    if find_task(name)(_task_settings(settings)).find_data().is_sample:
-        return f"no data; `minibert download {name}` fetches it, --intermediate-data names it"
+    if not settings.intermediate_data and _task(settings).find_data().is_sample:
+        return _no_data(name)
     return ""
+
+
+def _no_data(name: str) -> str:
+    return f"no data; `minibert download {name}` fetches it, --intermediate-data names it"
+
+
+def left_out_of(
+    settings: FinetuneSettings, task: Task[Any, Any], source: Source
+) -> tuple[set[str], int]:
+    """What may not be learnt before a task: the folded texts of its dev and test.
+
+    With `--dev-only` those of test, too.
+
+    Returns:
+        The texts, and how many examples of the intermediate task have one.
+
+    Raises:
+        InputError: the intermediate task's data cannot be used, or nothing is left of it.
+    """
+    splits = task.read(source)
+    held = scored_texts(task, dataclasses.replace(splits, test=None))[1]
+    held |= {folded(text) for example in splits.test or () for text in task.texts(example)} - {""}
+    if not held:
+        raise InputError(
+            f"--intermediate-task: {task.name} does not say what its texts are, so that none of "
+            f"them could be left out"
+        )
+    first = _task(settings)
+    try:
+        whole = dataclasses.replace(first.read(first.find_data()), test=None)
+        kept = without_texts(first, whole, held)
+        parts_of(first, kept, first.settings.dev_fraction, None)
+    except InputError as error:
+        raise InputError(f"--intermediate-task {first.name}: {error}") from None
+    return held, _count(whole) - _count(kept)
+
+
+def _count(splits: Splits[Any]) -> int:
+    return len(splits.train) + len(splits.dev or ())
 
 
 def intermediate_settings(
@@ -86,14 +134,10 @@ def intermediate_settings(
         max_minutes=left and left - (settings.tuning_minutes or 0),
         dev_only=True,
         output=str(run / INTERMEDIATE),
+        micro_batch_size="auto" if settings.micro_batch_size == "auto" else None,
         resume="auto" if goes_on else "no",
         overwrite=not goes_on,
     )
-
-
-def texts_to_leave_out(task: Task[Any, Any], source: Source) -> set[str]:
-    """The folded texts of a task's dev and test, with --dev-only those of test, too."""
-    return scored_texts(task, task.read(source))[1]
 
 
 def supplement(
@@ -106,16 +150,26 @@ def supplement(
         run_one: carries out one run.
 
     Raises:
-        InputError: data or a model that cannot be used.
+        InputError: data or a model that cannot be used, or another than what is there began with.
         Interrupted: by a signal; `--resume` goes on.
+        NonFiniteError: it diverged; the message names the task.
     """
-    assert settings.output is not None
+    assert settings.output is not None and settings.model is not None
+    run, digest = RunFolder(settings.output), weights_digest(Path(settings.model))
+    if settings.resume != "no" and (run.path / "run.json").is_file():
+        began = run.read_run()["resolved"].get("start_weights", digest)
+        if began != digest:
+            raise InputError(
+                f"--resume: the weights in {settings.model} have changed; --overwrite starts anew"
+            )
+        run.respell(model=settings.model)  # which is in the run's folder where it adapted
     log_line(INTERMEDIATE, f"{settings.task} first, in {settings.output}")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # results are those of the task
             figures = run_one(settings).figures
-    except InputError as error:
-        raise InputError(f"--intermediate-task {settings.task}: {error}") from None
+    except (InputError, NonFiniteError) as error:
+        raise type(error)(f"--intermediate-task {settings.task}: {error}") from None
+    gc.collect()  # its model is held by what it took part in
     name, value = dev_figure(figures)
     kept = ("num_train", "best_step", "steps", "seconds", f"dev_{name}")
     notes = {"task": settings.task, "dataset": figures["dataset"], "seed": settings.seed}
@@ -125,6 +179,11 @@ def supplement(
     return EarlierStage(folder, weights_digest(folder), notes)
 
 
+def _task(settings: FinetuneSettings) -> Task[Any, Any]:
+    own = _task_settings(settings)
+    return find_task(own.task)(own)
+
+
 def _task_settings(settings: FinetuneSettings) -> FinetuneSettings:
     """The task and its data: where it is named, else beside --data, else where it always is."""
     assert settings.intermediate is not None
@@ -132,6 +191,6 @@ def _task_settings(settings: FinetuneSettings) -> FinetuneSettings:
     if data is None and settings.data is not None:
         task = find_task(settings.intermediate)(FinetuneSettings(task=settings.intermediate))
         names = (task.name, *(Path(place).name for place in task.places))
-        beside = (Path(settings.data).parent / name for name in names)
+        beside = (Path(settings.data).resolve().parent / name for name in names)
         data = next((str(path) for path in beside if path.is_dir()), None)
     return FinetuneSettings(task=settings.intermediate, data=data, intermediate_task=NO_TASK)

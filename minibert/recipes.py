@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from minibert.config import BertConfig
-from minibert.settings import DEFAULT_MODE, MIN_STEPS, Default, DefaultText, FinetuneSettings
+from minibert.settings import (
+    DEFAULT_MODE,
+    MIN_STEPS,
+    NO_TASK,
+    Default,
+    DefaultText,
+    FinetuneSettings,
+)
 
 
 class Recipe(NamedTuple):
@@ -284,8 +291,10 @@ def filled(
     }
     if "epochs" not in values:
         values.pop("min_steps", None)
-    if settings.max_steps or settings.max_minutes:  # of the whole, which may be a quick look
-        values.pop("intermediate_task", None)
+    if "intermediate_task" in values and (settings.max_steps or settings.max_minutes):
+        # Of the whole, which may be a quick look. A file of these settings is to do without, too.
+        settings = dataclasses.replace(settings, intermediate_task=NO_TASK)
+        del values["intermediate_task"]
     if not values:
         return settings, ""
     start = "random weights" if recipe.random_weights else "pretrained weights"

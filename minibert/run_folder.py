@@ -168,8 +168,9 @@ class RunFolder:
         (self.path / _OURS[0]).unlink(missing_ok=True)
         if self._has_seeds():
             self.drop_seeds()
+        left = any((self.path / name).exists() for name in self.kept)
         for name in _OURS:
-            if name in self.kept:
+            if name in self.kept or (left and name == "run.json"):  # without it no run is known
                 continue
             path = self.path / name
             if name == "README.txt" and not (self.path / "target_tokenizer.json").exists():

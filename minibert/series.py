@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from minibert.errors import InputError, Interrupted
 from minibert.files import write_json
 from minibert.finetuning import finetune
+from minibert.intermediate import INTERMEDIATE
 from minibert.machine import launched, num_cores, threads_were_asked_for
 from minibert.progress import clock
 from minibert.run_folder import RunFolder
@@ -191,7 +192,9 @@ def _end(job: Job, started: float, goes_on: bool) -> tuple[Job, dict[str, Any], 
 
 
 def _drop_checkpoints(job: Job) -> None:
-    shutil.rmtree(Path(job.settings.output) / "checkpoints", ignore_errors=True)
+    output = Path(job.settings.output)
+    for run in (output, output / INTERMEDIATE):
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
 
 def _in_turn(jobs: Sequence[Job], changed: set[str], say: Callable[[Job], None]) -> Ends:

@@ -201,6 +201,8 @@ def _trials(
         settings_of[trial_name(values)] = own
     if recipe:
         log_line("recipe", recipe)
+    if before := next((own.intermediate for own in settings_of.values() if own.intermediate), None):
+        log_line("intermediate", f"{before} is learnt anew before every trial")
     return settings_of
 
 

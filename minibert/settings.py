@@ -528,7 +528,8 @@ class FinetuneSettings(RunSettings):
     )
     intermediate_data: str | None = setting(
         None,
-        "data of --intermediate-task; default beside that of --data, else where download puts it",
+        "data of --intermediate-task, of a family a table with its default columns; default: "
+        "beside that of --data, else where download puts it",
     )
     reinit_layers: int = setting(
         0, "redraw the pooler and this many top layers, which pretraining has specialised"
@@ -587,8 +588,8 @@ class FinetuneSettings(RunSettings):
         if self.seeds < 1:
             found.append(f"--seeds is {self.seeds}, must be at least 1")
         found += self._adapt_faults()
-        if self.intermediate_data and not self.intermediate:
-            found.append("--intermediate-data goes with --intermediate-task")
+        if self.intermediate_data and self.intermediate_task == NO_TASK:
+            found.append(f"--intermediate-data has no use with --intermediate-task {NO_TASK}")
         if self.intermediate and self.intermediate == self.task:
             found.append(f"--intermediate-task {self.task} is the task itself; name another")
         if not 0 <= self.label_smoothing < 1:

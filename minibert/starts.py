@@ -17,7 +17,7 @@ from minibert.model_folders import BUNDLED, bundled_model, open_model_folder
 from minibert.recipes import as_begun, filled
 from minibert.run_folder import RunFolder
 from minibert.runs import log_line
-from minibert.settings import FinetuneSettings
+from minibert.settings import NO_TASK, FinetuneSettings
 from minibert.tasks import find_task
 
 _PRETRAINED = "runs/pretrain"
@@ -71,7 +71,7 @@ def with_recipe(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
     found, said = filled(settings, family, config)
     if found.intermediate and not settings.intermediate_task and (why := lack(found)):
         said += f"; without {found.intermediate_task} before it: {why}"
-        found = dataclasses.replace(found, intermediate_task=None)
+        found = dataclasses.replace(found, intermediate_task=NO_TASK)
     return found, said
 
 

@@ -366,11 +366,13 @@ def _side_settings(
     values |= {"task": name, "model": plan.model, "random_weights": is_random}
     values |= {k: v for k, v in budget.items() if v}
     values |= {"limit": plan.limit, "dev_only": ENTRIES[name].dev_only}
-    values |= {"intermediate_task": NO_TASK} if plan.quick else {}
     values |= {"device": plan.device, "precision": plan.precision}
     if plan.data is not None:
         values["data"] = str(source.path)
-    settings, recipe = with_recipe(FinetuneSettings.from_dict(values, "suite"))
+    given = FinetuneSettings.from_dict(values, "suite")
+    if plan.limit and with_recipe(given)[0].intermediate:  # it would be the longest of a quick look
+        given = dataclasses.replace(given, intermediate_task=NO_TASK)
+    settings, recipe = with_recipe(given)
     if not is_given(settings, "max_seq_length"):
         longest = min(settings.max_seq_length, positions)
         settings = dataclasses.replace(settings, max_seq_length=longest)
@@ -387,7 +389,7 @@ def _side_settings(
     told += [
         f"{key.replace('_', ' ')} {value}"
         for key, value in file_settings(settings).items()
-        if key not in known
+        if key not in known and (key, value) != ("intermediate_task", NO_TASK)
     ]
     origins += [f"recipe: {recipe}"] if recipe else []
     return settings, f"{', '.join(told)} ({'; '.join(origins) or 'defaults'})"
@@ -440,7 +442,8 @@ def _add(side: dict[str, Any], entry: Entry, seed: int, figures: dict[str, Any])
     side["figures"][str(seed)] = figures[entry.figure] * entry.scale
     side["dev_figure"], value = dev_figure(figures)
     side["dev"][str(seed)] = value * entry.scale
-    side["seconds"][str(seed)] = figures["seconds"]
+    between = figures.get("intermediate", {}).get("seconds", 0.0)
+    side["seconds"][str(seed)] = figures["seconds"] + between
     if "wall_seconds" in figures:
         side["wall_seconds"][str(seed)] = figures["wall_seconds"]
     values = list(side["figures"].values())

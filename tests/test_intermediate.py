@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from samples import make_model_folder, one_thread, write_corpus  # noqa: F401
 from test_resume import finish, start, stop_at
 
@@ -20,12 +20,14 @@ from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
+from minibert.flags import settings_from
 from minibert.intermediate import intermediate_settings
 from minibert.recipes import Recipe
-from minibert.run_folder import read_metrics
+from minibert.run_folder import RunFolder, read_metrics
 from minibert.runs import RunResult
 from minibert.settings import FinetuneSettings
 from minibert.starts import with_recipe
+from minibert.train import NonFiniteError
 
 LOOP: dict[str, Any] = {
     **{"max_seq_length": 32, "batch_size": 4, "max_steps": 2, "device": "cpu", "precision": "fp32"},
@@ -181,6 +183,28 @@ def test_a_dry_run_leaves_it_out(
     assert not (tmp_path / "run").exists()
 
 
+def test_dropout_is_that_of_the_model_and_not_of_the_other_task(
+    model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = BertConfig.from_pretrained(model)
+    size = (config.num_hidden_layers, config.hidden_size)
+    monkeypatch.setattr(recipes, "RECIPES", (Recipe("sst2", *size, False, "", dropout=0.3),))
+    run = tune(model, tmp_path / "run", **sets)
+    drawn = [BertConfig.from_pretrained(f) for f in (run.folder / "intermediate", run.folder)]
+    assert [c.hidden_dropout_prob for c in drawn] == [0.3, config.hidden_dropout_prob]
+
+
+def test_a_dev_split_that_is_left_out_is_cut_anew(
+    model: Path, tmp_path: Path, sets: dict[str, Any]
+) -> None:
+    dev = Path(sets["intermediate_data"]) / "dev.tsv"
+    dev.write_text("sentence\tlabel\nriver bridge 30\t1\nriver bridge 41\t0\n")
+    run = tune(model, tmp_path / "run", **sets)
+    between = json.loads((run.folder / "intermediate/results.json").read_text())
+    assert (between["num_train"], between["num_eval"]) == (9, 2)
+    assert run.figures["intermediate"]["left_out"] == 4
+
+
 # --- recipes --------------------------------------------------------------------------------------
 
 
@@ -200,8 +224,8 @@ def own_recipe(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"epochs": 3.0}, "stsb"),
         ({"intermediate_task": "none"}, "none"),
         ({"intermediate_task": "sst2"}, "sst2"),
-        ({"max_steps": 5}, None),
-        ({"max_minutes": 1.0}, None),
+        ({"max_steps": 5}, "none"),
+        ({"max_minutes": 1.0}, "none"),
         ({"random_weights": True}, None),
     ],
 )
@@ -222,7 +246,7 @@ def test_a_recipe_whose_data_is_not_there_does_without(model: Path, tmp_path: Pa
     for data in (None, str(tmp_path / "mrpc")):
         given = FinetuneSettings(task="mrpc", data=data, model=str(model))
         settings, said = with_recipe(given)
-        assert settings.intermediate_task is None
+        assert settings.intermediate_task == "none"  # also where these settings are read again
         assert "without stsb before it: no data; `minibert download stsb` fetches it" in said
 
 
@@ -273,6 +297,93 @@ def test_killed_in_either_stage_it_goes_on_to_the_bit(
     assert not (parted / "intermediate").exists()
 
 
+def test_what_other_weights_began_is_not_gone_on_with(
+    model: Path, tmp_path: Path, sets: dict[str, Any]
+) -> None:
+    own, output = tmp_path / "own", tmp_path / "run"
+    shutil.copytree(model, own)
+    tune(own, output, **sets)
+    first = weights(output / "intermediate")[QUERY]
+    record = json.loads((output / "run.json").read_text())
+    other = {name: value + 0.01 for name, value in weights(own).items()}
+    save_file(other, own / "model.safetensors")
+    # As if it had been stopped between the two.
+    (output / "results.json").unlink()
+    (output / "run.json").write_text(json.dumps(record | {"resolved": {}}))
+    with pytest.raises(InputError, match="the weights in .* have changed; --overwrite starts anew"):
+        tune(own, output, **sets, resume=True)
+    tune(own, output, **sets, overwrite=True)
+    assert not torch.equal(weights(output / "intermediate")[QUERY], first)
+
+
+def test_a_run_goes_on_with_what_a_recipe_said_when_it_began(
+    model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tune(model, tmp_path / "run", **sets)
+    (whole.folder / "results.json").unlink()
+    config = BertConfig.from_pretrained(model)
+    size = (config.num_hidden_layers, config.hidden_size)
+    monkeypatch.setattr(recipes, "RECIPES", (Recipe("sst2", *size, False, "", learning_rate=1e-2),))
+    again = tune(model, tmp_path / "run", **sets, resume=True)
+    assert again.figures["loss"] == whole.figures["loss"]
+
+
+def test_one_that_diverges_is_told_as_the_run_s_own_end(
+    model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = BertConfig.from_pretrained(model)
+    size = (config.num_hidden_layers, config.hidden_size)
+    monkeypatch.setattr(recipes, "RECIPES", (Recipe("sst2", *size, False, "", learning_rate=1e30),))
+    with pytest.raises(NonFiniteError, match="--intermediate-task sst2: "):
+        tune(model, tmp_path / "run", **sets)
+    assert "--intermediate-task sst2: " in RunFolder(tmp_path / "run").diverged
+
+
+def test_data_that_cannot_be_read_costs_no_finished_run(
+    model: Path, tmp_path: Path, sets: dict[str, Any]
+) -> None:
+    run = tune(model, tmp_path / "run", **sets)
+    (Path(sets["intermediate_data"]) / "train.tsv").write_text("nothing\n")
+    with pytest.raises(InputError, match="--intermediate-task sst2: "):
+        tune(model, tmp_path / "run", **sets, overwrite=True)
+    assert (run.folder / "results.json").is_file() and (run.folder / "intermediate").is_dir()
+
+
+def test_killed_while_it_makes_way_a_run_is_still_known_as_one(
+    model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    write, count = RunFolder.write_run, []
+
+    def second(self: RunFolder, run: dict[str, Any]) -> None:
+        count.append(self.path)
+        killed() if count.count(tmp_path / "run") == 2 else write(self, run)
+
+    monkeypatch.setattr(RunFolder, "write_run", second)
+    with pytest.raises(KeyboardInterrupt):
+        tune(model, tmp_path / "run", **sets)
+    monkeypatch.undo()
+    run = tune(model, tmp_path / "run", **sets, resume=True)
+    assert "intermediate" in run.figures
+
+
+def test_the_bundled_sample_is_not_taken_for_the_set(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundled_data() / "mrpc", tmp_path / "mrpc")
+    with pytest.raises(InputError, match="--intermediate-task stsb: no data; `minibert download"):
+        tune(model, tmp_path / "run", task="mrpc", intermediate_task="stsb", data=tmp_path / "mrpc")
+
+
+def test_another_task_on_the_command_line_takes_no_data_from_a_file(tmp_path: Path) -> None:
+    file = {"task": "mrpc", "intermediate_task": "stsb", "intermediate_data": "sets/stsb"}
+    (tmp_path / "own.json").write_text(json.dumps(file))
+    values = {"config": str(tmp_path / "own.json"), "intermediate_task": "none"}
+    found = settings_from(values, FinetuneSettings)
+    assert isinstance(found, FinetuneSettings)
+    assert (found.intermediate_task, found.intermediate_data) == ("none", None)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -280,6 +391,10 @@ def test_killed_in_either_stage_it_goes_on_to_the_bit(
         (["--intermediate-task", "mrpc"], "--intermediate-task mrpc is the task itself"),
         (["--intermediate-task", "multi30k"], "multi30k writes texts; name one that reads them"),
         (["--intermediate-data", "x"], "--intermediate-data goes with --intermediate-task"),
+        (
+            ["--intermediate-task", "none", "--intermediate-data", "x"],
+            "--intermediate-data has no use with --intermediate-task none",
+        ),
         (
             ["--intermediate-task", "stsb", "--intermediate-data", "no-such"],
             "--intermediate-task stsb: --data no-such does not exist",

@@ -47,6 +47,8 @@ def parts_of(
 def without_texts(task: Task[E, Any], splits: Splits[E], texts: Collection[str]) -> Splits[E]:
     """The splits without the examples of train and dev that have one of these texts.
 
+    Of a dev split that would be empty there is none: it is to be cut from train.
+
     Args:
         texts: as `cleaning.folded` has them, so that case and spaces do not count.
 
@@ -57,7 +59,7 @@ def without_texts(task: Task[E, Any], splits: Splits[E], texts: Collection[str])
     def kept(examples: Sequence[E]) -> list[E]:
         return [e for e in examples if not any(folded(text) in texts for text in task.texts(e))]
 
-    train, dev = kept(splits.train), splits.dev and kept(splits.dev)
+    train, dev = kept(splits.train), kept(splits.dev or ()) or None
     if not train:
         raise InputError(f"{splits.source}: every example has a text that is to be left out")
     count = len(splits.train) - len(train) + len(splits.dev or ()) - len(dev or ())
