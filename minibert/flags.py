@@ -229,7 +229,15 @@ def _add_search(search: Parser) -> None:
     search.add_argument(
         "queries", nargs="*", metavar="QUERY", help="texts, or - for standard input"
     )
-    search.add_argument("--input", metavar="FILE", required=True, help="one sentence a line")
+    search.add_argument(
+        "--input",
+        metavar="FILE",
+        required=True,
+        help="one sentence a line; or a .csv, .tsv or .jsonl, one a row",
+    )
+    search.add_argument(
+        "--text-column", metavar="NAME", help="column or key of the text in a table; default text"
+    )
     search.add_argument("--top", type=int, default=5, help="sentences per query (default 5)")
     search.add_argument("--cache-dir", metavar="DIR", help="where the file's index is kept")
 

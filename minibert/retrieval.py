@@ -1,6 +1,6 @@
 """Search in a file of sentences by meaning: their vectors, computed once, and the nearest ones.
 
-    file, one sentence a line -> different sentences -> (n, D) float16 index, kept on disk
+    file, one sentence a line or row -> different sentences -> (n, D) float16 index, kept on disk
     queries -> (q, D) -> cosines, block by block -> the best of each query
 
 A million sentences of a model 384 wide are an index of 768 MB, which is read from the disk as it is
@@ -12,7 +12,7 @@ Shapes: n different sentences, q queries, D hidden_size, k hits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from minibert.cache import default_cache_dir
 from minibert.errors import InputError
-from minibert.files import read_text, write_atomically
+from minibert.files import read_text, table_kind, write_atomically
 from minibert.model_folders import open_model_folder
 from minibert.predict import load_embedder
 from minibert.quantised import Int8Linear
 from minibert.runs import log_line, weights_digest
+from minibert.tasks.tables import column, read_table
 
 _BLOCK = 16384  # rows of the index that are compared at once
 _QUERIES = 256  # with so many queries
@@ -54,6 +55,7 @@ def search(
     precision: str | None = None,
     batch_size: int = 32,
     cache_dir: str | Path | None = None,
+    text_column: str | None = None,
 ) -> list[list[Hit]]:
     """The sentences of a file that are nearest to each query, best first.
 
@@ -62,9 +64,11 @@ def search(
 
     Args:
         folder: a bi-encoder's run folder, or any model folder; see `predict.load_embedder`.
-        file: one sentence a line, also .gz, .xz or .bz2; blank lines are left out.
+        file: one sentence a line, also .gz, .xz or .bz2; blank lines are left out. Or a table,
+            .csv, .tsv or .jsonl.
         top: hits per query; equal sentences are one.
         cache_dir: where indexes are kept; `cache.default_cache_dir()` when None.
+        text_column: of a table, "text" when None.
 
     Raises:
         InputError: no model, a file that cannot be read or is empty, or nothing to ask.
@@ -73,7 +77,7 @@ def search(
         raise InputError(f"--top is {top}, must be above 0")
     if not queries or not all(query.strip() for query in queries):
         raise InputError("a query is empty; expected some words")
-    lines = lines_of(Path(file))
+    lines = sentences_of(Path(file), text_column)
     path = open_model_folder(str(folder))
     embedder: Any = load_embedder(path, device, precision)
     texts = list(lines)
@@ -86,16 +90,22 @@ def search(
     ]
 
 
-def lines_of(file: Path) -> dict[str, tuple[int, int]]:
+def sentences_of(file: Path, text_column: str | None = None) -> dict[str, tuple[int, int]]:
     """The different sentences of a file -> (first line, how many lines), in their order.
 
     Raises:
-        InputError: it cannot be read, or holds no sentence.
+        InputError: it cannot be read, lacks the column, or holds no sentence.
     """
     if file.is_dir():
         raise InputError(f"--input {file} is a folder; expected a file of one sentence a line")
+    if table_kind(file):
+        lines = _cells(file, text_column or "text")
+    elif text_column is not None:
+        raise InputError("--text-column goes with a .csv, .tsv or .jsonl as --input")
+    else:
+        lines = enumerate(read_text(file).split("\n"), 1)
     found: dict[str, tuple[int, int]] = {}
-    for number, line in enumerate(read_text(file).split("\n"), 1):
+    for number, line in lines:
         text = line.strip()
         if text:
             first, copies = found.get(text, (number, 0))
@@ -103,6 +113,15 @@ def lines_of(file: Path) -> dict[str, tuple[int, int]]:
     if not found:
         raise InputError(f"--input {file} holds no sentence; expected one a line")
     return found
+
+
+def _cells(file: Path, name: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of a column of a table."""
+    for row in read_table(file):
+        value = column(row, name, file, "--text-column")
+        if not isinstance(value, str):
+            raise InputError(f"{file}, line {row.line}: {name!r} holds {value!r:.60}, no text")
+        yield row.line, value
 
 
 def _index(

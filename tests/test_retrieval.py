@@ -162,6 +162,21 @@ def test_the_command_prints_a_line_for_each_hit(
     assert {row["copies"] for row in rows[2:]} == {1, 2}
 
 
+def test_a_table_is_searched_by_a_column(world: Path, tmp_path: Path) -> None:
+    texts = ["storm, river", "market", "storm, river"]
+    (tmp_path / "a.csv").write_text('id,text\n1,"storm, river"\n2,market\n3,"storm, river"\n')
+    rows = (json.dumps({"body": text, "text": 7}) for text in texts)
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    for name, column, first in (("a.csv", None, 2), ("a.jsonl", "body", 1)):
+        found = search(
+            *(world / "model", tmp_path / name, ["market"]),
+            cache_dir=tmp_path / "kept",
+            text_column=column,
+        )
+        places = {hit.text: (hit.line, hit.copies) for hit in found[0]}
+        assert places == {"storm, river": (first, 2), "market": (first + 1, 1)}
+
+
 BAD = {
     "no file": ("search W/model --input W/none.txt storm", "none.txt does not exist"),
     "a folder": ("search W/model --input W storm", "is a folder"),
@@ -170,6 +185,15 @@ BAD = {
     "no model": ("search W/none --input W/lines.txt storm", "none is not a model folder"),
     "no query": ("search W/model --input W/lines.txt", "nothing to search for"),
     "no input": ("search W/model storm", "--input"),
+    "no column": ("search W/model --input W/a.csv storm", "has no column 'text' (--text-column)"),
+    "no text": (
+        "search W/model --input W/a.jsonl --text-column n storm",
+        "a.jsonl, line 1: 'n' holds 7, no text",
+    ),
+    "no table": (
+        "search W/model --input W/lines.txt --text-column n storm",
+        "--text-column goes with a .csv, .tsv or .jsonl",
+    ),
     "no hits": ("search W/model --input W/lines.txt --top 0 storm", "--top is 0"),
 }
 
@@ -179,6 +203,8 @@ def test_what_is_wrong_is_said_in_one_line(
     world: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     (world / "empty.txt").write_text("\n \n")
+    (world / "a.csv").write_text("body\nstorm\n")
+    (world / "a.jsonl").write_text('{"n": 7}\n')
     (world / "latin.txt").write_bytes(b"caf\xe9\n")
     line, wanted = BAD[name]
     assert main(line.replace("W", str(world)).split()) == 2
