@@ -337,7 +337,7 @@ def test_all_seeds_start_from_the_model_that_was_chosen_first(
     shutil.copytree(pretrained.folder, own)
     once = finetuning._finetune_once
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(finetuning, "bundled_model", lambda: own)
+    monkeypatch.setattr("minibert.starts.bundled_model", lambda: own)
 
     def and_another_finishes(*given: Any, **named: Any) -> RunResult:
         result = once(*given, **named)
