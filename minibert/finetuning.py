@@ -34,7 +34,6 @@ from minibert.intermediate import (
 from minibert.machine import launched
 from minibert.model import init_weights
 from minibert.optim import Budget, build_optimizer
-from minibert.recipes import is_given
 from minibert.repeats import repeat
 from minibert.run_folder import RunFolder
 from minibert.runs import (
@@ -64,7 +63,7 @@ from minibert.runs import (
     wrapped,
 )
 from minibert.settings import MOST_EPOCHS, FinetuneSettings, flag
-from minibert.starts import choose_model, of_begun_run, with_recipe
+from minibert.starts import choose_model, of_begun_run, with_recipe, within_positions
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.batches import Feature, TaskData, flat, infer
@@ -335,7 +334,8 @@ class _Run:
         if settings.adapt is not None:
             asked["adapted"] = functools.partial(self._adapt, splits)
         if settings.intermediate:
-            left_out = left_out_of(settings, self.task, self.source)
+            whole = self.task.read(self.source) if settings.dev_only else splits
+            left_out = left_out_of(settings, self.task, whole)
             asked["intermediate"] = functools.partial(self._supplement, left_out)
         if folder is None:
             for name in asked:
@@ -382,10 +382,8 @@ class _Run:
         goes_on = self.begun is not None or self.goes_on
         wanted = intermediate_settings(settings, start, self.folder.path, goes_on)
         wanted, recipe = of_begun_run(wanted) or with_recipe(wanted)
-        if not is_given(wanted, "max_seq_length"):
-            positions = BertConfig.from_pretrained(start).max_position_embeddings
-            length = min(wanted.max_seq_length, positions)
-            wanted = dataclasses.replace(wanted, max_seq_length=length)
+        positions = BertConfig.from_pretrained(start).max_position_embeddings
+        wanted = within_positions(wanted, positions)
         texts, count = left_out
         stage = supplement(wanted, lambda own: _finetune_once(own, recipe, texts))
         return dataclasses.replace(stage, notes=stage.notes | {"left_out": count})

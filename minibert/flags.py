@@ -125,13 +125,13 @@ def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSet
             raise InputError(f"{path} is a run's, with every setting; leave --recipe out")
         given = _of_earlier_run(content, path) if "command" in content else content
         settings.check_names(given, str(path))  # the rest is checked with the flags put in
-        given = _without_replaced_budgets(given, values)
+        given = _without_replaced(given, values)
     named = recipe(name, {**given, **values}) if name else {}
     return settings.from_dict({**named, **given, **values})
 
 
-def _without_replaced_budgets(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A file's settings without the budgets that a flag replaces, whichever kind it is."""
+def _without_replaced(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A file's settings without those that a flag replaces: any budget, another task's data."""
     for budgets, beside in (
         ({"max_steps", "epochs", "max_minutes"}, {"min_steps"}),
         ({"adapt_epochs", "adapt_minutes"}, set()),

@@ -27,7 +27,7 @@ from minibert.run_folder import RunFolder
 from minibert.runs import EarlierStage, RunResult, dev_figure, log_line, weights_digest
 from minibert.settings import NO_TASK, FinetuneSettings
 from minibert.tasks import TASKS, find_task
-from minibert.tasks.base import Source, Splits, Task
+from minibert.tasks.base import Splits, Task, find_set
 from minibert.tasks.splits import parts_of, without_texts
 from minibert.train import NonFiniteError
 
@@ -83,11 +83,12 @@ def _no_data(name: str) -> str:
 
 
 def left_out_of(
-    settings: FinetuneSettings, task: Task[Any, Any], source: Source
+    settings: FinetuneSettings, task: Task[Any, Any], splits: Splits[Any]
 ) -> tuple[set[str], int]:
     """What may not be learnt before a task: the folded texts of its dev and test.
 
-    With `--dev-only` those of test, too.
+    Args:
+        splits: with the test split, though dev alone be scored.
 
     Returns:
         The texts, and how many examples of the intermediate task have one.
@@ -95,7 +96,6 @@ def left_out_of(
     Raises:
         InputError: the intermediate task's data cannot be used, or nothing is left of it.
     """
-    splits = task.read(source)
     held = scored_texts(task, dataclasses.replace(splits, test=None))[1]
     held |= {folded(text) for example in splits.test or () for text in task.texts(example)} - {""}
     if not held:
@@ -167,8 +167,10 @@ def supplement(
     try:
         with contextlib.redirect_stdout(sys.stderr):  # results are those of the task
             figures = run_one(settings).figures
-    except (InputError, NonFiniteError) as error:
-        raise type(error)(f"--intermediate-task {settings.task}: {error}") from None
+    except InputError as error:
+        raise InputError(f"--intermediate-task {settings.task}: {error}") from None
+    except NonFiniteError as error:
+        raise NonFiniteError(f"--intermediate-task {settings.task}: {error}") from None
     gc.collect()  # its model is held by what it took part in
     name, value = dev_figure(figures)
     kept = ("num_train", "best_step", "steps", "seconds", f"dev_{name}")
@@ -187,10 +189,10 @@ def _task(settings: FinetuneSettings) -> Task[Any, Any]:
 def _task_settings(settings: FinetuneSettings) -> FinetuneSettings:
     """The task and its data: where it is named, else beside --data, else where it always is."""
     assert settings.intermediate is not None
+    own = FinetuneSettings(task=settings.intermediate, intermediate_task=NO_TASK)
     data = settings.intermediate_data
     if data is None and settings.data is not None:
-        task = find_task(settings.intermediate)(FinetuneSettings(task=settings.intermediate))
-        names = (task.name, *(Path(place).name for place in task.places))
-        beside = (Path(settings.data).resolve().parent / name for name in names)
-        data = next((str(path) for path in beside if path.is_dir()), None)
-    return FinetuneSettings(task=settings.intermediate, data=data, intermediate_task=NO_TASK)
+        places = find_task(own.task)(own).places
+        beside = find_set(Path(settings.data).resolve().parent, own.task, places)
+        data = str(beside) if beside else None
+    return dataclasses.replace(own, data=data)

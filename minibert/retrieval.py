@@ -12,7 +12,7 @@ Shapes: n different sentences, q queries, D hidden_size, k hits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,8 @@ from minibert.model_folders import open_model_folder
 from minibert.predict import load_embedder
 from minibert.quantised import Int8Linear
 from minibert.runs import log_line, weights_digest
-from minibert.tasks.tables import column, read_table
+from minibert.tasks.base import text_in
+from minibert.tasks.inputs import read_inputs
 
 _BLOCK = 16384  # rows of the index that are compared at once
 _QUERIES = 256  # with so many queries
@@ -99,11 +100,12 @@ def sentences_of(file: Path, text_column: str | None = None) -> dict[str, tuple[
     if file.is_dir():
         raise InputError(f"--input {file} is a folder; expected a file of one sentence a line")
     if table_kind(file):
-        lines = _cells(file, text_column or "text")
+        rows = read_inputs(file, lambda _: {"text": text_column or "text"})
+        lines = [(number, text_in(row)) for number, row in rows]
     elif text_column is not None:
         raise InputError("--text-column goes with a .csv, .tsv or .jsonl as --input")
     else:
-        lines = enumerate(read_text(file).split("\n"), 1)
+        lines = list(enumerate(read_text(file).split("\n"), 1))
     found: dict[str, tuple[int, int]] = {}
     for number, line in lines:
         text = line.strip()
@@ -113,15 +115,6 @@ def sentences_of(file: Path, text_column: str | None = None) -> dict[str, tuple[
     if not found:
         raise InputError(f"--input {file} holds no sentence; expected one a line")
     return found
-
-
-def _cells(file: Path, name: str) -> Iterator[tuple[int, str]]:
-    """(line, text) of a column of a table."""
-    for row in read_table(file):
-        value = column(row, name, file, "--text-column")
-        if not isinstance(value, str):
-            raise InputError(f"{file}, line {row.line}: {name!r} holds {value!r:.60}, no text")
-        yield row.line, value
 
 
 def _index(

@@ -14,7 +14,7 @@ from minibert.errors import InputError
 from minibert.files import bundled_data, read_json
 from minibert.intermediate import lack
 from minibert.model_folders import BUNDLED, bundled_model, open_model_folder
-from minibert.recipes import as_begun, filled
+from minibert.recipes import as_begun, filled, is_given
 from minibert.run_folder import RunFolder
 from minibert.runs import log_line
 from minibert.settings import NO_TASK, FinetuneSettings
@@ -73,6 +73,14 @@ def with_recipe(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
         said += f"; without {found.intermediate_task} before it: {why}"
         found = dataclasses.replace(found, intermediate_task=NO_TASK)
     return found, said
+
+
+def within_positions(settings: FinetuneSettings, positions: int) -> FinetuneSettings:
+    """The settings with sequences as long as the model takes, where nobody said how long."""
+    if is_given(settings, "max_seq_length"):
+        return settings
+    length = min(settings.max_seq_length, positions)
+    return dataclasses.replace(settings, max_seq_length=length)
 
 
 def of_begun_run(settings: FinetuneSettings) -> tuple[FinetuneSettings, str] | None:

@@ -22,14 +22,14 @@ from minibert.files import read_json, write_atomically, write_json
 from minibert.finetuning import read_splits
 from minibert.held_out import held_out_figures, masked_word_figures
 from minibert.model_folders import pinned
-from minibert.recipes import file_settings, is_given
+from minibert.recipes import file_settings
 from minibert.runs import dev_figure, log_line, of_seed, weights_digest
 from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import NO_TASK, FinetuneSettings, flag
-from minibert.starts import start_folder, with_recipe
+from minibert.starts import start_folder, with_recipe, within_positions
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
-from minibert.tasks.base import Source, Task
+from minibert.tasks.base import Source, Task, find_set
 from minibert.tasks.splits import Parts, parts_of
 
 
@@ -241,19 +241,6 @@ def _source(plan: Plan, name: str) -> Source | str:
     return Source(path, f"{name}, the data in {path}")
 
 
-def find_set(folder: Path, name: str, places: Sequence[str]) -> Path | None:
-    """A set within a folder of sets: below its own name, or one that it is published under.
-
-    IMDb may be the archive that it comes as, there or below its name; others lie unpacked.
-    """
-    names = dict.fromkeys((name, *(Path(place).name for place in places)))
-    found = next((folder / n for n in names if (folder / n).is_dir()), None)
-    if name != "imdb" or (found and any((found / n).is_dir() for n in ("train", "aclImdb"))):
-        return found
-    archives = sorted((found or folder).glob("aclImdb*.tar*"))
-    return next((a for a in archives if "unsup" not in a.name), None)
-
-
 def _settings_files(paths: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
     """The content of settings files, those for one side last, which are to count.
 
@@ -373,9 +360,7 @@ def _side_settings(
     if plan.limit and with_recipe(given)[0].intermediate:  # it would be the longest of a quick look
         given = dataclasses.replace(given, intermediate_task=NO_TASK)
     settings, recipe = with_recipe(given)
-    if not is_given(settings, "max_seq_length"):
-        longest = min(settings.max_seq_length, positions)
-        settings = dataclasses.replace(settings, max_seq_length=longest)
+    settings = within_positions(settings, positions)
     task = find_task(name)(settings)
     told = [f"rate {settings.learning_rate or task.learning_rate:g}"]
     epochs = f"{settings.epochs or task.epochs:g} epochs"

@@ -21,9 +21,10 @@ from minibert.files import bundled_data
 from minibert.held_out import held_out_figures, masked_word_figures
 from minibert.series import seconds_left
 from minibert.settings import FinetuneSettings
-from minibert.suite import ENTRIES, Entry, evaluate_suite, find_set
+from minibert.suite import ENTRIES, Entry, evaluate_suite
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
+from minibert.tasks.base import find_set
 
 pytest.importorskip("sklearn")
 QUICK: dict[str, Any] = {"max_steps": 2, "device": "cpu", "precision": "fp32"}

@@ -64,6 +64,19 @@ class Source(NamedTuple):
     is_sample: bool = False
 
 
+def find_set(folder: Path, name: str, places: Sequence[str]) -> Path | None:
+    """A set within a folder of sets: below its own name, or one that it is published under.
+
+    IMDb may be the archive that it comes as, there or below its name; others lie unpacked.
+    """
+    names = dict.fromkeys((name, *(Path(place).name for place in places)))
+    found = next((folder / n for n in names if (folder / n).is_dir()), None)
+    if name != "imdb" or (found and any((found / n).is_dir() for n in ("train", "aclImdb"))):
+        return found
+    archives = sorted((found or folder).glob("aclImdb*.tar*"))
+    return next((a for a in archives if "unsup" not in a.name), None)
+
+
 @dataclass(frozen=True)
 class Splits(Generic[E]):
     """The examples of a task, with what the reader noticed.
