@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ _EPOCHS = 3.0  # passes over the text where no budget is given
 # Set for fine-tuning, and the same while adapting; all else is as pretraining has it.
 _SHARED = (
     *("batch_size", "micro_batch_size", "max_seq_length", "seed", "device", "precision"),
-    *("compile", "deterministic", "log_every", "save_every", "cache_dir"),
+    *("compile", "deterministic", "log_every", "save_every", "cache_dir", "dry_run"),
 )
 
 
@@ -75,20 +76,7 @@ def adapt(
         Interrupted: by a signal; `--resume` goes on.
     """
     settings = task.settings
-    places = settings.adapt or []
-    if OWN_TEXT in places:
-        _write_own_text(run / _TEXT, task, splits, source)
-        places = [str(run / _TEXT) if place == OWN_TEXT else place for place in places]
-    try:
-        files, _ = readable_files(find_files(places, "--adapt"))
-        if named := [file for file in files if file != run / _TEXT]:
-            _say_copies(task, splits, named)
-        wanted = _pretraining(settings, places, start, run / _FOLDER)
-        with contextlib.redirect_stdout(sys.stderr):  # results are those of the task
-            figures = pretrain(wanted).figures
-    except InputError as error:
-        text = error.without_flag if isinstance(error, ReadingError) else str(error)
-        raise InputError(text if text.startswith("--adapt") else f"--adapt: {text}") from None
+    figures, files = _learn_text(task, splits, source, start, run)
     notes = {
         "text": settings.adapt,
         "files": len(files),
@@ -102,6 +90,35 @@ def adapt(
         f"mlm_loss {notes['mlm_loss']:.3f}, mlm_accuracy {notes['mlm_accuracy']:.3f}",
     )
     return EarlierStage(run / _FOLDER, weights_digest(run / _FOLDER), notes)
+
+
+def rehearse_adaptation(
+    task: Task[Any, Any], splits: Splits[Any], source: Source, start: Path
+) -> None:
+    """The dry run of an adaptation; of its text the encoded form stays, as of any that is read."""
+    with tempfile.TemporaryDirectory() as folder:
+        _learn_text(task, splits, source, start, Path(folder))
+
+
+def _learn_text(
+    task: Task[Any, Any], splits: Splits[Any], source: Source, start: Path, run: Path
+) -> tuple[dict[str, Any], list[Path]]:
+    """The figures of the pretraining run that adapts, and the files that it read."""
+    settings = task.settings
+    places = settings.adapt or []
+    if OWN_TEXT in places:
+        _write_own_text(run / _TEXT, task, splits, source)
+        places = [str(run / _TEXT) if place == OWN_TEXT else place for place in places]
+    try:
+        files, _ = readable_files(find_files(places, "--adapt"))
+        if named := [file for file in files if file != run / _TEXT]:
+            _say_copies(task, splits, named)
+        wanted = _pretraining(settings, places, start, run / _FOLDER)
+        with contextlib.redirect_stdout(sys.stderr):  # results are those of the task
+            return pretrain(wanted).figures, files
+    except InputError as error:
+        text = error.without_flag if isinstance(error, ReadingError) else str(error)
+        raise InputError(text if text.startswith("--adapt") else f"--adapt: {text}") from None
 
 
 def own_text(task: Task[Any, Any], splits: Splits[Any], source: Source) -> tuple[list[str], str]:

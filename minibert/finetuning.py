@@ -18,7 +18,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from minibert.adaptation import adapt, check_text, made_before_training
+from minibert.adaptation import (
+    adapt,
+    check_text,
+    made_before_training,
+    rehearse_adaptation,
+)
 from minibert.compiling import compile_if_it_pays
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError, did_you_mean
@@ -29,6 +34,7 @@ from minibert.intermediate import (
     check_intermediate,
     intermediate_settings,
     left_out_of,
+    rehearse_intermediate,
     supplement,
 )
 from minibert.machine import launched
@@ -330,16 +336,19 @@ class _Run:
         Until fine-tuning begins, an empty `resolved` in run.json says that it has not.
         """
         settings, folder = self.settings, self.folder
-        asked: dict[str, Callable[[Path], EarlierStage]] = {}
+        asked: dict[str, Callable[[Path], EarlierStage | None]] = {}
         if settings.adapt is not None:
             asked["adapted"] = functools.partial(self._adapt, splits)
         if settings.intermediate:
             whole = self.task.read(self.source) if settings.dev_only else splits
             left_out = left_out_of(settings, self.task, whole)
             asked["intermediate"] = functools.partial(self._supplement, left_out)
-        if folder is None:
-            for name in asked:
-                log_line("adapt" if name == "adapted" else name, "left out of a dry run")
+        if folder is None:  # each from the chosen model, since none is trained
+            for name, rehearse_stage in asked.items():
+                log_line("dry run", f"of what comes before {self.task.name}: {name}")
+                rehearse_stage(start)
+            if asked:
+                log_line("dry run", f"of {self.task.name} itself")
             return {}
         if asked and self.begun is None:
             record = run_record("finetune", self.settings, splits.fingerprint, self.runtime)
@@ -352,7 +361,7 @@ class _Run:
             before = time.perf_counter()
             last = next(reversed(found.values())).folder if found else start
             try:
-                found[name] = carry_out_stage(last)
+                stage = carry_out_stage(last)
             except InputError:
                 if self.begun is None:
                     folder.forget()
@@ -360,6 +369,8 @@ class _Run:
             except NonFiniteError as error:
                 folder.note_divergence(str(error))
                 raise
+            assert stage is not None
+            found[name] = stage
             self.started += time.perf_counter() - before  # it has minutes of its own
             if self.begun is not None and self.begun["resolved"].get(name) != found[name].weights:
                 raise InputError(
@@ -368,24 +379,30 @@ class _Run:
                 )
         return found
 
-    def _adapt(self, splits: Splits[Any], start: Path) -> EarlierStage:
-        """The model with the task's text learnt."""
-        assert self.folder is not None
+    def _adapt(self, splits: Splits[Any], start: Path) -> EarlierStage | None:
+        """The model with the task's text learnt; None in a dry run, which tells what that takes."""
+        if self.folder is None:
+            rehearse_adaptation(self.task, splits, self.source, start)
+            return None
         return adapt(self.task, splits, self.source, start, self.folder.path)
 
-    def _supplement(self, left_out: tuple[set[str], int], start: Path) -> EarlierStage:
-        """The model with the labels of another task learnt, without the texts of this one."""
-        assert self.folder is not None
+    def _supplement(self, left_out: tuple[set[str], int], start: Path) -> EarlierStage | None:
+        """The model with another task's labels learnt, without the texts of this one; as above."""
         settings = self.settings
         if settings.adapt is not None:  # random weights have learnt by then
             settings = dataclasses.replace(settings, random_weights=False)
         goes_on = self.begun is not None or self.goes_on
-        wanted = intermediate_settings(settings, start, self.folder.path, goes_on)
+        run = self.folder.path if self.folder else Path()
+        wanted = intermediate_settings(settings, start, run, goes_on)
         wanted, recipe = of_begun_run(wanted) or with_recipe(wanted)
         positions = BertConfig.from_pretrained(start).max_position_embeddings
         wanted = within_positions(wanted, positions)
         texts, count = left_out
-        stage = supplement(wanted, lambda own: _finetune_once(own, recipe, texts))
+        run_one = functools.partial(_finetune_once, recipe=recipe, left_out=texts)
+        if self.folder is None:
+            rehearse_intermediate(wanted, run_one)
+            return None
+        stage = supplement(wanted, run_one)
         return dataclasses.replace(stage, notes=stage.notes | {"left_out": count})
 
     def _loop(

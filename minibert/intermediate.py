@@ -35,7 +35,7 @@ INTERMEDIATE = "intermediate"  # its folder in that of the run
 # Set for fine-tuning, and the same for what comes before it; a recipe has the rest.
 _SHARED = (
     *("random_weights", "seed", "device", "precision", "compile", "deterministic"),
-    *("log_every", "save_every", "cache_dir"),
+    *("log_every", "save_every", "cache_dir", "dry_run"),
 )
 
 
@@ -164,13 +164,7 @@ def supplement(
             )
         run.respell(model=settings.model)  # which is in the run's folder where it adapted
     log_line(INTERMEDIATE, f"{settings.task} first, in {settings.output}")
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # results are those of the task
-            figures = run_one(settings).figures
-    except InputError as error:
-        raise InputError(f"--intermediate-task {settings.task}: {error}") from None
-    except NonFiniteError as error:
-        raise NonFiniteError(f"--intermediate-task {settings.task}: {error}") from None
+    figures = _carry_out(settings, run_one)
     gc.collect()  # its model is held by what it took part in
     name, value = dev_figure(figures)
     kept = ("num_train", "best_step", "steps", "seconds", f"dev_{name}")
@@ -179,6 +173,26 @@ def supplement(
     log_line(INTERMEDIATE, f"{settings.task} is learnt (dev {name} {value:.4f}); the task follows")
     folder = Path(settings.output)
     return EarlierStage(folder, weights_digest(folder), notes)
+
+
+def rehearse_intermediate(
+    settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], RunResult]
+) -> None:
+    """The dry run of an intermediate task; arguments as in `supplement`."""
+    _carry_out(settings, run_one)
+
+
+def _carry_out(
+    settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], RunResult]
+) -> dict[str, Any]:
+    """The figures of its run; errors name the task."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # results are those of the task
+            return run_one(settings).figures
+    except InputError as error:
+        raise InputError(f"--intermediate-task {settings.task}: {error}") from None
+    except NonFiniteError as error:
+        raise NonFiniteError(f"--intermediate-task {settings.task}: {error}") from None
 
 
 def _task(settings: FinetuneSettings) -> Task[Any, Any]:

@@ -502,10 +502,17 @@ def test_several_processes_are_refused(world: Path, monkeypatch: pytest.MonkeyPa
         tune(world, "several", adapt="auto")
 
 
-def test_a_dry_run_leaves_it_out(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tune(world, "dry", adapt="auto", dry_run=True)
-    assert "adapt: left out of a dry run" in capsys.readouterr().err
-    assert not (world / "dry").exists()
+def test_a_dry_run_tells_what_it_takes(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(world.iterdir())
+    tune(world, "dry", adapt="auto", adapt_epochs=7.0, dry_run=True)
+    told = capsys.readouterr().err
+    adapting, tuning = told.split("dry run: of imdb itself")
+    assert "dry run: of what comes before imdb: adapted" in adapting
+    assert "7 epochs of about" in adapting and "cost: " in adapting
+    assert "cost: " in tuning and "epochs of about" not in tuning
+    assert [p for p in sorted(world.iterdir()) if p.name != "cache"] == [
+        p for p in before if p.name != "cache"
+    ]
 
 
 def test_the_config_of_the_start_is_kept(world: Path) -> None:

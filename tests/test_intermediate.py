@@ -180,12 +180,17 @@ def test_minutes_are_shared(tmp_path: Path) -> None:
     assert FinetuneSettings(task="rte", max_minutes=8.0).tuning_minutes == 8.0
 
 
-def test_a_dry_run_leaves_it_out(
+def test_a_dry_run_tells_what_it_takes(
     model: Path, tmp_path: Path, sets: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before = sorted(tmp_path.iterdir())
     tune(model, tmp_path / "run", **sets, dry_run=True)
-    assert "intermediate: left out of a dry run" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    first, own = capsys.readouterr().err.split("dry run: of classification itself")
+    assert "dry run: of what comes before classification: intermediate" in first
+    assert "\nsplit: 11 train, 6 dev" in first  # two of each have a text that is scored
+    assert "cost: " in first
+    assert "cost: " in own
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_dropout_is_that_of_the_model_and_not_of_the_other_task(
