@@ -6,7 +6,10 @@ import gzip
 import importlib.util
 import json
 import math
+import os
 import random
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -721,6 +724,22 @@ def test_the_baseline_finds_what_words_alone_can_find() -> None:
     assert guess("Who?", "") == ""
     assert guess("", "  \n") == ""
     assert guess("Why?", "all small words.") == "all small words."
+
+
+def test_the_baseline_is_the_same_in_every_process() -> None:
+    # Both sentences share as many words, as rare; a sum in the order of a set tells them apart.
+    program = (
+        "from minibert.tasks.qa import guess\n"
+        "for n in range(3, 10):\n"
+        "    a, b = (' '.join(f'{s}{i}' for i in range(n) for _ in range(i + 1)) for s in 'xy')\n"
+        "    print(guess(f'who {a} {b}', f'Then {a} Ann. Then {b} Bob.'))\n"
+    )
+    for seed in ("1", "2", "3"):
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        )
+        assert done.stdout.decode().split() == 7 * ["Ann"], seed
 
 
 def test_the_baseline_answers_the_sample_better_than_nothing() -> None:

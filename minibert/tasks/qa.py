@@ -515,7 +515,7 @@ def guess(question: str, context: str) -> str:
 
     def shared(sentence: str) -> float:
         own = {w.lower() for w in _TOKEN.findall(sentence)} & asked
-        return sum(math.log(1 + 1 / counts[w]) for w in own if counts[w])
+        return math.fsum(math.log(1 + 1 / counts[w]) for w in own if counts[w])  # in any order
 
     if not sentences:
         return ""
