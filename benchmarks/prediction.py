@@ -9,8 +9,8 @@ layers of 384 with random weights and a vocabulary of the bundled text filled up
 are cut from the bundled reviews, lognormal in length with a mean of about 60 % of 256 tokens;
 tokenising counts.
 
-Random weights say nothing about how often a precision changes a label; the second command prints
-that share for a fine-tuned run folder.
+Random weights say nothing about how often a precision changes a label; `python -m
+benchmarks.prediction RUN --data DATA` prints that share for a fine-tuned run folder.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -217,6 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not (given.checkpoint / "config.json").is_file():
             raise InputError(f"--checkpoint {given.checkpoint} holds no config.json")
+        for name in ("transformers", *(["seqeval"] if "conll2003" in given.tasks else [])):
+            if importlib.util.find_spec(name) is None:  # it would be missed when all has trained
+                raise InputError(f"{name} is not installed; pip install --use-pep517 {name}")
         for seed in given.seeds:
             for task in given.tasks:
                 recipe = recipe_of(task, given)

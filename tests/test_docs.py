@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import statistics
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,49 @@ def test_links_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))
     own = [link for link in links if "://" not in link]
     assert [link for link in own if not (page.parent / link).exists()] == []
+
+
+# Rows of the README's tables of speed: how each begins, and of the figures in each column what was
+# timed, ours and theirs.
+PLAIN, BEST = ("minibert", "HF plain"), ("minibert", "HF best")
+ON_GPU = ("minibert --compile --no-deterministic", "HF best")
+SPEED = {
+    "pretraining step, `mini`, 128": (["pretraining/mini-128"], PLAIN, BEST),
+    "the same, `small`": (["pretraining/small-128", "pretraining/base-128"], PLAIN, BEST),
+    "`mini`, 512 tokens": (["pretraining/mini-512"], PLAIN, BEST),
+    "`mini`, lengths": (
+        ["pretraining/mini-128-paired", "pretraining/mini-512-paired"],
+        PLAIN,
+        BEST,
+    ),
+    "`mini`, 128 tokens, no": (["pretraining/mini-128-full"], PLAIN, BEST),
+    "fine-tuning, 6 layers": (["finetuning/imdb-256", "finetuning/mixed-256"], PLAIN, BEST),
+    "tokenising": (["tokenising/20-MB"], ("minibert", "datasets.map")),
+    "pretraining, `small` and": (["gpu/small-128", "gpu/base-128"], ON_GPU),
+    "`base`, `large`, 512": (["gpu/base-512", "gpu/large-512"], ON_GPU),
+    "fine-tuning `base`": (["gpu/finetune-base-256"], ON_GPU),
+}
+
+
+@pytest.mark.parametrize("row", SPEED)
+def test_the_readme_says_what_the_benchmarks_measured(row: str) -> None:
+    measured = json.loads((ROOT / "docs" / "benchmarks" / "benchmarks.json").read_text("utf-8"))
+    lines = (ROOT / "README.md").read_text("utf-8").split("\n")
+    (line,) = (line for line in lines if line.startswith(f"| {row}"))
+    works, *columns = SPEED[row]
+    for cell, (ours, theirs) in zip(line.split("|")[2:], columns, strict=False):
+        said = re.findall(r"[0-9]+\.[0-9]+", cell)
+        for figure, work in zip(said, works, strict=False):
+            rates = {
+                timing["name"]: [
+                    n / s for n, s in zip(timing["units"], timing["seconds"], strict=True)
+                ]
+                for timing in measured[work]["timings"]
+            }
+            rounds = (a / b for a, b in zip(rates[ours], rates[theirs], strict=True))
+            digits = len(figure.partition(".")[2])
+            assert figure == f"{statistics.median(rounds):.{digits}f}", work
+        assert len(said) >= len(works)
 
 
 @pytest.mark.parametrize("model", sorted(path.name for path in bundled_models().iterdir()))
