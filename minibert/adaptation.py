@@ -8,6 +8,7 @@ pretraining run that fine-tuning starts from; one serves all seeds.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import tempfile
@@ -95,7 +96,7 @@ def adapt(
 def rehearse_adaptation(
     task: Task[Any, Any], splits: Splits[Any], source: Source, start: Path
 ) -> None:
-    """The dry run of an adaptation; of its text the encoded form stays, as of any that is read."""
+    """The dry run of an adaptation; of files that are named the encoded form stays in the cache."""
     with tempfile.TemporaryDirectory() as folder:
         _learn_text(task, splits, source, start, Path(folder))
 
@@ -114,6 +115,9 @@ def _learn_text(
         if named := [file for file in files if file != run / _TEXT]:
             _say_copies(task, splits, named)
         wanted = _pretraining(settings, places, start, run / _FOLDER)
+        if settings.dry_run and OWN_TEXT in (settings.adapt or ()):
+            # A cache knows a text by its place, and this one's is gone with the dry run.
+            wanted = dataclasses.replace(wanted, cache_dir=str(run / "cache"))
         with contextlib.redirect_stdout(sys.stderr):  # results are those of the task
             return pretrain(wanted).figures, files
     except InputError as error:

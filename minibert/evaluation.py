@@ -9,7 +9,7 @@ from typing import Any
 from minibert.errors import InputError, did_you_mean
 from minibert.files import write_jsonl
 from minibert.model_folders import open_model_folder
-from minibert.predict import load
+from minibert.predict import load, run_of
 from minibert.runs import log_line
 from minibert.settings import DATA_LAYOUT, FinetuneSettings, flag
 from minibert.tasks.base import Splits, Task
@@ -65,6 +65,12 @@ def evaluate(
     splits = task.read_to_score(source) if is_other else task.read(source)
     if splits.notes:
         log_line("found", "; ".join(splits.notes))
+    trained_on = run_of(folder).get("data_fingerprint")
+    if data is None and trained_on not in (None, splits.fingerprint):
+        raise InputError(
+            f"{splits.source} has changed since {folder} was trained on it, so that what would be "
+            f"scored may have been learnt from; --data names what to score"
+        )
     examples, scored = _part_to_score(task, splits, split, is_other)
     found = task.predict(predictor.model, examples, batch_size, predictor.runtime)
     if predictions is not None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -144,6 +143,11 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
     """
     if isinstance(values.get("adapt"), (str, Path)):
         values["adapt"] = [str(values["adapt"])]
+    if settings is not None and values:
+        raise InputError(
+            f"finetune takes settings or their fields by name, not both; got {', '.join(values)} "
+            f"beside settings"
+        )
     settings = settings or FinetuneSettings.from_dict(values, "finetune")
     if settings.adapt is not None and launched().size > 1:
         raise InputError(
@@ -153,24 +157,53 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
     settings, recipe = of_begun_run(settings) or with_recipe(settings)
     check_intermediate(settings)
     check_text(find_task(settings.task)(settings))
-    if settings.seeds > 1 and not settings.dry_run:
+    if settings.dry_run:
+        settings = _of_one_seed(settings)
+    if settings.seeds > 1:
         # Before a folder is made: either may fail. The first line of a run says what data it is.
         log_line("data", find_task(settings.task)(settings).find_data().said)
         run_one = functools.partial(_finetune_once, recipe=recipe)
-        return repeat(settings, run_one, choose_model, _adapt_for_seeds)
+        return repeat(settings, run_one, choose_model, _BeforeSeeds(settings))
     return _finetune_once(settings, recipe)
 
 
-def _adapt_for_seeds(settings: FinetuneSettings, start: Path, run: Path) -> EarlierStage | None:
-    """The model that the runs of all seeds start from, where it is to be adapted first."""
-    if settings.adapt is None:
-        return None
-    task = find_task(settings.task)(settings)
-    source = task.find_data()
-    splits = read_splits(task, source)
-    parts = parts_of(task, splits, settings.dev_fraction, settings.limit)
-    _learn(task, parts.train, start)
-    return adapt(task, splits, source, start, run)
+def _of_one_seed(settings: FinetuneSettings) -> FinetuneSettings:
+    """Of several seeds the first, for a dry run; that there are others is printed."""
+    count = settings.seeds
+    if count == 1:
+        return settings
+    once = " but the adaptation, which all start from" if settings.adapt is not None else ""
+    log_line("dry run", f"of one of {count} seeds; all take {count} times as much{once}")
+    minutes = settings.adapting_minutes
+    if settings.unadapted_minutes:
+        settings = dataclasses.replace(
+            settings,
+            max_minutes=(minutes or 0) + settings.unadapted_minutes / count,
+            adapt_minutes=minutes,
+        )
+    return dataclasses.replace(settings, seeds=1)
+
+
+class _BeforeSeeds:
+    """What comes once, before the runs of several seeds; what cannot be used is refused here."""
+
+    def __init__(self, settings: FinetuneSettings) -> None:
+        self.task = find_task(settings.task)(settings)
+        self.source = self.task.find_data()
+        self.splits = read_splits(self.task, self.source)
+        self.fingerprint = self.splits.fingerprint
+
+    def check(self, start: Path) -> None:
+        """Looks at the data with the model that all seeds start from."""
+        settings = self.task.settings
+        parts = parts_of(self.task, self.splits, settings.dev_fraction, settings.limit)
+        _learn(self.task, parts.train, start)
+
+    def adapt(self, start: Path, run: Path) -> EarlierStage | None:
+        """The model with the task's text learnt, None where that is not asked for."""
+        if self.task.settings.adapt is None:
+            return None
+        return adapt(self.task, self.splits, self.source, start, run)
 
 
 def _finetune_once(
@@ -222,7 +255,8 @@ class _Run:
         # are kept for it by now.
         self.planned: float | None = None
         self.kept: float | None = None
-        self.goes_on = False  # in an earlier stage, in which it was stopped
+        # The run.json of a run that was stopped in an earlier stage: fine-tuning is to begin.
+        self.stopped: dict[str, Any] | None = None
 
     def carry_out(self, recipe: str) -> RunResult:
         """The whole run; `recipe` is the line about what was filled in."""
@@ -238,8 +272,8 @@ class _Run:
             folder.check_same_data(splits.fingerprint)
             if folder.results is not None:
                 return finished_run(folder)
-            if not self.begun["resolved"]:  # stopped in an earlier stage: fine-tuning is to begin
-                self.begun, self.goes_on = None, True
+            if "budget" not in self.begun["resolved"]:  # stopped in an earlier stage
+                self.stopped, self.begun = self.begun, None
         self.runtime = start_or_replay_runtime(settings, self.begun, self.world)
         start = self._start(splits, parts.train)
         features = flat(task.encode(parts.train))
@@ -254,6 +288,8 @@ class _Run:
             self.world,
         )
         dev, test = task.encode(parts.dev), task.encode(parts.test)
+        # Minutes are those of the whole command, so what they are taken off comes before the rest.
+        baseline = _baseline(task, parts) if settings.max_minutes and self.world.is_main else None
         loop = self._loop(start, data, parts.dev, dev, test)
         record = self._record(splits, start, loop, data)
         begun = self.begun is not None
@@ -279,7 +315,9 @@ class _Run:
             return RunResult(folder.path, {}, start.model)
         start.tokenizer.save(folder.path)
         task.save(folder.path)
-        results = _results(task, splits, parts, predictions) | {
+        results = _results(task, splits, parts, predictions)
+        results |= _baseline(task, parts) if baseline is None else baseline
+        results |= {
             f"dev_{loop.settings.select}": state.best,
             "best_step": state.best_step,
             "steps": state.step,
@@ -312,17 +350,18 @@ class _Run:
         Raises:
             InputError: the model cannot be used, or is not the one that the run began with.
         """
-        settings, begun = self.settings, self.begun
-        folder = choose_model(as_begun_from(settings, begun and begun["resolved"]))
+        settings = self.settings
+        before = (self.begun or self.stopped or {}).get("resolved", {})
+        folder = choose_model(as_begun_from(settings, before))
         check_not_start(self.folder, folder)
         digest = weights_digest(folder)
-        if begun is not None and begun["resolved"].get("start_weights") != digest:
+        if before and before.get("start_weights") != digest:
             raise InputError(
                 f"--resume: the weights in {folder} have changed; --overwrite starts anew"
             )
         _say_untrained_positions(settings, folder)
         tokenizer = _learn(self.task, train, folder)
-        earlier = self._earlier_stages(splits, folder)
+        earlier = self._earlier_stages(splits, folder, digest)
         random_weights = settings.random_weights and not earlier
         backbone = next(reversed(earlier.values())).folder if earlier else folder
         config = BertConfig.from_pretrained(folder)  # nor is an earlier stage's dropout its own
@@ -330,10 +369,12 @@ class _Run:
         placed(model, settings, self.runtime)
         return _Start(folder, digest, tokenizer, model, earlier)
 
-    def _earlier_stages(self, splits: Splits[Any], start: Path) -> dict[str, EarlierStage]:
+    def _earlier_stages(
+        self, splits: Splits[Any], start: Path, digest: str
+    ) -> dict[str, EarlierStage]:
         """The models of the stages that come before fine-tuning, in their order.
 
-        Until fine-tuning begins, an empty `resolved` in run.json says that it has not.
+        Until fine-tuning begins, run.json has no budget and no more resolved than the start.
         """
         settings, folder = self.settings, self.folder
         asked: dict[str, Callable[[Path], EarlierStage | None]] = {}
@@ -346,36 +387,39 @@ class _Run:
         if folder is None:  # each from the chosen model, since none is trained
             for name, rehearse_stage in asked.items():
                 log_line("dry run", f"of what comes before {self.task.name}: {name}")
+                before = time.perf_counter()
                 rehearse_stage(start)
+                self.started += time.perf_counter() - before
             if asked:
                 log_line("dry run", f"of {self.task.name} itself")
             return {}
-        if asked and self.begun is None:
-            record = run_record("finetune", self.settings, splits.fingerprint, self.runtime)
-            folder.clear()
-            if not self.goes_on:
-                shutil.rmtree(folder.path / INTERMEDIATE, ignore_errors=True)
-            folder.write_run(record | {"resolved": {}})
+        if not asked or self.begun is not None:
+            return self._carried_out(asked, start)
+        record = run_record("finetune", self.settings, splits.fingerprint, self.runtime)
+        record["resolved"] = {"start": str(start), "start_weights": digest}
+        with folder.replacing(*([] if self.stopped else [INTERMEDIATE])):
+            folder.write_run(record)
+            return self._carried_out(asked, start)
+
+    def _carried_out(
+        self, asked: dict[str, Callable[[Path], EarlierStage | None]], start: Path
+    ) -> dict[str, EarlierStage]:
+        """The earlier stages one after the other, each from the one before."""
         found: dict[str, EarlierStage] = {}
         for name, carry_out_stage in asked.items():
             before = time.perf_counter()
-            last = next(reversed(found.values())).folder if found else start
             try:
-                stage = carry_out_stage(last)
-            except InputError:
-                if self.begun is None:
-                    folder.forget()
-                raise
+                stage = carry_out_stage(next(reversed(found.values())).folder if found else start)
             except NonFiniteError as error:
-                folder.note_divergence(str(error))
+                assert self.folder is not None
+                self.folder.note_divergence(str(error))
                 raise
             assert stage is not None
             found[name] = stage
             self.started += time.perf_counter() - before  # it has minutes of its own
-            if self.begun is not None and self.begun["resolved"].get(name) != found[name].weights:
+            if self.begun is not None and self.begun["resolved"].get(name) != stage.weights:
                 raise InputError(
-                    f"--resume: the weights in {found[name].folder} have changed; --overwrite "
-                    f"starts anew"
+                    f"--resume: the weights in {stage.folder} have changed; --overwrite starts anew"
                 )
         return found
 
@@ -391,12 +435,16 @@ class _Run:
         settings = self.settings
         if settings.adapt is not None:  # random weights have learnt by then
             settings = dataclasses.replace(settings, random_weights=False)
-        goes_on = self.begun is not None or self.goes_on
+        goes_on = self.begun is not None or self.stopped is not None
         run = self.folder.path if self.folder else Path()
         wanted = intermediate_settings(settings, start, run, goes_on)
         wanted, recipe = of_begun_run(wanted) or with_recipe(wanted)
         positions = BertConfig.from_pretrained(start).max_position_embeddings
         wanted = within_positions(wanted, positions)
+        if isinstance(settings.micro_batch_size, int):  # what fits, in steps of another size
+            sizes = range(1, settings.micro_batch_size + 1)
+            micro = max(size for size in sizes if wanted.batch_size % size == 0)
+            wanted = dataclasses.replace(wanted, micro_batch_size=micro)
         texts, count = left_out
         run_one = functools.partial(_finetune_once, recipe=recipe, left_out=texts)
         if self.folder is None:
@@ -588,6 +636,12 @@ def _learn(task: Task[Any, Any], train: list[Any], folder: Path) -> WordPiece:
         count, layers = getattr(settings, name) or 0, config.num_hidden_layers
         if count > layers:
             raise InputError(f"{flag(name)} {count}, but the model has {layers} layers")
+    redrawn, frozen = settings.reinit_layers or 0, settings.freeze_layers or 0
+    if redrawn + frozen > config.num_hidden_layers:
+        raise InputError(
+            f"--reinit-layers {redrawn} and --freeze-layers {frozen} meet in a model of "
+            f"{config.num_hidden_layers} layers: what is redrawn would never be trained"
+        )
     task.learn(train, tokenizer)
     if settings.select is not None and settings.select not in task.selectable:
         near = did_you_mean(settings.select, task.selectable)
@@ -621,8 +675,8 @@ def _say_unknown(features: Sequence[Feature], tokenizer: WordPiece) -> None:
 def _results(
     task: Task[Any, Any], splits: Splits[Any], parts: Parts, predictions: list[Any]
 ) -> dict[str, Any]:
-    """Test figures beside the baseline's, for results.json."""
-    results: dict[str, Any] = {
+    """Test figures, for results.json."""
+    return {
         "task": task.name,
         "dataset": splits.source,
         "num_train": len(parts.train),
@@ -631,11 +685,17 @@ def _results(
         **task.score(parts.test, predictions),
         **task.details(parts.test, predictions),
     }
+
+
+def _baseline(task: Task[Any, Any], parts: Parts) -> dict[str, float]:
+    """What a simple method reaches; why there is none is printed, since the run matters more."""
     try:
-        results |= task.baseline(parts.train, parts.test)
+        return task.baseline(parts.train, parts.test)
+    except MemoryError as error:
+        log_line("baseline", f"not scored, memory ran out: {error}")
     except (MissingExtraError, ValueError) as error:  # or texts without a usable word
         log_line("baseline", f"not scored: {error}")
-    return results
+    return {}
 
 
 def _write(

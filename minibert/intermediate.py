@@ -134,7 +134,9 @@ def intermediate_settings(
         max_minutes=left and left - (settings.tuning_minutes or 0),
         dev_only=True,
         output=str(run / INTERMEDIATE),
-        micro_batch_size="auto" if settings.micro_batch_size == "auto" else None,
+        micro_batch_size="auto"
+        if settings.micro_batch_size == "auto"
+        else None,  # else by a recipe
         resume="auto" if goes_on else "no",
         overwrite=not goes_on,
     )

@@ -208,7 +208,7 @@ def _tell_encoding(files: list[Path], store: Path) -> None:
     log_line(
         "encoding",
         f"about {tokens / 1e6:,.1f} M tokens, {told_bytes(size)} in {store.parent}, "
-        f"{clock(seconds)} on {cores} core{'s' * (cores != 1)}; done now, and kept for the run",
+        f"{clock(seconds)} on {cores} core{'s' * (cores != 1)}; done now",
     )
 
 

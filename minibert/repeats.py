@@ -11,7 +11,7 @@ import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from minibert.adaptation import made_before_training
 from minibert.errors import InputError
@@ -38,18 +38,32 @@ from minibert.train import NonFiniteError
 _NO_MEAN = ("seconds", "steps", "best_step", "null_threshold")
 
 
+class BeforeSeeds(Protocol):
+    """What comes once, before the runs of several seeds.
+
+    fingerprint: of their data.
+    """
+
+    fingerprint: str
+
+    def check(self, start: Path) -> None:
+        """Refuses data that cannot be used with the model that all seeds start from."""
+
+    def adapt(self, start: Path, run: Path) -> EarlierStage | None:
+        """That model with the task's text learnt, in the run's folder; None: as it is."""
+
+
 def repeat(
     settings: FinetuneSettings,
     run_one: Callable[[FinetuneSettings], RunResult],
     choose: Callable[[FinetuneSettings], Path],
-    adapted: Callable[[FinetuneSettings, Path, Path], EarlierStage | None],
+    first: BeforeSeeds,
 ) -> RunResult:
     """Runs with seed, seed + 1, ...; the folder's model is that of the best dev figure.
 
     Args:
         choose: finds the folder of the model to start from; asked once, for all seeds.
-        adapted: has that folder's model learn the task's text, in the run's folder, which is its
-            last argument; None: it is left as it is.
+        first: what comes once, before the first seed.
 
     Raises:
         InputError: among several processes, or a folder or model that may not be used so.
@@ -64,19 +78,24 @@ def repeat(
         if goes_on:
             folder.check_same_settings("finetune", settings.to_dict())
             folder.drop_half_written()
+            if "data_fingerprint" in folder.read_run():  # which older versions wrote at the end
+                folder.check_same_data(first.fingerprint)
             if folder.results is not None:
                 return finished_run(folder)
         start = _start(settings, choose, folder.read_run()["resolved"] if goes_on else {})
-        check_not_start(folder, Path(start["start"]))
-        if not goes_on:
-            _begin(folder, settings, start)
-        try:
-            shared = adapted(settings, Path(start["start"]), folder.path)
-        except InputError:
-            if not goes_on:
-                folder.forget()
-            raise
-        of_all = shared or EarlierStage(Path(start["start"]), start["start_weights"], {})
+        model = Path(start["start"])
+        check_not_start(folder, model)
+        first.check(model)
+        if goes_on:
+            shared = first.adapt(model, folder.path)
+        else:
+            record = {"command": "finetune", "settings": settings.to_dict(), "resolved": start}
+            record |= {"versions": versions(), "data_fingerprint": first.fingerprint}
+            # Runs of seeds also where the run before was of one: they would be gone on with.
+            with folder.replacing(*(seed.name for seed in folder.seed_runs())):
+                folder.write_run(record)
+                shared = first.adapt(model, folder.path)
+        of_all = shared or EarlierStage(model, start["start_weights"], {})
         each = {
             seed: _of_seed(settings, folder.path, seed, of_all.folder, shared is not None)
             for seed in range(settings.seed, settings.seed + settings.seeds)
@@ -117,13 +136,6 @@ def _start(
     if before.get("start_weights", digest) != digest:
         raise InputError(f"--resume: the weights in {folder} have changed; --overwrite starts anew")
     return {"start": str(folder), "start_weights": digest}
-
-
-def _begin(folder: RunFolder, settings: FinetuneSettings, start: dict[str, str]) -> None:
-    folder.drop_seeds()  # also where the run before was of one seed
-    folder.clear()
-    record = {"command": "finetune", "settings": settings.to_dict(), "resolved": start}
-    folder.write_run(record | {"versions": versions()})
 
 
 def _carried_out(

@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -68,6 +68,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self._lock: TextIO | None = None
+        self._aside: Path | None = None  # where an earlier run lies while one takes its place
 
     def __enter__(self) -> Self:
         if not self.is_main:
@@ -168,18 +169,47 @@ class RunFolder:
         (self.path / _OURS[0]).unlink(missing_ok=True)
         if self._has_seeds():
             self.drop_seeds()
+        for path in self._earlier():
+            _remove(path)
+        self.drop_half_written()
+
+    @contextlib.contextmanager
+    def replacing(self, *more: str) -> Iterator[None]:
+        """Clears the folder; where an InputError leaves the block, what was there comes back.
+
+        What was trained meanwhile in what is kept stays, too.
+
+        Args:
+            more: names to clear with the rest, though they be kept.
+        """
+        self.drop_half_written()
+        self._aside = self.path / f".before.{os.getpid()}.tmp"
+        self._aside.mkdir()
+        seeds = self.seed_runs() if self._has_seeds() else []
+        others = [self.path / name for name in more if (self.path / name).exists()]
+        for path in dict.fromkeys([*seeds, *others, *self._earlier()]):
+            path.rename(self._aside / path.name)
+        try:
+            yield
+        except InputError:
+            self.forget()
+            for path in self._aside.iterdir():
+                _remove(self.path / path.name)
+                path.rename(self.path / path.name)
+            raise
+        finally:
+            shutil.rmtree(self._aside)
+            self._aside = None
+
+    def _earlier(self) -> Iterator[Path]:
+        """What `clear` removes beside the runs of seeds, in its order, as far as it is there."""
         left = any((self.path / name).exists() for name in self.kept)
+        is_writer = (self.path / "target_tokenizer.json").exists()
         for name in _OURS:
             if name in self.kept or (left and name == "run.json"):  # without it no run is known
                 continue
-            path = self.path / name
-            if name == "README.txt" and not (self.path / "target_tokenizer.json").exists():
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        self.drop_half_written()
+            if (self.path / name).exists() and (name != "README.txt" or is_writer):
+                yield self.path / name
 
     def _has_seeds(self) -> bool:
         """Whether the run here is one of several seeds; other runs' sub-folders are not theirs."""
@@ -192,17 +222,21 @@ class RunFolder:
 
         To be done while there is a run.json, without which the folder is no run's.
         """
-        for seed in self.path.glob("seed-*"):
-            if (seed / "run.json").is_file():
-                gone = self.path / f".{seed.name}.{os.getpid()}.tmp"
-                shutil.rmtree(gone, ignore_errors=True)
-                seed.rename(gone)
-                shutil.rmtree(gone)
+        for seed in self.seed_runs():
+            gone = self.path / f".{seed.name}.{os.getpid()}.tmp"
+            shutil.rmtree(gone, ignore_errors=True)
+            seed.rename(gone)
+            shutil.rmtree(gone)
+
+    def seed_runs(self) -> list[Path]:
+        """The runs in `seed-N`."""
+        return [s for s in self.path.glob("seed-*") if (s / "run.json").is_file()]
 
     def drop_half_written(self) -> None:
         """Removes what a killed process was about to write, or to remove; the lock must be held."""
         for path in self.path.glob(".*.tmp"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path != self._aside:
+                _remove(path)
 
     def forget(self) -> None:
         """Removes a run that could not begin, unless something was trained in it."""
@@ -285,6 +319,14 @@ class RunFolder:
         """Drops the rows beyond a checkpoint, and a row that was cut by a kill."""
         if self.metrics_bytes() > length:
             os.truncate(self.metrics, length)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_object(run: dict[str, Any], key: str) -> bool:

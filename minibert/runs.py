@@ -401,9 +401,14 @@ def check_vocabulary(tokenizer: WordPiece, config: BertConfig) -> None:
 
 
 def check_not_start(folder: RunFolder | None, start: Path | None) -> None:
-    """Refuses to write a run over the model that it starts from."""
-    if folder and start and folder.path.resolve() == start.resolve():
+    """Refuses to write a run over the model that it starts from, or that lies in its folder."""
+    if not folder or not start:
+        return
+    output, model = folder.path.resolve(), start.resolve()
+    if model == output:
         raise InputError(f"--output {folder.path} is the --model folder; choose another --output")
+    if model.is_relative_to(output):
+        raise InputError(f"--model {start} lies in --output {folder.path}; choose another --output")
 
 
 def finished_run(folder: RunFolder) -> RunResult:

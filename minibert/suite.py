@@ -395,9 +395,10 @@ def _baselines(
         log_line("baseline", f"{task.name}, on the same {len(parts.train):,} examples")
         try:
             figures = task.baselines(parts.train, parts.test)
-        except (MissingExtraError, ValueError) as error:
-            log_line("baseline", f"not scored: {error}")
-            return {"baselines": {}, "baselines_lack": str(error)}
+        except (MissingExtraError, ValueError, MemoryError) as error:
+            why = str(error) or "memory ran out"
+            log_line("baseline", f"not scored: {why}")
+            return {"baselines": {}, "baselines_lack": why}
         kept = {"basis": basis, "figures": figures}
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, kept)

@@ -515,6 +515,35 @@ def test_a_dry_run_tells_what_it_takes(world: Path, capsys: pytest.CaptureFixtur
     ]
 
 
+def test_a_dry_run_leaves_no_encoded_text_that_nothing_finds_again(
+    world: Path, tmp_path: Path
+) -> None:
+    cache = {"cache_dir": str(tmp_path / "cache"), "adapt_epochs": 0.5}
+    tune(world, "dry", adapt="auto", dry_run=True, **cache)
+    assert not list(tmp_path.glob("cache/tokens-*"))
+    tune(world, "dry", adapt=[str(world / "own.txt")], dry_run=True, **cache)
+    kept = list(tmp_path.glob("cache/tokens-*"))
+    tune(world, "after-dry", adapt=[str(world / "own.txt")], **cache)
+    assert len(kept) == 1 and list(tmp_path.glob("cache/tokens-*")) == kept
+
+
+def test_a_dry_run_of_several_seeds_is_of_one(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = list[FinetuneSettings]()
+    monkeypatch.setattr(
+        "minibert.finetuning._finetune_once", lambda settings, recipe: planned.append(settings)
+    )
+    options: dict[str, Any] = {"dry_run": True, "seeds": 4, "max_steps": None}
+    tune(world, "dry", adapt="auto", max_minutes=10.0, adapt_minutes=2.0, **options)
+    assert "of one of 4 seeds; all take 4 times as much but the adaptation" in (
+        capsys.readouterr().err
+    )
+    assert (planned[0].seeds, planned[0].max_minutes, planned[0].adapt_minutes) == (1, 4.0, 2.0)
+    tune(world, "dry", max_minutes=10.0, **options)
+    assert (planned[1].max_minutes, planned[1].adapt_minutes) == (2.5, None)
+
+
 def test_the_config_of_the_start_is_kept(world: Path) -> None:
     run = tune(world, "kept", adapt=[str(world / "own.txt"), "auto"], adapt_epochs=0.5)
     begun, adapted = (

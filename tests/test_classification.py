@@ -25,7 +25,7 @@ from minibert.losses import classification_loss, multi_label_loss
 from minibert.metrics import class_figures, matrix_counts, multi_label_figures
 from minibert.pretraining import pretrain
 from minibert.settings import FinetuneSettings
-from minibert.tasks import find_task
+from minibert.tasks import classification, find_task
 from minibert.tasks.base import Splits
 from minibert.tasks.classification import (
     ClassificationTask,
@@ -89,6 +89,27 @@ def test_columns_are_those_that_were_named(tmp_path: Path) -> None:
     columns = {"text_column": "a", "text_pair_column": "b", "label_column": "c"}
     splits = read(data=write_rows(tmp_path / "a.csv", rows), **columns)
     assert splits.train[1] == LabelledText("n1", "one 1", "y", "two 1")
+
+
+def test_columns_without_a_name_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label,,\na,x,,\nb,y,,c\n")
+    splits = read(data=str(tmp_path / "a.csv"))
+    assert [(e.text, e.label) for e in splits.train] == [("a", "x"), ("b", "y")]
+
+
+def test_whole_numbers_are_one_class_however_they_are_written(tmp_path: Path) -> None:
+    lines = [
+        '{"text": "a", "label": 1}',
+        '{"text": "b", "label": 1.0}',
+        '{"text": "c", "label": 0}',
+    ]
+    lines += ['{"text": "d", "label": 0.5}', '{"text": "e", "label": [2.0, 3]}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines[:4]))
+    splits = read(data=str(tmp_path / "a.jsonl"))
+    assert [e.label for e in splits.train] == ["1", "1", "0", "0.5"]
+    (tmp_path / "b.jsonl").write_text("\n".join([lines[4], lines[4].replace("2.0", "4")]))
+    splits = read(data=str(tmp_path / "b.jsonl"))
+    assert [e.label for e in splits.train] == [("2", "3"), ("3", "4")]
 
 
 BAD_TABLES = {
@@ -496,6 +517,24 @@ def assert_own_file_is_a_test_part(
         bad = write_rows(world / "bad.csv", [{"text": "storm", "label": label}])
         with pytest.raises(InputError, match=f"bad.csv.* {wanted}"):
             minibert.evaluate(folder, data=bad)
+
+
+def test_evaluate_refuses_data_that_has_changed_since_it_was_learnt_from(world: Path) -> None:
+    data = write_rows(world / "grown.csv", rows_of(20))
+    folder = tune(world, "grown-run", task="classification", data=data, max_steps=1)
+    assert minibert.evaluate(folder)["num_eval"] == results_of(folder)["num_eval"]
+    write_rows(world / "grown.csv", rows_of(30))
+    with pytest.raises(InputError, match="grown.csv has changed since .*; --data names what to"):
+        minibert.evaluate(folder)
+    assert minibert.evaluate(folder, data=data)["num_eval"] == 90
+
+
+def test_a_large_confusion_matrix_is_left_out(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_rows(world / "wide.csv", rows_of(20))
+    options = {"task": "classification", "data": data, "max_steps": 1}
+    assert "confusion_matrix" in results_of(tune(world, "narrow", **options))
+    monkeypatch.setattr(classification, "_LARGEST_MATRIX", 2)  # of three classes
+    assert "confusion_matrix" not in results_of(tune(world, "wide", **options))
 
 
 def test_evaluate_scores_dev_where_a_set_has_no_labelled_test(world: Path) -> None:

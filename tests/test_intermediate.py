@@ -193,6 +193,18 @@ def test_a_dry_run_tells_what_it_takes(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_what_fits_into_memory_is_the_same_for_both(
+    model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        recipes, "RECIPES", (Recipe("sst2", *size_of(model), False, "", batch_size=8),)
+    )
+    for given, between in ((3, 2), (4, 4)):
+        run = tune(model, tmp_path / f"run-{given}", **sets, micro_batch_size=given, batch_size=12)
+        assert resolved(run.folder)["micro_batch_size"] == given
+        assert resolved(run.folder / "intermediate")["micro_batch_size"] == between
+
+
 def test_dropout_is_that_of_the_model_and_not_of_the_other_task(
     model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

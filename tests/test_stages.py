@@ -223,6 +223,9 @@ def test_a_vocabulary_that_does_not_cover_the_text_is_said(
 def test_more_layers_than_there_are_cannot_be_redrawn(world: Path, pretrained: RunResult) -> None:
     with pytest.raises(InputError, match="2 layers"):
         finetune_in(world, "none", model=str(pretrained.folder), reinit_layers=3)
+    both = {"reinit_layers": 1, "freeze_layers": 2}
+    with pytest.raises(InputError, match="--reinit-layers 1 and --freeze-layers 2 meet in a model"):
+        finetune_in(world, "none", model=str(pretrained.folder), **both)
 
 
 @pytest.mark.parametrize("count", [0, 1])

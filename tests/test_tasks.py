@@ -25,7 +25,7 @@ from minibert.files import bundled_data
 from minibert.heads import BertForSequenceClassification
 from minibert.runs import scoring_seconds, training_seconds
 from minibert.settings import FinetuneSettings
-from minibert.tasks import FAMILIES, TASKS, find_task
+from minibert.tasks import FAMILIES, TASKS, classical, find_task
 from minibert.tasks.base import FAMILY_SETTINGS, Source, Task
 from minibert.tasks.batches import Feature, TaskData, infer, pad
 from minibert.tasks.classification import (
@@ -549,6 +549,17 @@ def test_baseline_of_texts_without_a_word_in_common_does_not_fail() -> None:
     train = [LabelledText(str(i), word, CLASSES[i % 2]) for i, word in words]
     figures = tfidf_baseline(train, train)
     assert 0 <= figures["accuracy"] <= 1
+
+
+def test_a_baseline_that_would_fill_the_memory_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("sklearn")
+    train = [LabelledText(str(i), f"word{i % 5} river", CLASSES[i % 2]) for i in range(20)]
+    assert tfidf_baseline(train, train)["accuracy"] <= 1
+    monkeypatch.setattr(classical, "_MOST_WEIGHTS", 10)
+    with pytest.raises(ValueError, match=r"2 classes of 11 words and word pairs would need about"):
+        tfidf_baseline(train, train)
 
 
 # --- bundled data ---------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ from minibert.errors import MissingExtraError
 
 _WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")  # a word, or a single mark
 _ROUNDS = 200  # of the SVM's solver; 12 s on IMDb
+# Of the logistic regression: a weight for each word and class, and what its solver takes for one,
+# measured as the peak of the process. 3 GB at most.
+_MOST_WEIGHTS, _BYTES_A_WEIGHT = 10_000_000, 37 * 8
 _MISSING = "needs scikit-learn: pip install 'minibert[tasks]'"
 
 
@@ -29,7 +32,8 @@ def tfidf_answers(train: Sequence[str], labels: Sequence[str], test: Sequence[st
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
-        ValueError: no text to train on has a word, or all have one label.
+        ValueError: no text to train on has a word, all have one label, or classes and words are so
+            many that the memory is better left alone.
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -39,8 +43,15 @@ def tfidf_answers(train: Sequence[str], labels: Sequence[str], test: Sequence[st
     vectorizer = TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(train) >= 100 else 1
     )
+    counts = vectorizer.fit_transform(train)
+    weights = counts.shape[1] * len(set(labels))
+    if weights > _MOST_WEIGHTS:
+        raise ValueError(
+            f"{len(set(labels)):,} classes of {counts.shape[1]:,} words and word pairs would need "
+            f"about {weights * _BYTES_A_WEIGHT / 1e9:.0f} GB"
+        )
     model = LogisticRegression(max_iter=1000)
-    model.fit(vectorizer.fit_transform(train), list(labels))
+    model.fit(counts, list(labels))
     return [str(answer) for answer in model.predict(vectorizer.transform(test))]
 
 

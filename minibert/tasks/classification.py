@@ -55,6 +55,7 @@ from minibert.train import Batch, Term
 
 _LISTED_ERRORS = 50
 _WIDEST_MATRIX = 6  # classes of a confusion matrix that is printed
+_LARGEST_MATRIX = 200  # and of one that results hold
 _MULTI = "multi_label_classification"
 
 
@@ -295,7 +296,8 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         if not self.multi:
             shares, targets = np.stack(predictions), self._targets(examples)
             matrix = confusion_matrix(targets, shares.argmax(-1), len(self.labels))
-            found["confusion_matrix"] = matrix.tolist()
+            if len(self.labels) <= _LARGEST_MATRIX:
+                found["confusion_matrix"] = matrix.tolist()
         found["per_class"] = {
             label: {key: values[number] for key, values in columns.items()}
             for number, label in enumerate(self.labels)
@@ -304,7 +306,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
 
     def table(self, results: dict[str, Any]) -> str:
         parts = [per_class_text(results["per_class"])]
-        if not self.multi and len(self.labels) <= _WIDEST_MATRIX:
+        if "confusion_matrix" in results and len(self.labels) <= _WIDEST_MATRIX:
             parts.append(confusion_text(self.labels, results["confusion_matrix"]))
         return "\n".join(parts)
 

@@ -267,13 +267,20 @@ def text_of(value: Any, path: Path, row: Row) -> str:
     return value
 
 
+def _name(value: Any) -> str:
+    """The name of a class; a number that came through a column with gaps, as 1.0, is its 1."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
 def _label(value: Any, separator: str | None) -> Label | None:
     """A class, or the classes of a text: a list, or names between separators."""
     if isinstance(value, list):
-        return tuple(sorted({str(name).strip() for name in value}))
+        return tuple(sorted({_name(one) for one in value}))
     if value is None or value != value:  # NaN, which JSON of Python has for what is missing
         return None
-    name = str(value).strip()
+    name = _name(value)
     if separator:
         return tuple(sorted({part.strip() for part in name.split(separator)} - {""}))
     return name or None

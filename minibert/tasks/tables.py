@@ -78,7 +78,8 @@ def read_table(path: Path, columns: Sequence[str] = (), kind: str | None = None)
             raise InputError(f"{path} is empty; expected a header line and rows")
         names = [name.strip() for name in rows.pop(0)[1]]
         _check_separator(path, names, kind)
-        twice = sorted({name for name in names if names.count(name) > 1})
+        # Spreadsheets leave columns without a name behind, which nothing can ask for.
+        twice = sorted({name for name in names if name and names.count(name) > 1})
         if twice:
             raise InputError(f"{path}: two columns are called {twice[0]!r}")
     for line, fields in rows:

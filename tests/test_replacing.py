@@ -1,0 +1,137 @@
+"""What an earlier run keeps where a new one cannot begin in its folder, and how one goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import make_model_folder, one_thread, write_corpus  # noqa: F401
+
+from minibert import adaptation, finetuning
+from minibert.errors import InputError, Interrupted
+from minibert.finetuning import finetune
+from minibert.runs import RunResult
+from minibert.settings import FinetuneSettings
+
+LOOP: dict[str, Any] = {
+    **{"max_seq_length": 32, "batch_size": 4, "max_steps": 2, "device": "cpu", "precision": "fp32"},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(tmp_path_factory.mktemp("model") / "start")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "train.csv", 40)
+
+
+def write_rows(path: Path, count: int) -> Path:
+    rows = [f"river bridge {i},{'yes' if i % 2 else 'no'}" for i in range(count)]
+    path.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def tune(model: Path | None, data: Path, output: Path, **options: Any) -> RunResult:
+    given = {"task": "classification", "model": model and str(model), "data": str(data)}
+    where = {"output": str(output), "cache_dir": str(data.parent / "cache")}
+    return finetune(**{**LOOP, **given, **where, **options})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    found = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("wrong", ["column", "text"])
+def test_an_input_error_leaves_the_earlier_run_as_it_was(
+    model: Path, data: Path, tmp_path: Path, seeds: int, wrong: str
+) -> None:
+    run = tmp_path / "run"
+    tune(model, data, run, seeds=seeds)
+    before = files(run)
+    (tmp_path / "short.txt").write_text("One sentence.\n")
+    options: dict[str, Any] = {
+        "column": {"label_column": "lable"},
+        "text": {"adapt": str(tmp_path / "short.txt")},
+    }[wrong]
+    with pytest.raises(InputError, match="lable" if wrong == "column" else "1 sentence"):
+        tune(model, data, run, seeds=seeds, overwrite=True, **options)
+    assert files(run) == before
+    assert tune(model, data, run, seeds=seeds, resume=True).figures["num_eval"]
+
+
+def test_an_input_error_leaves_nothing_where_nothing_was(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    for wrong in ({"label_column": "lable"}, {"select": "acuracy"}):
+        with pytest.raises(InputError):
+            tune(model, data, tmp_path / "run", seeds=2, **wrong)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_new_run_takes_the_place_of_the_earlier_one(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    write_corpus(tmp_path / "own.txt", documents=8)
+    run = tmp_path / "run"
+    tune(model, data, run, seeds=3)
+    tune(model, data, run, overwrite=True, adapt=str(tmp_path / "own.txt"), adapt_epochs=0.5)
+    assert not list(run.glob("seed-*")) and not list(run.glob(".*.tmp"))
+    tune(model, data, run, overwrite=True, seeds=2)
+    assert sorted(p.name for p in run.glob("seed-*")) == ["seed-0", "seed-1"]
+    assert not (run / "adapted").exists()
+
+
+def test_a_run_does_not_replace_the_model_that_it_starts_from(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    tune(model, data, run, seeds=2)
+    before = files(run)
+    for seeds in (1, 2):
+        with pytest.raises(InputError, match="lies in --output"):
+            tune(run / "seed-1", data, run, seeds=seeds, overwrite=True)
+        assert files(run) == before
+
+
+def test_finished_seeds_of_other_data_are_not_called_finished(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    tune(model, data, tmp_path / "run", seeds=2)
+    write_rows(data, 44)
+    with pytest.raises(InputError, match="the data fingerprint was"):
+        tune(model, data, tmp_path / "run", seeds=2, resume=True)
+
+
+def test_a_run_stopped_while_it_adapts_goes_on_from_the_model_it_began_with(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path / "own.txt", documents=8)
+    chosen = [model]
+    monkeypatch.setattr(
+        finetuning, "choose_model", lambda s: Path(s.model) if s.model else chosen[0]
+    )
+    options = {"adapt": str(tmp_path / "own.txt"), "adapt_epochs": 0.5}
+
+    def stopped(settings: Any) -> Any:
+        raise Interrupted("stopped", 143)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adaptation, "pretrain", stopped)
+        with pytest.raises(Interrupted):
+            tune(None, data, tmp_path / "run", **options)
+    chosen[0] = Path(make_model_folder(tmp_path / "newer"))
+    run = tune(None, data, tmp_path / "run", **options, resume=True)
+    began = json.loads((run.folder / "adapted/run.json").read_text())["resolved"]
+    assert began["start"] == str(model)
+
+
+def test_settings_and_fields_by_name_are_not_mixed() -> None:
+    with pytest.raises(InputError, match="not both; got max_steps"):
+        finetune(FinetuneSettings(task="imdb"), max_steps=7)
