@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ from minibert.example_stream import BlockPlace, ExampleStream
 from minibert.examples import Example, ExampleBuilder, ExampleOptions, PackedExamples, pack, unpack
 from minibert.store import TokenStore
 from minibert.tokenizer import WordPiece
-from minibert.workers import begin_as_worker, held_back
+from minibert.workers import begin_as_worker, starting_workers
 
 _PLACES_EACH = 2  # built ahead by each process: one in hand, one waiting
 
@@ -75,7 +74,7 @@ class BuildersAhead:
             self._waiting.pop(unwanted).cancel()
         for following in wanted:
             if following not in self._waiting:
-                with held_back(signal.SIGINT):  # processes start here, and inherit it
+                with starting_workers():
                     self._waiting[following] = self._pool.submit(_build_in_worker, *following)
         return unpack(self._waiting.pop(wanted[0]).result())
 

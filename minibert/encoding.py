@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,7 +20,7 @@ from minibert import corpus as reader
 from minibert.corpus import ReaderOptions
 from minibert.progress import Progress
 from minibert.tokenizer import WordPiece
-from minibert.workers import begin_as_worker, held_back
+from minibert.workers import begin_as_worker, starting_workers
 
 LONGEST_SENTENCE = 256  # tokens; a longer "sentence" is cut, so that none of its text is lost
 _BATCH_BYTES = 1 << 20  # bytes of text handed to one worker at a time
@@ -144,11 +143,11 @@ def encode_all(
         try:
             # Where workers die as they start, Python before 3.11.6 hangs on what was sent to them;
             # so nothing much is sent before one has answered.
-            with held_back(signal.SIGINT):
+            with starting_workers():
                 first = pool.submit(os.getpid)
             first.result()
             for batch in texts:
-                with held_back(signal.SIGINT):  # workers start here, and inherit it
+                with starting_workers():
                     waiting.append(pool.submit(_encode_in_worker, batch))
                 if len(waiting) > 2 * num_processes:
                     yield waiting.popleft().result()

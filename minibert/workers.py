@@ -5,21 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def held_back(number: signal.Signals) -> Iterator[None]:
-    """While open, a signal waits, and so in processes started meanwhile.
+def starting_workers() -> Iterator[None]:
+    """To be open wherever processes may be started.
 
-    Ctrl-C reaches a whole process group, and is ours to handle.
+    Ctrl-C waits, and in what is started meanwhile always: it reaches a whole process group, and is
+    ours to handle. And a process that is spawned would first run the program that spawns it, which
+    in a script without a `__main__` guard begins the run anew; ours need nothing of it.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         yield
     finally:
+        sys.modules["__main__"] = program
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

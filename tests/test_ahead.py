@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +69,43 @@ def test_what_follows_a_place_is_where_the_stream_goes(
     assert any(place.part for place in visited)
     followers = [stream.following(place) for place in visited[:-1]]
     assert followers == visited[1:]
+
+
+# What a user may write: no guard of `__main__`, so that a spawned process would begin it anew.
+SCRIPT = """
+import sys
+from pathlib import Path
+
+from minibert.ahead import BuildersAhead
+from minibert.corpus import ReaderOptions
+from minibert.documents import split_documents
+from minibert.example_stream import ExampleStream
+from minibert.examples import ExampleBuilder, ExampleOptions
+from minibert.store import open_store
+from minibert.vocabulary import corpus_vocabulary
+
+print("begun", flush=True)
+files, cache, options = [Path(sys.argv[1])], Path(sys.argv[2]), ReaderOptions()
+tokenizer = corpus_vocabulary(files, 200, options, True, True, cache, exact=False)
+store = open_store(files, tokenizer, options, cache, num_processes=2)
+training, _ = split_documents(store, "nsp")
+builder = ExampleBuilder(store, tokenizer, training, ExampleOptions(max_seq_length=24))
+ahead = BuildersAhead(builder, seed=3, num_processes=1)
+assert len(ExampleStream(builder, 3, build=ahead).take(40)) == 40
+ahead.close()
+print("ended", flush=True)
+"""
+
+
+def test_workers_do_not_begin_the_program_anew(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    text = write_corpus(tmp_path / "text.txt", documents=60)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py", text, tmp_path / "cache"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "begun\nended\n"), done.stderr
+    assert "worker processes ended" not in done.stderr

@@ -715,7 +715,7 @@ def test_when_the_workers_die_the_text_is_encoded_in_this_process(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     one = open_store([WIKI], letters, PLAIN, tmp_path / "one", num_processes=1)
-    # What happens below a script without a __main__ guard: every worker ends as it starts.
+    # As where memory runs out: every worker ends as it starts.
     monkeypatch.setattr(encoding, "_start_worker", die_at_once)
     two = open_store([WIKI], letters, PLAIN, tmp_path / "two", num_processes=2)
     assert "encoding in this one" in capsys.readouterr().err
