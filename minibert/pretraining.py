@@ -190,7 +190,12 @@ def _prepare_text(
     example_options = ExampleOptions(length, settings.mask_prob, settings.masking, nsp, shifted)
     exam_options = ExampleOptions(length, EXAM_MASK_PROB, "token", nsp)
     training, held_out = split_documents(store, settings.nsp)
-    log_line("split", f"{len(training):,} documents to train on, {len(held_out):,} held out")
+    share = held_out.tokens / max(1, store.counts.tokens)
+    log_line(
+        "split",
+        f"{len(training):,} documents to train on, {len(held_out):,} held out "
+        f"({share:.1%} of the tokens)",
+    )
     return _Source(
         store,
         tokenizer,
@@ -493,7 +498,8 @@ class _Run:
             seconds = training_seconds(settings.max_minutes, self.started, scoring)
             budget = Budget(seconds=self.world.from_main(seconds))
         else:
-            budget = _budget(settings, data.whole, source.store)
+            held = source.held_out.documents.tokens
+            budget = _budget(settings, data.whole, source.store.counts.tokens - held)
         exams = [*_early_exams(source, settings, len(few)), few]
         entropies = [unigram_entropy(source.held_out, exam) for exam in exams]
         is_told = False
@@ -652,10 +658,10 @@ def _tokenizer_folder(
     return Path(settings.tokenizer) if settings.tokenizer else start
 
 
-def _budget(settings: PretrainSettings, stream: ExampleStream, store: TokenStore) -> Budget:
+def _budget(settings: PretrainSettings, stream: ExampleStream, tokens: int) -> Budget:
     """The budget in steps or epochs that was asked for, or the default rule, printed.
 
-    Its batch is the mean one over the budget.
+    Its batch is the mean one over the budget. tokens: of the text to train on.
     """
     if settings.max_steps or settings.epochs:
         return Budget(max_steps=settings.max_steps, epochs=settings.epochs)
@@ -663,6 +669,6 @@ def _budget(settings: PretrainSettings, stream: ExampleStream, store: TokenStore
     mean = sum(len(e.input_ids) for e in examples) / max(1, len(examples))
     mean = mean or settings.max_seq_length  # a block without examples; `take` says what is wrong
     batch = settings.batch_size * mean_batch_share(settings.batch_ramp or 0.0)
-    steps, rule = default_steps(store.counts.tokens, mean * batch)
+    steps, rule = default_steps(tokens, mean * batch)
     log_line("budget", rule)
     return Budget(max_steps=steps)

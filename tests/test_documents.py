@@ -99,6 +99,30 @@ def test_split_depends_on_the_store_alone() -> None:
     assert held_out != list(range(5))
 
 
+@pytest.mark.parametrize("nsp", ["nsp", "none"])
+@pytest.mark.parametrize("count", [4, 5, 20, 300])
+def test_a_document_that_is_most_of_the_text_is_trained_on(count: int, nsp: str) -> None:
+    plain = store_of([[[FIRST], [FIRST]]] * count, 10)
+    first = split_documents(plain, nsp)[1].offsets(0)[0] // 2  # where tokens are alike
+    corpus = [[[FIRST], [FIRST]]] * count
+    corpus[first] = [[FIRST], [FIRST]] * 10 * count
+    store = store_of(corpus, 10)
+    training, held_out = split_documents(store, nsp)
+    assert held_out.tokens == 2 * len(held_out)
+    assert training.tokens + held_out.tokens == store.counts.tokens
+    assert len(held_out) == len(split_documents(plain, nsp)[1])
+    starts = [int(part.offsets(i)[0]) for part in (training, held_out) for i in range(len(part))]
+    assert len(starts) == len({*starts}) == count
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_where_half_the_text_is_one_document_the_shortest_are_held_out(place: int) -> None:
+    lengths = [10] * 5
+    lengths[place] = 40
+    held_out = split_documents(store_of([[[FIRST]] * n for n in lengths], 10), "nsp")[1]
+    assert held_out.tokens == 20
+
+
 @pytest.mark.parametrize("nsp", ["nsp", "sop"])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_fewer_than_four_documents_are_refused_for_pairs(nsp: str, count: int) -> None:
