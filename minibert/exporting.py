@@ -29,6 +29,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _WEIGHTS = "model.safetensors"
 _PARTS = "parts.json"
 _POOLING = "1_Pooling/config.json"
+# What a tokenizer or a sentence model may consist of; readers prefer some of them to others.
+_TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+    *("added_tokens.json", "special_tokens_map.json"),
+)
+_SENTENCES = (
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", _POOLING),
+)
 _LOG = ("run.json", "results.json", "metrics.jsonl")
 _OF_A_TASK = ("qa.json", "similarity.json", "target_tokenizer.json")
 
@@ -127,7 +135,7 @@ def _files_beside(folder: Path, log: bool) -> list[str]:
 def _stale(output: Path) -> list[str]:
     """What an earlier model may have left, which would belie the new one."""
     parts = (part.name for part in output.glob(f"{_WEIGHTS}.part-*"))
-    return [_PARTS, *parts, *_LOG, *_OF_A_TASK]
+    return [_PARTS, *parts, *_LOG, *_OF_A_TASK, *_TOKENIZER, *_SENTENCES]
 
 
 def _check_output(folder: Path, output: Path, beside: set[str], overwrite: bool) -> None:

@@ -153,18 +153,35 @@ def test_a_model_card_stays_and_nothing_is_replaced_unasked(model: Path, tmp_pat
     [
         *("run.json", "results.json", "metrics.jsonl", "model.safetensors.part-01-of-02"),
         *("qa.json", "similarity.json", "target_tokenizer.json"),
+        *("added_tokens.json", "special_tokens_map.json", "1_Pooling/config.json"),
+        *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
     ],
 )
 def test_what_another_run_left_is_not_removed_unasked(
     model: Path, tmp_path: Path, name: str
 ) -> None:
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
     (tmp_path / "out" / name).write_text("{}")
     with pytest.raises(InputError, match=f"holds {re.escape(name)}; name another or --overwrite"):
         export(model, tmp_path / "out", log=False)
     assert (tmp_path / "out" / name).is_file()
     export(model, tmp_path / "out", log=False, overwrite=True)
     assert not (tmp_path / "out" / name).exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
+def test_another_models_tokenizer_does_not_stay(model: Path, tmp_path: Path, name: str) -> None:
+    export(model, tmp_path / "out")  # whose other file a reader might take
+    for unused in {"tokenizer.json", "vocab.txt", "tokenizer_config.json"} - {name}:
+        (model / unused).unlink()
+    if name == "vocab.txt":
+        tokens = (model / name).read_text().splitlines()
+        (model / name).write_text("\n".join([*tokens[:5], *tokens[:4:-1]]))
+    export(model, tmp_path / "out", overwrite=True)
+    before, after = (minibert.WordPiece.from_pretrained(f) for f in (model, tmp_path / "out"))
+    assert after.fingerprint == before.fingerprint
+    kept = {p.name for p in (tmp_path / "out").iterdir()}
+    assert not kept & ({"tokenizer.json", "vocab.txt", "tokenizer_config.json"} - {name})
 
 
 def test_a_fine_tuned_model_predicts_as_before(tmp_path: Path) -> None:
