@@ -59,13 +59,13 @@ _HEADS = {
 # Beginnings of names that no published BERT has, stored as they are: the decoder of `seq2seq.py`.
 _OWN = ("decoder.",)
 _PREFIX = "minibert."  # before the stored names of a model that departs from BERT
+# Published tensors of the head for masked words that repeat another of them.
+_TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
 # Published tensors that repeat another or are no weights; dropped without a word.
-_REDUNDANT = (
-    "embeddings.position_ids",
-    "embeddings.token_type_ids",
-    "cls.predictions.decoder.weight",
-    "cls.predictions.decoder.bias",
-)
+_REDUNDANT = ("embeddings.position_ids", "embeddings.token_type_ids", *_TIED)
 
 
 def name_table(num_layers: int) -> dict[str, list[str]]:
@@ -141,6 +141,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Writes a safetensors file; a full disk is an OSError whoever notices it.
 
+    Tensors that share memory, as tied ones do, are each written whole.
+
     Raises:
         OSError: the disk is full (errno ENOSPC), or the file cannot be written.
     """
@@ -149,13 +151,23 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
-        save_file(plain, path, metadata={"format": "pt"})
+        save_file(_apart(plain), path, metadata={"format": "pt"})
     except SafetensorError as error:
         code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
         raise OSError(code, str(error), str(path)) from None
     mask = os.umask(0)  # asking sets it
     os.umask(mask)
     path.chmod(0o666 & ~mask)  # the library makes files that only their owner can read
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors, those copied that reach into another's memory: the format forbids it."""
+    out, end = dict(tensors), 0
+    for name, value in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
+        if value.data_ptr() < end:
+            out[name] = value.clone()
+        end = max(end, value.data_ptr() + value.nbytes)
+    return out
 
 
 def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -168,6 +180,14 @@ def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = "bert." + name
         out[name] = value
     return out
+
+
+def without_tied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A folder's tensors but for those of a decoder that repeat what it is tied to."""
+    found = _canonical(tensors)
+    pairs = [(a, b) for a, b in _TIED.items() if a in found and b in found]
+    repeated = {a for a, b in pairs if found[a].equal(found[b])}
+    return {name: value for name, value in tensors.items() if name not in repeated}
 
 
 def to_ours(tensors: Mapping[str, Tensor], num_layers: int) -> tuple[dict[str, Tensor], list[str]]:

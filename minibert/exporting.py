@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minibert.config import BertConfig
-from minibert.convert import load_tensors, read_tensors, save_tensors
+from minibert.convert import load_tensors, read_tensors, save_tensors, without_tied
 from minibert.errors import InputError
 from minibert.files import read_json, write_atomically, write_json
 from minibert.model import BertModel
@@ -77,7 +77,8 @@ def export(
         raise InputError(f"--part-mib is {part_mib}, must be at least 1")
     path, output = open_model_folder(str(folder)), Path(output)
     _check_finished(path)
-    tensors = _joined(path) if (path / _PARTS).is_file() else read_tensors(path)
+    found = _joined(path) if (path / _PARTS).is_file() else read_tensors(path)
+    tensors = without_tied(found)
     config = BertConfig.from_pretrained(path)
     check_vocabulary(WordPiece.from_pretrained(path), config)
     _check_encoder(BertModel(config), tensors, path)

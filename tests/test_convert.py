@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minibert.config import BertConfig
-from minibert.convert import name_table, published_tensors, to_published
+from minibert.convert import name_table, published_tensors, save_tensors, to_published
 from minibert.errors import InputError
 from minibert.heads import BertForPreTraining, BertForSequenceClassification
 from minibert.losses import masked_lm_loss, next_sentence_loss
@@ -661,6 +661,15 @@ def test_weights_of_something_else_are_refused(tiny_config: BertConfig, tmp_path
     folder = make_folder(tmp_path / "m", tiny_config, {"h.0.mlp.weight": torch.ones(2)})
     with pytest.raises(InputError, match=r"no tensor of a BERT.*h\.0\.mlp\.weight"):
         BertModel.from_pretrained(folder)
+
+
+def test_tensors_that_share_memory_are_each_saved_whole(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).reshape(4, 3)
+    tensors = {"a": whole[2:], "b": whole, "c": whole, "d": whole[1], "e": whole.T, "f": whole[:0]}
+    save_tensors(tensors, tmp_path / "model.safetensors")
+    found = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
 def test_a_failed_save_leaves_the_old_weights(

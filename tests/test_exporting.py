@@ -102,6 +102,38 @@ def test_fp32_changes_nothing(model: Path, tmp_path: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_tied_tensors_of_an_old_file_are_written_once(
+    model: Path, tmp_path: Path, dtype: str
+) -> None:
+    tensors = load_file(model / "model.safetensors")
+    tied = tensors | {
+        "cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"],
+        "cls.predictions.decoder.bias": tensors["cls.predictions.bias"],
+    }
+    torch.save(tied, model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    figures = export(model, tmp_path / "out", dtype=dtype)
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == tensors.keys()
+    assert figures["parameters"] == sum(value.numel() for value in tensors.values())
+    ours = minibert.BertForPreTraining.from_pretrained(tmp_path / "out")
+    assert not ours.load_report.newly_initialised
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.BertForPreTraining.from_pretrained(tmp_path / "out")
+    assert torch.equal(theirs.cls.predictions.decoder.bias, ours.mlm.bias)
+    assert torch.equal(theirs.cls.predictions.decoder.weight, ours.bert.embeddings.word.weight)
+
+
+def test_a_decoder_of_its_own_stays(model: Path, tmp_path: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    words = tensors["bert.embeddings.word_embeddings.weight"]
+    tensors["cls.predictions.decoder.weight"] = words + 1
+    tensors["cls.predictions.decoder.bias"] = tensors.pop("cls.predictions.bias")  # stored alone
+    save_file(tensors, model / "model.safetensors")
+    export(model, tmp_path / "out", dtype="fp32")
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == tensors.keys()
+
+
 def test_parts_are_put_together_again(model: Path, tmp_path: Path) -> None:
     export(model, tmp_path / "whole", dtype="fp32")
     whole = (tmp_path / "whole" / "model.safetensors").read_bytes()
