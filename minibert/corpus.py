@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -62,6 +63,8 @@ class Piece(NamedTuple):
 def find_files(corpus: list[str], flag: str = "--corpus") -> list[Path]:
     """The text files behind paths, folders and globs, in a fixed order, each once.
 
+    Of what lies in a folder, names that begin with a dot are left out, and links are followed.
+
     Args:
         flag: what the paths were given as, for messages.
 
@@ -76,9 +79,7 @@ def find_files(corpus: list[str], flag: str = "--corpus") -> list[Path]:
         if path.is_file():
             matches = [path]
         elif path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) is not None)
-            runs = {p.parent for p in path.rglob("run.json")}  # what we wrote is not text to read
-            matches = [p for p in matches if not runs.intersection(p.parents)]
+            matches = _files_below(path)
             if not matches:
                 raise InputError(f"{flag} {path} holds no .txt or .jsonl file (also .gz .xz .bz2)")
         else:
@@ -91,6 +92,25 @@ def find_files(corpus: list[str], flag: str = "--corpus") -> list[Path]:
         for match in matches:
             found.setdefault(match.resolve(), match)
     return list(found.values())
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """The text files of a folder in order, without hidden ones and run folders, which we wrote.
+
+    Links to folders are followed. Each folder is searched once, so that a circle of them ends.
+    """
+    found: list[Path] = []
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen or "run.json" in names:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = (Path(place, name) for name in names if not name.startswith("."))
+        found += [path for path in paths if _kind(path) is not None and path.is_file()]
+    return sorted(found)
 
 
 def _kind(path: Path) -> str | None:

@@ -228,6 +228,26 @@ def test_folder_is_searched_through_in_order_for_text_files_only(tmp_path: Path)
     assert find_files([str(tmp_path)]) == [tmp_path / name for name in expected]
 
 
+def test_hidden_files_and_folders_below_a_folder_are_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / ".home"  # the folder itself may be
+    for name in ("a.txt", "._a.txt", ".git/b.txt", "c/.cache/d/e.txt", "c/f.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / name, "x")
+    assert find_files([str(folder)]) == [folder / "a.txt", folder / "c" / "f.txt"]
+
+
+def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for place in (folder / "a", elsewhere):
+        place.mkdir(parents=True)
+        write(place / "t.txt", "x")
+    (folder / "a" / "up").symlink_to(folder)
+    (folder / "b").symlink_to(elsewhere)
+    (folder / "c").symlink_to(elsewhere)
+    (elsewhere / "self").symlink_to(elsewhere)
+    assert find_files([str(folder)]) == [folder / "a" / "t.txt", folder / "b" / "t.txt"]
+
+
 def test_globs_are_sorted_and_leave_folders_out(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "deep.txt/c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
