@@ -34,6 +34,8 @@ _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, "
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"PK\x03\x04": "zip"}
 _DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error)
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_OF_A_MODEL = {"tokenizer.json", "tokenizer_config.json", "config.json"}
+_VOCABULARIES = {"vocab.txt", "merges.txt"}  # beside one of these
 _JSON_OBJECT = re.compile(rb'\{[ \t]*"(?:[^"\\\n]|\\.)*"[ \t]*:')  # how one begins
 
 
@@ -95,7 +97,7 @@ def find_files(corpus: list[str], flag: str = "--corpus") -> list[Path]:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """The text files of a folder in order, without hidden ones and run folders, which we wrote.
+    """The text files of a folder in order, not hidden ones, run folders and vocabularies.
 
     Links to folders are followed. Each folder is searched once, so that a circle of them ends.
     """
@@ -107,6 +109,8 @@ def _files_below(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
+        if not _OF_A_MODEL.isdisjoint(names):  # also a vocabulary of the cache
+            names = [name for name in names if name not in _VOCABULARIES]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = (Path(place, name) for name in names if not name.startswith("."))
         found += [path for path in paths if _kind(path) is not None and path.is_file()]

@@ -248,6 +248,16 @@ def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
     assert find_files([str(folder)]) == [folder / "a" / "t.txt", folder / "b" / "t.txt"]
 
 
+@pytest.mark.parametrize("beside", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+def test_a_vocabulary_in_a_folder_is_no_text(tmp_path: Path, beside: str) -> None:
+    for name in (beside, "vocab.txt", "text.txt", "alone/vocab.txt", "text.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, "x")
+    expected = ["alone/vocab.txt", "text.jsonl", "text.txt"]
+    assert find_files([str(tmp_path)]) == [tmp_path / name for name in expected]
+    assert find_files([str(tmp_path / "vocab.txt")]) == [tmp_path / "vocab.txt"]  # outright
+
+
 def test_globs_are_sorted_and_leave_folders_out(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "deep.txt/c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

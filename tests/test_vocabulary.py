@@ -37,6 +37,13 @@ def test_vocabulary_is_trained_once_and_then_read(
     assert (second.tokens, second.fingerprint) == (first.tokens, first.fingerprint)
 
 
+def test_a_cache_in_the_corpus_folder_adds_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "abc abd " * 9)
+    corpus_vocabulary([path], 16, PLAIN, True, True, tmp_path / "cache")
+    assert list(tmp_path.glob("cache/*/vocab.txt"))
+    assert corpus.find_files([str(tmp_path)]) == [path]
+
+
 def test_vocabulary_depends_on_every_setting(cache: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "abc Abd 中文 中文 abc\n" * 9)
     settings = [(16, True, True), (17, True, True), (17, False, True), (17, True, False)]
