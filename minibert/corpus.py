@@ -231,7 +231,8 @@ def check_readable(path: Path) -> None:
     """Looks at the head of a file, blank space before it left out.
 
     Raises:
-        InputError: it is empty, UTF-16, packed or JSON lines under another name, or binary.
+        InputError: it is empty, UTF-16, packed or JSON lines under another name, binary, or has
+            lines that CR alone ends.
     """
     try:
         with _open(path) as handle:
@@ -255,6 +256,9 @@ def check_readable(path: Path) -> None:
     # Text holds next to no control bytes; a few NULs are a known blemish and are dropped later.
     if control > 0.01 * len(head) or head.count(0) > 0.1 * len(head):
         raise InputError(f"{path} is binary; expected UTF-8 text")
+    if b"\n" not in head and b"\r" in head.strip():
+        how = r"convert it with tr '\r' '\n'"
+        raise InputError(f"{path} has CR as its line end, which would leave one long line; {how}")
 
 
 def _begins_with_json(head: bytes) -> bool:

@@ -338,6 +338,21 @@ def test_file_that_is_no_text_is_named_with_the_reason(
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [b"One.\rTwo.\r\rThree.\r", b" \r\rOne.\rTwo." + b"x" * 99_999])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
+def test_lines_that_end_in_cr_alone_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    path = write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(InputError, match=r"CR as its line end.*tr '\\r' '\\n'"):
+        check_readable(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"One.\r\nTwo.\r\n", b"One.\r", b"One.\rTwo.\n", b"x" * 65_535 + b"\r\nTwo."]
+)
+def test_other_lines_that_have_cr_are_readable(tmp_path: Path, content: bytes) -> None:
+    check_readable(write(tmp_path / "a.txt", content))
+
+
 JSON_LINE = b'{"text": "One.", "id": 3}\n'
 
 
