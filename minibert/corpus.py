@@ -37,6 +37,9 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _OF_A_MODEL = {"tokenizer.json", "tokenizer_config.json", "config.json"}
 _VOCABULARIES = {"vocab.txt", "merges.txt"}  # beside one of these
 _JSON_OBJECT = re.compile(rb'\{[ \t]*"(?:[^"\\\n]|\\.)*"[ \t]*:')  # how one begins
+_JSON = re.compile(r'\s*(\{\s*"|\[\s*["{\[])')  # over several lines, or a list of it or of texts
+# Endings of files whose fields or markup would be read as prose.
+_NO_TEXT = {".json": "JSON", ".csv": "a table", ".tsv": "a table", ".html": "HTML", ".htm": "HTML"}
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,15 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _kind(path: Path) -> str | None:
     """ "txt" or "jsonl" by the file's name, compression endings aside; None for other files."""
+    return {".txt": "txt", ".jsonl": "jsonl"}.get(_ending(path))
+
+
+def _ending(path: Path) -> str:
+    """A file name's ending in lower case, that of compression aside."""
     suffixes = [s.lower() for s in path.suffixes]
     if suffixes and suffixes[-1] in _OPENERS:
         suffixes.pop()
-    last = suffixes[-1] if suffixes else ""
-    return {".txt": "txt", ".jsonl": "jsonl"}.get(last)
+    return suffixes[-1] if suffixes else ""
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -231,8 +238,8 @@ def check_readable(path: Path) -> None:
     """Looks at the head of a file, blank space before it left out.
 
     Raises:
-        InputError: it is empty, UTF-16, packed or JSON lines under another name, binary, or has
-            lines that CR alone ends.
+        InputError: it is empty, UTF-16, packed or JSON lines under another name, other JSON, a
+            table or HTML, binary, or has lines that CR alone ends.
     """
     try:
         with _open(path) as handle:
@@ -247,11 +254,18 @@ def check_readable(path: Path) -> None:
         raise InputError(f"{path} looks like UTF-16; convert it to UTF-8")
     for magic, name in _MAGIC.items():
         if head.startswith(magic):
-            raise InputError(f"{path} is a {name} file; name it .gz, .xz or .bz2, or unpack it")
+            how = "" if name == "zip" else "name it .gz, .xz or .bz2, or "
+            raise InputError(f"{path} is a {name} file; {how}unpack it")
     if head[257:262] == b"ustar":
         raise InputError(f"{path} is a tar archive; unpack it and name what it holds")
     if not is_json_lines(path) and _begins_with_json(head):
         raise InputError(f"{path} holds JSON lines; name it .jsonl, packed .jsonl.gz, to read them")
+    kind = "JSON" if not is_json_lines(path) and _is_json(head) else _NO_TEXT.get(_ending(path))
+    if kind:
+        raise InputError(
+            f"{path} is {kind}, not plain text; expected that, or JSON lines named .jsonl with the "
+            f'text under "text"'
+        )
     control = sum(head.count(bytes([b])) for b in range(32) if b not in (0, 9, 10, 12, 13, 27))
     # Text holds next to no control bytes; a few NULs are a known blemish and are dropped later.
     if control > 0.01 * len(head) or head.count(0) > 0.1 * len(head):
@@ -270,6 +284,22 @@ def _begins_with_json(head: bytes) -> bool:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return not line_end and len(head) >= _HEAD
+
+
+def _is_json(head: bytes) -> bool:
+    """Whether a file is JSON: of one value or several, on lines or not, as far as the head goes."""
+    text = head.removeprefix(codecs.BOM_UTF8).decode(errors="replace").lstrip()
+    if not _JSON.match(text):
+        return False
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError as error:
+        # Of a head that is cut, only the last token or string may be wrong.
+        is_last = error.pos >= len(text) - 8 or error.msg.startswith("Unterminated string")
+        return is_last and len(head) >= _HEAD
+    except (ValueError, RecursionError):
+        return False
+    return not text[end:].strip() or _JSON.match(text[end:]) is not None
 
 
 def _lines(path: Path, errors: str, longest: int | None) -> Iterator[str]:

@@ -377,10 +377,60 @@ def test_json_lines_under_another_name_are_refused(
 
 @pytest.mark.parametrize(
     "content",
-    [b'{"oops": said he}', b'{\n "a": 1\n}', b'["a"]\n', b"{name}: text\n", b'"Hm": {"a": 1}\n'],
+    [
+        *(b'{"oops": said he}', b"{name}: text\n", b'"Hm": {"a": 1}\n', b'["Hm."] he said.\n'),
+        *(b"[Illustration: a bridge]\n\nOne.", b"[1] One.\n[2] Two.", b"[1]", b"[[File:a.png]]"),
+        *(b'["Stop!"\n' + b"He ran.\n" * 9_999, b'["Stop!\n' + b"He ran.\n" * 9_999),
+        *(b'["Hm."] [He left.]', b'{"a"} is a set.', b"[" * 99_999, b'{\n"He ran," she said.\n}'),
+    ],
 )
-def test_text_that_is_no_json_line_is_readable(tmp_path: Path, content: bytes) -> None:
+def test_text_that_looks_like_json_is_readable(tmp_path: Path, content: bytes) -> None:
     check_readable(write(tmp_path / "a.txt", content))
+
+
+ROWS = [{"text": "One. “Two.”", "id": 3}, {"text": "Three."}]
+IN_LINES = json.dumps(ROWS, indent=1, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(IN_LINES, json.dumps(ROWS), '["One.", "Two."]', '\ufeff\n[["One."],\n["Two."]]\n'),
+        *('{\n "text": "One."\n}', '{\n"a": 1}\n{\n"a": 2}\n', '["One."]\n["Two."]\n'),
+        *(json.dumps(ROWS * 2000), IN_LINES[:-2] + f', {{"text": "{"x" * 99_999}"}}]'),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.json", "a.txt", "a.txt.gz"])
+def test_json_that_is_not_in_lines_is_refused(tmp_path: Path, name: str, content: str) -> None:
+    packed = gzip.compress(content.encode()) if name.endswith("gz") else content
+    with pytest.raises(InputError, match=r"is JSON, not plain text; .* JSON lines named \.jsonl"):
+        check_readable(write(tmp_path / name, packed))
+
+
+@pytest.mark.parametrize("cut", range(65_530, 65_545))
+def test_json_is_known_wherever_its_head_is_cut(tmp_path: Path, cut: int) -> None:
+    rows = '[{"a": "' + "x" * (cut - 40) + '", "b中\\u00e9": true}, {"c": -1.5e3}, ' + "null, " * 99
+    with pytest.raises(InputError, match="is JSON"):
+        check_readable(write(tmp_path / "a.txt", rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        *(("a.csv", "a table"), ("a.TSV.gz", "a table"), ("a.html", "HTML"), ("a.htm", "HTML")),
+        ("a.json", "JSON"),
+    ],
+)
+def test_a_table_or_page_named_outright_is_refused(tmp_path: Path, name: str, said: str) -> None:
+    content = gzip.compress(b"id,text\n") if name.endswith("gz") else b"id,text\n"
+    with pytest.raises(InputError, match=f"{name} is {said}, not plain text; expected that, or"):
+        check_readable(write(tmp_path / name, content))
+
+
+def test_a_zip_file_is_not_to_be_renamed(tmp_path: Path) -> None:
+    zipped(b"x", tmp_path)
+    with pytest.raises(InputError, match="is a zip file; unpack it"):
+        check_readable(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz")])
