@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from minibert.config import BertConfig
 from minibert.errors import InputError
-from minibert.files import read_json
+from minibert.files import read_json, read_text
 from minibert.model_folders import open_model_folder
 from minibert.quantised import quantise_linears
 from minibert.run_folder import RunFolder
@@ -22,6 +23,7 @@ from minibert.tasks.base import Predictor, Task
 from minibert.tokenizer import WordPiece
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
+_PARTS = ("Transformer", "Pooling", "Normalize")  # of a sentence model; vectors are of length 1
 
 
 def load(folder: str | Path, device: str = "auto", precision: str | None = None) -> Predictor:
@@ -92,7 +94,13 @@ def _room(path: Path, config: BertConfig) -> int:
 
 
 def _check_pooling(path: Path) -> None:
-    """Refuses a published sentence model whose vectors are not the mean over tokens."""
+    """Refuses a published sentence model whose vectors are not the mean over tokens as it is."""
+    more = [part for part in _parts(path) if part not in _PARTS]
+    if more:
+        raise InputError(
+            f"{path} makes vectors with {', '.join(more)} (modules.json); only the mean over "
+            f"tokens is built here, so expected a model of {', '.join(_PARTS)}"
+        )
     file = path / "1_Pooling" / "config.json"
     found = read_json(file, "") if file.is_file() else {}
     prefix = "pooling_mode_"
@@ -103,6 +111,16 @@ def _check_pooling(path: Path) -> None:
             f"{path} makes vectors by {named} (1_Pooling/config.json); only the mean over tokens "
             f"is built here, so expected a model with mean_tokens"
         )
+
+
+def _parts(path: Path) -> list[str]:
+    """The classes that a published sentence model consists of, as far as it says."""
+    file = path / "modules.json"
+    text = read_text(file) if file.is_file() else "[]"
+    try:
+        return [str(part["type"]).rpartition(".")[2] for part in json.loads(text)]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise InputError(f"{file} holds no list of parts, each with its type") from None
 
 
 def _opened(

@@ -461,7 +461,12 @@ def test_published_models_of_another_vector_are_refused(world: Path, tmp_path: P
     BertModel.from_pretrained(world / "start").save_pretrained(bare)
     for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"):
         (bare / name).write_bytes((world / "start" / name).read_bytes())
-    (bare / "modules.json").write_text("[]")
+    known, changed = ["Transformer", "Pooling", "Normalize"], ["Transformer", "Pooling", "Dense"]
+
+    def listed(parts: list[str]) -> str:
+        return json.dumps([{"type": f"sentence_transformers.models.{part}"} for part in parts])
+
+    (bare / "modules.json").write_text(listed(known))
     (bare / "1_Pooling").mkdir()
     modes = {"word_embedding_dimension": 128, "pooling_mode_mean_tokens": True}
     for more, is_mean in (
@@ -474,6 +479,11 @@ def test_published_models_of_another_vector_are_refused(world: Path, tmp_path: P
             minibert.load_embedder(bare)
             continue
         with pytest.raises(InputError, match="makes vectors by .*cls_token.*only the mean"):
+            minibert.load_embedder(bare)
+    (bare / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    for content, said in ((listed(changed), "with Dense .*only the mean"), ('{"a": 1}', "no list")):
+        (bare / "modules.json").write_text(content)
+        with pytest.raises(InputError, match=said):
             minibert.load_embedder(bare)
     export(bare, exported)  # all that its list of parts speaks of
     assert (exported / "1_Pooling" / "config.json").is_file()
