@@ -151,12 +151,11 @@ def _key(embedder: Any, folder: Path, texts: list[str]) -> str:
     """What names an index: all that decides its numbers, but for rounding."""
     settings = embedder.task.settings
     facts = [_VERSION, weights_digest(folder), settings.max_seq_length, settings.truncation]
-    vocabulary = (folder / "tokenizer.json", folder / "vocab.txt", folder / "config.json")
     is_int8 = any(isinstance(part, Int8Linear) for part in embedder.model.modules())
     precision = "int8" if is_int8 else embedder.runtime.precision
-    digest = hashlib.sha256(repr([*facts, precision]).encode())
-    for file in vocabulary:
-        digest.update(file.read_bytes() if file.is_file() else b"\0")
+    facts += [embedder.tokenizer.fingerprint, precision]
+    digest = hashlib.sha256(repr(facts).encode())
+    digest.update((folder / "config.json").read_bytes())
     for text in texts:
         digest.update(f"{text}\n".encode())
     return digest.hexdigest()[:16]

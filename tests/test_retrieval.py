@@ -144,6 +144,10 @@ def test_an_index_is_of_its_sentences_and_its_model(world: Path, tmp_path: Path)
         (other / name).write_bytes((world / "model" / name).read_bytes())
     search(other, file, ["storm"], cache_dir=kept)
     assert len(list(kept.iterdir())) == 3
+    config = other / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"do_lower_case": False}))
+    search(other, file, ["storm"], cache_dir=kept)
+    assert len(list(kept.iterdir())) == 4
 
 
 def test_the_command_prints_a_line_for_each_hit(
