@@ -38,6 +38,9 @@ _SENTENCES = (
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", _POOLING),
 )
 _LOG = ("run.json", "results.json", "metrics.jsonl")
+_OF_PLACES = (
+    *("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file"),
+)
 _OF_A_TASK = ("qa.json", "similarity.json", "target_tokenizer.json")
 
 
@@ -183,15 +186,34 @@ def _published_config(config: BertConfig) -> dict[str, Any]:
     """The content of config.json; other libraries are to load in float32, too."""
     content = config.to_dict()
     content.pop("torch_dtype", None)
-    return content | {"dtype": "float32"}
+    return _public(content) | {"dtype": "float32"}
+
+
+def _public(content: dict[str, Any]) -> dict[str, Any]:
+    """An object without what names places; of another absolute path only the last part is kept."""
+    kept = {key: value for key, value in content.items() if key not in _OF_PLACES}
+    # Below the first level are labels and tokens, which may look like paths.
+    return {key: _without_places(v) if isinstance(v, str) else v for key, v in kept.items()}
 
 
 def _copy(source: Path, target: Path) -> None:
     """Copies a file; of an absolute path in the log's objects only the last part is kept."""
     if source.name in ("run.json", "results.json"):
         write_json(target, _without_places(read_json(source, "")))
+        return
+    content = _object(source)
+    if (public := _public(content)) != content:
+        write_json(target, public)
     else:
         write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file, empty where it holds none."""
+    try:
+        return read_json(path, "") if path.suffix == ".json" else {}
+    except InputError:  # a list, such as that of a sentence model's parts
+        return {}
 
 
 def _without_places(value: Any) -> Any:

@@ -74,6 +74,30 @@ def test_the_log_goes_along_without_places_of_this_machine(model: Path, tmp_path
     assert {p.name for p in (tmp_path / "out").iterdir()} == own | {"vocab.txt"}
 
 
+def test_what_others_wrote_beside_a_model_names_no_place(model: Path, tmp_path: Path) -> None:
+    def add(name: str, **more: Any) -> None:
+        found = json.loads((model / name).read_text()) if (model / name).is_file() else {}
+        (model / name).write_text(json.dumps(found | more))
+
+    home, labels = "/home/alice/secret", {"0": "/no", "1": "/yes"}
+    add("config.json", _name_or_path=home, tokenizer_path=f"{home}/own", id2label=labels)
+    places = {"name_or_path": "../secret/own", "special_tokens_map_file": f"{home}/map.json"}
+    tokens = {"5": {"content": "/secret-token"}}
+    add("tokenizer_config.json", **places, tokenizer_file=home, added_tokens_decoder=tokens)
+    add("trainer_state.json", best_model_checkpoint=f"{home}/checkpoint-5", epoch=1)
+    (model / "modules.json").write_text('[{"type": "a.Transformer"}]')
+    export(model, tmp_path / "out")
+    texts = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.json")}
+    assert not any("alice" in text or "../secret" in text for text in texts.values())
+    found = {name: json.loads(text) for name, text in texts.items()}
+    assert found["config.json"]["id2label"] == labels
+    assert found["config.json"]["tokenizer_path"] == "own"
+    assert found["tokenizer_config.json"]["added_tokens_decoder"] == tokens
+    assert found["trainer_state.json"] == {"best_model_checkpoint": "checkpoint-5", "epoch": 1}
+    assert texts["tokenizer.json"] == (model / "tokenizer.json").read_text()
+    assert texts["modules.json"] == (model / "modules.json").read_text()
+
+
 def test_what_a_real_run_says_of_itself_names_no_place(tmp_path: Path) -> None:
     make_model_folder(tmp_path / "start")
     write_corpus(tmp_path / "own.txt")
