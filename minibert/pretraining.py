@@ -427,6 +427,11 @@ class _Run:
             )
         config = BertConfig.from_pretrained(folder) if folder else _new_config(settings)
         model_config(settings, config)  # refused before the text is read
+        if settings.nsp != "none" and config.type_vocab_size < 2:
+            raise InputError(
+                f"{folder} tells no segments apart (type_vocab_size {config.type_vocab_size}), as "
+                f"sentence pairs need; --nsp none trains without pairs"
+            )
         positions = trained_positions(folder, config) if folder and digest else 0
         return _Start(folder, digest, config, positions)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -26,11 +27,13 @@ from minibert.config import BertConfig
 from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
+from minibert.heads import BertForPreTraining
 from minibert.pretraining import default_learning_rate, default_steps, pretrain
 from minibert.run_folder import read_metrics
 from minibert.runs import RunResult
 from minibert.tasks.classification import ClassificationTask, tfidf_baseline
 from minibert.tasks.labelled_sets import read_imdb
+from minibert.tokenizer import WordPiece
 from minibert.train import Loop, NonFiniteError
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +82,19 @@ def test_pretraining_goes_on_from_a_model_with_its_vocabulary(
         assert torch.allclose(after[name], value, atol=1e-8), name
     for name in ("vocab.txt", "tokenizer.json"):
         assert (further.folder / name).read_text() == (pretrained.folder / name).read_text()
+
+
+def test_a_model_without_segments_goes_on_without_pairs_alone(
+    world: Path, pretrained: RunResult
+) -> None:
+    config = BertConfig.from_pretrained(pretrained.folder)
+    start = world / "one-segment"
+    BertForPreTraining(dataclasses.replace(config, type_vocab_size=1)).save_pretrained(start)
+    WordPiece.from_pretrained(pretrained.folder).save(start)
+    with pytest.raises(InputError, match=r"type_vocab_size 1\).*--nsp none trains without"):
+        pretrain_in(world, "no-pairs", model=str(start))
+    assert not (world / "no-pairs").exists()
+    assert pretrain_in(world, "no-pairs", model=str(start), nsp="none").figures["mlm_loss"] > 0
 
 
 def test_a_model_keeps_the_dropout_that_it_was_trained_with(world: Path) -> None:
