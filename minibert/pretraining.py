@@ -311,10 +311,15 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
         The folder, the figures of results.json, and the model in eval mode.
 
     Raises:
-        InputError: settings or text that cannot be used.
+        InputError: settings or text that cannot be used, or settings and values at once.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
     started = time.perf_counter()
+    if settings is not None and values:
+        raise InputError(
+            f"pretrain was given settings and {', '.join(values)} beside them; expected one of the "
+            f"two, such as dataclasses.replace(settings, {next(iter(values))}=...)"
+        )
     if isinstance(values.get("corpus"), (str, Path)):
         values["corpus"] = [str(values["corpus"])]
     if "recipe" in values:

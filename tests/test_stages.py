@@ -31,6 +31,7 @@ from minibert.heads import BertForPreTraining
 from minibert.pretraining import default_learning_rate, default_steps, pretrain
 from minibert.run_folder import read_metrics
 from minibert.runs import RunResult
+from minibert.settings import PretrainSettings
 from minibert.tasks.classification import ClassificationTask, tfidf_baseline
 from minibert.tasks.labelled_sets import read_imdb
 from minibert.tokenizer import WordPiece
@@ -82,6 +83,13 @@ def test_pretraining_goes_on_from_a_model_with_its_vocabulary(
         assert torch.allclose(after[name], value, atol=1e-8), name
     for name in ("vocab.txt", "tokenizer.json"):
         assert (further.folder / name).read_text() == (pretrained.folder / name).read_text()
+
+
+def test_values_beside_settings_are_refused_by_name(world: Path) -> None:
+    settings = PretrainSettings(corpus=[str(world / "corpus.txt")], output=str(world / "both"))
+    with pytest.raises(InputError, match=r"settings and max_steps, recipe beside them"):
+        pretrain(settings, max_steps=1, recipe="small-budget")
+    assert not (world / "both").exists()
 
 
 def test_a_model_without_segments_goes_on_without_pairs_alone(
