@@ -79,7 +79,7 @@ def test_what_others_wrote_beside_a_model_names_no_place(model: Path, tmp_path: 
         found = json.loads((model / name).read_text()) if (model / name).is_file() else {}
         (model / name).write_text(json.dumps(found | more))
 
-    home, labels = "/home/alice/secret", {"0": "/no", "1": "/yes"}
+    home, labels = "/data/alice/secret", {"0": "/no", "1": "/yes"}
     add("config.json", _name_or_path=home, tokenizer_path=f"{home}/own", id2label=labels)
     places = {"name_or_path": "../secret/own", "special_tokens_map_file": f"{home}/map.json"}
     tokens = {"5": {"content": "/secret-token"}}
