@@ -11,7 +11,7 @@ import hashlib
 import html
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -261,9 +261,9 @@ class _Writer:
 
 
 def clean_corpus(
-    inputs: list[str],
+    inputs: str | Path | Iterable[str | Path],
     output: str | Path,
-    exclude: list[str] | None = None,
+    exclude: str | Path | Iterable[str | Path] | None = None,
     options: ReaderOptions | None = None,
     same_start: int = SAME_START,
     overwrite: bool = False,

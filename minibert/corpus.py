@@ -18,12 +18,13 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from minibert.errors import InputError
+from minibert.files import listed
 
 READER_VERSION = 1  # part of every cache key: raise it when the same file gives other sentences
 _DIGEST_WHOLE = 64 << 20  # bytes up to which a file is read whole to know it again
@@ -65,19 +66,20 @@ class Piece(NamedTuple):
     starts_document: bool
 
 
-def find_files(corpus: list[str], flag: str = "--corpus") -> list[Path]:
+def find_files(corpus: str | Path | Iterable[str | Path], flag: str = "--corpus") -> list[Path]:
     """The text files behind paths, folders and globs, in a fixed order, each once.
 
     Of what lies in a folder, names that begin with a dot are left out, and links are followed.
 
     Args:
+        corpus: one of these, or several.
         flag: what the paths were given as, for messages.
 
     Raises:
         InputError: nothing there, or a folder without `.txt` or `.jsonl` files.
     """
     found: dict[Path, Path] = {}
-    for pattern in corpus:
+    for pattern in listed(corpus):
         if not pattern:
             raise InputError(f"{flag} '' names nothing; expected a file, folder or glob")
         path = Path(pattern)

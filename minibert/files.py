@@ -11,7 +11,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ def model_path(name: str | Path) -> Path:
     inside = bundled_models() / path
     is_name = len(path.parts) == 1 and not path.exists()
     return inside if is_name and inside.is_dir() else path
+
+
+def listed(given: str | Path | Iterable[str | Path]) -> list[str]:
+    """One name or path, or several, as a list of strings."""
+    return list(map(str, [given] if isinstance(given, (str, Path)) else given))
 
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}

@@ -50,7 +50,7 @@ class Hit(NamedTuple):
 def search(
     folder: str | Path,
     file: str | Path,
-    queries: Sequence[str],
+    queries: str | Sequence[str],
     top: int = 5,
     device: str = "auto",
     precision: str | None = None,
@@ -67,6 +67,7 @@ def search(
         folder: a bi-encoder's run folder, or any model folder; see `predict.load_embedder`.
         file: one sentence a line, also .gz, .xz or .bz2; blank lines are left out. Or a table,
             .csv, .tsv or .jsonl.
+        queries: one or several.
         top: hits per query; equal sentences are one.
         cache_dir: where indexes are kept; `cache.default_cache_dir()` when None.
         text_column: of a table, "text" when None.
@@ -76,6 +77,7 @@ def search(
     """
     if top < 1:
         raise InputError(f"--top is {top}, must be above 0")
+    queries = [queries] if isinstance(queries, str) else queries
     if not queries or not all(query.strip() for query in queries):
         raise InputError("a query is empty; expected some words")
     lines = sentences_of(Path(file), text_column)

@@ -255,7 +255,7 @@ class RunSettings:
         Raises:
             InputError: an unknown name (the nearest one is offered) or a value of another type.
         """
-        values = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+        values = {k: _without_paths(v) for k, v in values.items()}
         if isinstance(values.get("resume"), bool):  # resume=True reads better in a notebook
             values["resume"] = "yes" if values["resume"] else "no"
         cls.check_names(values, source)
@@ -276,6 +276,13 @@ class RunSettings:
 def flag(name: str) -> str:
     """A field's name as it is typed: max_steps -> --max-steps."""
     return "--" + name.replace("_", "-")
+
+
+def _without_paths(value: Any) -> Any:
+    """A path, or those of a list, as strings; else the value itself."""
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _fits(value: Any, annotation: str) -> bool:

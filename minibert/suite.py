@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError, did_you_mean
-from minibert.files import read_json, write_atomically, write_json
+from minibert.files import listed, read_json, write_atomically, write_json
 from minibert.finetuning import read_splits
 from minibert.held_out import held_out_figures, masked_word_figures
 from minibert.model_folders import pinned
@@ -137,7 +137,8 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
     for name in options:
         if name not in known:
             raise InputError(f"evaluate_suite: unknown key {name!r}{did_you_mean(name, known)}")
-    plan = Plan(model=str(model), **options)
+    lists = {n: tuple(listed(options[n])) for n in ("tasks", "settings") if options.get(n)}
+    plan = Plan(model=str(model), **(options | lists))
     folder = start_folder(FinetuneSettings(task="suite", model=plan.model))
     plan = dataclasses.replace(plan, model=pinned(plan.model, folder))
     digest = weights_digest(folder)

@@ -119,6 +119,15 @@ def test_excluded_texts_are_never_written(tmp_path: Path) -> None:
     assert (counts.excluded, counts.documents_out) == (2, 1)
 
 
+def test_one_path_or_several_are_taken_as_strings_or_paths(tmp_path: Path) -> None:
+    path, other = tmp_path / "in.txt", tmp_path / "b.txt"
+    path.write_text("Storm.\n\nRiver.\n")
+    other.write_text("River.\n")
+    for inputs, exclude in ((path, other), (str(path), str(other)), ([path], [other])):
+        clean_corpus(inputs, tmp_path / "out.txt", exclude=exclude, overwrite=True)
+        assert documents_of(tmp_path / "out.txt") == ["Storm."]
+
+
 def test_a_document_over_many_pieces_is_one(tmp_path: Path) -> None:
     """The reader hands a long document on in parts of a million characters."""
     long = "\n".join(f"Sentence {i} of many." for i in range(80_000))

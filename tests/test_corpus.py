@@ -280,6 +280,12 @@ def test_file_named_in_two_ways_comes_once(tmp_path: Path, monkeypatch: pytest.M
     assert len(find_files(["a.txt", "./a.txt", str(tmp_path / "a.txt")])) == 1
 
 
+def test_one_path_or_several_may_be_strings_or_paths(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "x")
+    for names in (path, str(path), [path], [str(path)]):
+        assert find_files(names) == [path]
+
+
 def test_file_whose_name_looks_like_a_glob_is_found(tmp_path: Path) -> None:
     path = write(tmp_path / "a[1].txt", "x")
     assert find_files([str(path)]) == [path]

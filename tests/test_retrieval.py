@@ -216,6 +216,14 @@ def test_what_is_wrong_is_said_in_one_line(
     assert wanted in message
 
 
+def test_one_string_is_one_query(world: Path, tmp_path: Path) -> None:
+    given = (world / "model", world / "lines.txt")
+    found = search(*given, "castle river", cache_dir=tmp_path)
+    assert found == search(*given, ["castle river"], cache_dir=tmp_path) and len(found) == 1
+
+
 def test_an_empty_query_is_refused(world: Path) -> None:
     with pytest.raises(InputError, match="a query is empty"):
         search(world / "model", world / "lines.txt", ["storm", " "])
+    with pytest.raises(InputError, match="a query is empty"):
+        search(world / "model", world / "lines.txt", "")

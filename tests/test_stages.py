@@ -31,7 +31,7 @@ from minibert.heads import BertForPreTraining
 from minibert.pretraining import default_learning_rate, default_steps, pretrain
 from minibert.run_folder import read_metrics
 from minibert.runs import RunResult
-from minibert.settings import PretrainSettings
+from minibert.settings import FinetuneSettings, PretrainSettings
 from minibert.tasks.classification import ClassificationTask, tfidf_baseline
 from minibert.tasks.labelled_sets import read_imdb
 from minibert.tokenizer import WordPiece
@@ -83,6 +83,13 @@ def test_pretraining_goes_on_from_a_model_with_its_vocabulary(
         assert torch.allclose(after[name], value, atol=1e-8), name
     for name in ("vocab.txt", "tokenizer.json"):
         assert (further.folder / name).read_text() == (pretrained.folder / name).read_text()
+
+
+def test_paths_of_a_list_are_taken_as_strings(world: Path) -> None:
+    files = [world / "corpus.txt"]
+    pretrain(corpus=files, dry_run=True, vocab_size=60, cache_dir=world / "cache", **LOOP)
+    settings = FinetuneSettings.from_dict({"task": "imdb", "adapt": [*files, "auto"]})
+    assert settings.adapt == [str(files[0]), "auto"]
 
 
 def test_values_beside_settings_are_refused_by_name(world: Path) -> None:

@@ -166,6 +166,13 @@ def test_a_suite_goes_on_where_it_was_stopped(
     assert runs == [*order, "rte/model/seed-2", "rte/random/seed-2"]
 
 
+def test_one_name_is_a_list_of_one(model: str) -> None:
+    with pytest.raises(InputError, match="--tasks 'rtee' is unknown; did you mean 'rte'"):
+        evaluate_suite(model, tasks="rtee")
+    with pytest.raises(InputError, match="none.json"):
+        evaluate_suite(model, tasks="rte", settings=Path("none.json"))
+
+
 def test_a_suite_that_is_stopped_again_loses_no_finished_run_and_no_time(
     model: str, short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
