@@ -43,14 +43,16 @@ def open_model_folder(name: str, cache_dir: str | None = None) -> Path:
     if path.is_dir():
         return path
     repository, at, revision = name.partition("@")
-    # What lies beside existing folders is a path that was misspelt, not a repository.
-    beside = path.parent != Path() and path.parent.is_dir()
-    local = beside or path.exists() or name.startswith((".", "/", "~", "runs/"))
+    local = path.exists() or name.startswith((".", "/", "~", "runs/"))
     if local or repository.count("/") != 1:
         bundled = bundled_names()
         tail = did_you_mean(name, bundled) if bundled and "/" not in name else ""
         expected = "one with config.json, or a hub id, owner/name"
         raise InputError(f"{name} is not a model folder; expected {expected}{tail}")
+    # What lies beside existing folders is a path that was misspelt, unless it has a revision.
+    if not at and path.parent.is_dir():
+        hides = f"the folder {path.parent} hides a hub's {name}; {name}@main asks the hub"
+        raise InputError(f"{name} is not a model folder; expected one with config.json; {hides}")
     if at and not revision:
         raise InputError(f"{name} names no revision; expected owner/name@revision, or no @")
     return _fetched(repository, revision or None, cache_dir)

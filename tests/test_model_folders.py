@@ -249,6 +249,18 @@ def test_a_revision_can_be_pinned(hub: Hub, cache: Path) -> None:
     assert open_model_folder("some/model@main", str(cache)).name == COMMIT
 
 
+def test_a_folder_named_like_an_owner_hides_ids_without_a_revision(hub: Hub, cache: Path) -> None:
+    Path("some").mkdir()
+    with pytest.raises(InputError, match="folder some hides .*; some/model@main asks the hub"):
+        open_model_folder("some/model", str(cache))
+    assert hub.asked == []
+    assert open_model_folder("some/model@main", str(cache)).name == COMMIT
+    with pytest.raises(InputError, match="names no revision"):
+        open_model_folder("some/model@", str(cache))
+    make_model_folder(Path("some/model@main"))
+    assert open_model_folder("some/model@main", str(cache)) == Path("some/model@main")
+
+
 def test_what_was_fetched_is_used_without_a_network(
     hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
