@@ -51,14 +51,14 @@ def check_text(task: Task[Any, Any]) -> None:
     named = [place for place in task.settings.adapt or () if place != OWN_TEXT]
     if not named:
         return
-    files, _ = readable_files(find_files(named, "--adapt"))
-    source = task.find_data()
+    files, source = find_files(named, "--adapt"), task.find_data()
     for file in files:
         if task.is_labelled(source, file):
             raise InputError(
                 f"--adapt {file} is the labelled data, whose labels and scored texts would be read "
                 f"as text; {OWN_TEXT!r} takes its training texts alone"
             )
+    readable_files(files)
 
 
 def adapt(

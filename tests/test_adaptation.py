@@ -437,12 +437,12 @@ def test_text_that_cannot_be_read_is_refused_without_flags_of_pretraining(
 
 
 def test_the_labelled_data_is_no_text_to_adapt_to(tmp_path: Path) -> None:
-    data, other = tmp_path / "data.jsonl", tmp_path / "other.jsonl"
+    data, other = tmp_path / "data.csv", tmp_path / "other.csv"
     for path in (data, other):
-        path.write_text('{"text": "storm", "label": 0}\n{"text": "river", "label": 1}\n')
-    with pytest.raises(InputError, match="data.jsonl is the labelled data"):
+        path.write_text("text,label\nstorm,0\nriver,1\n")
+    with pytest.raises(InputError, match="data.csv is the labelled data"):
         finetune(task="classification", data=str(data), adapt=str(data))
-    with pytest.raises(InputError, match="data.jsonl is the labelled data"):
+    with pytest.raises(InputError, match="data.csv is the labelled data"):
         finetune(
             task="classification", data=str(other), test_data=str(data), adapt=str(tmp_path / "d*")
         )
@@ -471,7 +471,7 @@ def test_below_the_labelled_data_only_text_without_labels_is_read(
     with pytest.raises(InputError, match="is the labelled data"):  # as the run has it
         tune(world, "leak", data=str(folder), adapt=str(folder))
     sample = bundled_data() / "sst2"
-    with pytest.raises(InputError, match="tsv is a table"):
+    with pytest.raises(InputError, match="is the labelled data"):
         check_text(find_task("sst2")(FinetuneSettings(task="sst2", adapt=[str(sample / "*.tsv")])))
 
 
