@@ -11,11 +11,13 @@ import functools
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from minibert.documents import split_documents
 from minibert.example_stream import BlockPlace, ExampleStream
 from minibert.examples import Example, ExampleBuilder, ExampleOptions, PackedExamples, pack, unpack
+from minibert.runs import log_line
 from minibert.store import TokenStore
 from minibert.tokenizer import WordPiece
 from minibert.workers import begin_as_worker, starting_workers
@@ -25,14 +27,14 @@ _PLACES_EACH = 2  # built ahead by each process: one in hand, one waiting
 _worker_stream_of: Callable[[ExampleOptions], ExampleStream]
 
 
-def _start_worker(store: Path, tokenizer: WordPiece, seed: int) -> None:
+def _start_worker(store: Path, tokenizer: WordPiece, seed: int, nsp: str) -> None:
     global _worker_stream_of
     begin_as_worker()
     opened = TokenStore(store)
+    training, _ = split_documents(opened, nsp)  # the run's own, whatever its parts are built with
 
     @functools.cache
     def stream_of(options: ExampleOptions) -> ExampleStream:
-        training, _ = split_documents(opened, options.nsp)
         return ExampleStream(ExampleBuilder(opened, tokenizer, training, options), seed)
 
     _worker_stream_of = stream_of
@@ -52,7 +54,7 @@ class BuildersAhead:
         """Starts the processes with the first call.
 
         Args:
-            builder: of the training documents. seed: of the streams.
+            builder: of the training documents, with the run's own options. seed: of the streams.
         """
         self._num_places = _PLACES_EACH * num_processes
         self._waiting: dict[tuple[ExampleOptions, BlockPlace], Future[PackedExamples]] = {}
@@ -60,11 +62,25 @@ class BuildersAhead:
             num_processes,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
-            initargs=(builder.store.folder, builder.tokenizer, seed),
+            initargs=(builder.store.folder, builder.tokenizer, seed, builder.options.nsp),
         )
+        self._is_broken = False
 
     def __call__(self, stream: ExampleStream, place: BlockPlace) -> list[Example]:
-        """The examples of a place; what follows it is begun."""
+        """The examples of a place; what follows it is begun.
+
+        Where the processes have ended, by a signal to all of a job or for want of memory, this one
+        builds from then on.
+        """
+        if not self._is_broken:
+            try:
+                return self._built_ahead(stream, place)
+            except BrokenProcessPool:
+                self._is_broken = True
+                log_line("builders", "the processes that built ahead ended; building in this one")
+        return stream.built(place)
+
+    def _built_ahead(self, stream: ExampleStream, place: BlockPlace) -> list[Example]:
         options = stream.builder.options
         places = [place]
         while len(places) < self._num_places:

@@ -108,25 +108,42 @@ def _drop_unnamed_best(folder: Path, *kept: int) -> None:
 
 
 def load_last_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World = ALONE
 ) -> dict[str, Any] | None:
     """Restores the last checkpoint that is whole; returns its state, None where there is none.
 
-    Damaged ones on the way are removed: they must not push out those that come.
+    Those after it are removed: they must not push out those that come. Of several processes the
+    main one looks first, and removes. Where only the best weights of all are damaged, the last
+    checkpoint is taken without them: the best of what follows is chosen then.
+
+    Raises:
+        OSError: a file cannot be read now, which is no damage; nothing is removed.
     """
-    for temporary in folder.glob(".*.tmp"):  # what a killed process left half-written
-        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
-    for path in reversed(_checkpoints(folder)):
-        fault = _fault(path)
-        if fault:
-            log.warning("checkpoint %s is damaged (%s); trying the one before", path.name, fault)
+    if world.is_main:
+        for temporary in folder.glob(".*.tmp"):  # what a killed process left half-written
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+    faults = {path: _faults(path) for path in reversed(_checkpoints(folder))}
+    whole = [path for path, found in faults.items() if not found]
+    others = [path for path, found in faults.items() if all(n.startswith("..") for n in found)]
+    chosen = next(iter(whole or others), None)
+    for path, found in faults.items():
+        if path == chosen:
+            break
+        if world.is_main:
+            name, fault = next(iter(found.items()))
+            log.warning(
+                "checkpoint %s is damaged (%s %s); trying the one before", path.name, name, fault
+            )
             shutil.rmtree(path)
-            continue
-        _load_weights(model, path / "model.safetensors")
-        _restore_moments(model, optimizer, load_file(path / "optimizer.safetensors"))
-        state: dict[str, Any] = json.loads((path / "state.json").read_text())
-        return state
-    return None
+    if chosen is None:
+        return None
+    _load_weights(model, chosen / "model.safetensors")
+    _restore_moments(model, optimizer, load_file(chosen / "optimizer.safetensors"))
+    state: dict[str, Any] = json.loads((chosen / "state.json").read_text())
+    if faults[chosen]:
+        log.warning("the best weights so far are damaged; the best of what follows is chosen")
+        state["loop"] |= {"best": None, "best_step": 0, "waited": 0}
+    return state
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
@@ -167,19 +184,26 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+def _faults(path: Path) -> dict[str, str]:
+    """What is wrong with a checkpoint, by file; the best weights, beside it, begin with `..`.
+
+    Raises:
+        OSError: a file is there, but cannot be read.
+    """
+    found = {}
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         for name, (size, digest) in manifest.items():
             file = path / name
-            if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size} bytes, was written with {size}"
-            if _digest(file) != digest:
-                return f"{name} has changed since it was written"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        return str(error) or type(error).__name__
-    return None
+            if not file.is_file():
+                found[name] = "is missing"
+            elif file.stat().st_size != size:
+                found[name] = f"has {file.stat().st_size} bytes, was written with {size}"
+            elif _digest(file) != digest:
+                found[name] = "has changed since it was written"
+    except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
+        found["manifest.json"] = f"is damaged: {error}"
+    return found
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

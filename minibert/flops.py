@@ -19,7 +19,9 @@ from minibert.runtime import Runtime
 _REPEATS, _AT_ONCE = 5, 20
 
 
-def training_flops(config: BertConfig, lengths: Sequence[int], num_predictions: int = 0) -> float:
+def training_flops(
+    config: BertConfig, lengths: Sequence[int], num_predictions: int = 0, frozen_layers: int = 0
+) -> float:
     """Operations of a forward and backward pass over sequences without padding.
 
         3 * (N * sum over sequences (8 D^2 n + 2 D (F' + F) n + 4 D n^2)
@@ -35,6 +37,7 @@ def training_flops(config: BertConfig, lengths: Sequence[int], num_predictions: 
     Args:
         lengths: real tokens n of each sequence.
         num_predictions: M, scored positions over all sequences.
+        frozen_layers: of the lowest ones, which have no backward pass.
     """
     width, inner = config.hidden_size, config.intermediate_size
     tokens, squares = sum(lengths), sum(n * n for n in lengths)
@@ -42,7 +45,7 @@ def training_flops(config: BertConfig, lengths: Sequence[int], num_predictions: 
     per_layer += 4 * width * squares
     heads = 2 * width**2 * len(lengths)
     heads += num_predictions * (2 * width**2 + 2 * width * config.vocab_size)
-    return 3.0 * (config.num_hidden_layers * per_layer + heads)
+    return 3.0 * (config.num_hidden_layers * per_layer + heads) - 2.0 * frozen_layers * per_layer
 
 
 def generation_flops(
@@ -51,6 +54,7 @@ def generation_flops(
     target_vocab_size: int,
     lengths: Sequence[int],
     target_lengths: Sequence[int],
+    frozen_layers: int = 0,
 ) -> float:
     """Operations of a forward and backward pass of `BertForConditionalGeneration`.
 
@@ -72,7 +76,7 @@ def generation_flops(
     layer += 2 * width * (config.up_size + inner) * targets
     layer += 2 * width * causal + 4 * width * crossed
     decoder = num_decoder_layers * layer + 2 * width * target_vocab_size * targets
-    encoder = training_flops(config, lengths) - 3 * 2 * width**2 * len(lengths)
+    encoder = training_flops(config, lengths, 0, frozen_layers) - 3 * 2 * width**2 * len(lengths)
     return encoder + 3.0 * decoder
 
 

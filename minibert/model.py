@@ -20,7 +20,13 @@ from torch.nn import functional as F
 from minibert.config import BertConfig
 from minibert.convert import PretrainedMixin
 from minibert.kernels import Dropout, attention
-from minibert.packing import PackedLayout, copied, packed_attention, packed_layout
+from minibert.packing import (
+    PackedLayout,
+    copied,
+    packed_attention,
+    packed_layout,
+    takes_packed,
+)
 from minibert.unpadding import Group, Layout, full_layout, unpadded_layout
 
 _STACKED = 6  # layers that a compiler takes whole, at most: it takes as long as they are many
@@ -274,6 +280,8 @@ class BertModel(PretrainedMixin, nn.Module):
             x = self.run_stack(layers, x, layout, rows if is_last else None, first_only and is_last)
             if output_hidden_states:
                 states.append(x)
+        if rows is not None and not self.layers:  # which the last of them would have done
+            x = x.index_select(0, rows)
         x = states[-1] = self.final_norm(x)
         if places is not None:
             return BertOutput(x[len(firsts) :], self.pooler(x[: len(firsts), None]))
@@ -313,7 +321,12 @@ class BertModel(PretrainedMixin, nn.Module):
             )
         mask = None if attention_mask is None else attention_mask.bool()
         if mask is not None and mask.is_cpu and not input_ids.is_cpu:
-            if input_ids.is_cuda and _computes_in_16_bits(self.embeddings.word.weight):
+            head_size = self.config.hidden_size // self.config.num_attention_heads
+            if (
+                input_ids.is_cuda
+                and _computes_in_16_bits(self.embeddings.word.weight)
+                and takes_packed(head_size, torch.cuda.get_device_capability(input_ids.device))
+            ):
                 return packed_layout(mask, input_ids.device)
             mask = copied(mask, input_ids.device)
         # Compiled code wants shapes that stay, and a GPU would have to tell its own first.

@@ -107,6 +107,15 @@ def packed_layout(mask: Tensor, device: torch.device) -> PackedLayout:
     return PackedLayout((batch, length), sent[0], sent[1], sent[2], begins, counts, longest)
 
 
+def takes_packed(head_size: int, capability: tuple[int, int]) -> bool:
+    """Whether FlashAttention takes heads of this size as they are, on a GPU of this capability.
+
+    `packed_attention` calls its operator, which fills no heads up (PyTorch's `flash_api.cpp`);
+    others are for `scaled_dot_product_attention`, which does.
+    """
+    return head_size % 8 == 0 and head_size <= 256 and capability >= (8, 0)
+
+
 def copied(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on a device; to a GPU it is copied while the host goes on."""
     if device.type != "cuda":

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from minibert.errors import InputError
-from minibert.files import read_json, write_json
+from minibert.files import read_json, sync, write_json
 from minibert.settings import FinetuneSettings, PretrainSettings
 
 # What a run writes, and so what --overwrite removes; anything else in the folder is left alone.
@@ -312,13 +312,18 @@ class RunFolder:
             handle.write(json.dumps(row) + "\n")
 
     def metrics_bytes(self) -> int:
-        """Length of metrics.jsonl, for a checkpoint to come back to."""
-        return self.metrics.stat().st_size if self.metrics.exists() else 0
+        """Length of metrics.jsonl, for a checkpoint to come back to; it is on the disk then."""
+        if not self.metrics.exists():
+            return 0
+        sync(self.metrics)
+        return self.metrics.stat().st_size
 
     def cut_metrics(self, length: int) -> None:
-        """Drops the rows beyond a checkpoint, and a row that was cut by a kill."""
-        if self.metrics_bytes() > length:
-            os.truncate(self.metrics, length)
+        """Drops the rows beyond a checkpoint, and a row that was cut by a kill or a power cut."""
+        content = self.metrics.read_bytes()[:length] if self.metrics.exists() else b""
+        whole = content.rfind(b"\n") + 1
+        if self.metrics.exists() and self.metrics.stat().st_size != whole:
+            os.truncate(self.metrics, whole)
 
 
 def _remove(path: Path) -> None:

@@ -218,7 +218,8 @@ class Loop:
         self.state = LoopState()
         self._sums: dict[str, Tensor] = {}  # of the log window, on the device
         self._first_bad: Tensor | None = None  # step whose loss or gradient was not finite; 0: none
-        self.stop_signal = 0
+        self.asked_to_stop = 0  # the signal that this process was sent, if any
+        self.stop_signal = 0  # what all processes have agreed on
         self.world = runtime.world
         self._session_start = time.perf_counter()
         self._seconds_before = 0.0
@@ -231,7 +232,8 @@ class Loop:
         """Goes back to the last good checkpoint; False where there is none."""
         assert self.folder is not None
         with self.world.main_first():  # which removes what is damaged
-            saved = load_last_checkpoint(self.folder.checkpoints, self.model, self.optimizer)
+            place = self.folder.checkpoints
+            saved = load_last_checkpoint(place, self.model, self.optimizer, self.world)
             if self.world.is_main:
                 self.folder.cut_metrics(saved["metrics_bytes"] if saved else 0)
         if saved is None:
@@ -271,7 +273,7 @@ class Loop:
     def _agree(self) -> None:
         """Takes over the main process's clock, and a signal that any process was sent."""
         seconds = self._seconds() if self.world.is_main else 0.0
-        own = torch.tensor([seconds, self.stop_signal], dtype=torch.float64)
+        own = torch.tensor([seconds, self.asked_to_stop], dtype=torch.float64)
         self._agreed_seconds, signal_number = self.world.largest(own).tolist()
         self.stop_signal = int(signal_number)
 
@@ -587,7 +589,10 @@ class Loop:
                 before = after
                 with profiler.step() if profiler else contextlib.nullcontext():
                     self.take_step()
+                waiting = time.perf_counter()
                 self._agree()
+                if self.runtime.runs_ahead:  # where several hosts wait for each other
+                    state.window["seconds"] += time.perf_counter() - waiting
                 after = self.done
                 state.finished = after >= 1.0  # decided once: the clock goes on meanwhile
                 if state.step % settings.log_every == 0 or state.finished:
@@ -606,13 +611,14 @@ class Loop:
                 if saved:
                     self.save()
                     self._last_save = self._agreed_seconds
-                if state.finished:
-                    self._agree()  # on a signal that came while the state was saved
                 if self.stop_signal:
                     self._stop(saved)
-        if settings.select and self.folder:
+        if settings.select and self.folder and state.best is not None:
             self.world.wait()  # until it is written
             load_best(self.folder.checkpoints, state.best_step, self.model)
+        self._agree()  # on a signal that came since the last step
+        if self.stop_signal:
+            self._stop(saved=True)
         return state
 
     def _save_is_due(self) -> bool:
@@ -641,7 +647,7 @@ def fit(loop: Loop, resume: bool = False) -> LoopState:
     """
     if resume:
         where = (
-            f"from step {loop.state.step}"
+            f"from step {loop.state.step}, {loop.done:.0%} of the budget done"
             if loop.restore()
             else "at step 0: no whole checkpoint yet"
         )
@@ -672,11 +678,11 @@ class _Signals:
             pass
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.loop.stop_signal:
+        if self.loop.asked_to_stop:
             if self.loop.world.size > 1 and time.monotonic() - self.since < _REPEATED_SECONDS:
                 return
             raise Interrupted(f"stopped at once by {signal.Signals(number).name}", 128 + number)
-        self.loop.stop_signal, self.since = number, time.monotonic()
+        self.loop.asked_to_stop, self.since = number, time.monotonic()
         if self.loop.world.is_main:
             several = self.loop.world.size > 1
             more = f"once more after {_REPEATED_SECONDS:.0f} s" if several else "once more"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from samples import write_corpus
+from samples import builder_of, write_corpus
 
 from minibert import documents, example_stream
 from minibert.ahead import BuildersAhead
@@ -52,6 +53,37 @@ def test_the_stream_is_the_same_also_after_seeking(builder: ExampleBuilder) -> N
         ahead.close()
 
 
+def test_parts_of_a_run_are_built_of_its_own_training_documents(tmp_path: Path) -> None:
+    """Of few documents one more is held out with pairs than without."""
+    own = builder_of(tmp_path, 20, 24)
+    options = replace(own.options, nsp="none")  # as before the last part of --nsp-share
+    part = ExampleBuilder(own.store, own.tokenizer, own.documents, options)
+    ahead = BuildersAhead(own, seed=3, num_processes=1)
+    try:
+        found = ExampleStream(part, 3, build=ahead).take(100)
+    finally:
+        ahead.close()
+    assert equal(found, ExampleStream(part, 3).take(100))
+
+
+def test_without_its_processes_the_run_builds_by_itself(
+    builder: ExampleBuilder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = ExampleStream(builder, seed=3)
+    ahead = BuildersAhead(builder, seed=3, num_processes=2)
+    try:
+        stream = ExampleStream(builder, 3, build=ahead)
+        assert equal(stream.take(10), alone.take(10))
+        for process in list(ahead._pool._processes.values()):
+            process.kill()
+            process.join()
+        for _ in range(3):
+            assert equal(stream.take(100), alone.take(100))
+    finally:
+        ahead.close()
+    assert capsys.readouterr().err.count("building in this one") == 1
+
+
 def test_what_follows_a_place_is_where_the_stream_goes(
     builder: ExampleBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +106,7 @@ def test_what_follows_a_place_is_where_the_stream_goes(
 # What a user may write: no guard of `__main__`, so that a spawned process would begin it anew.
 SCRIPT = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from minibert.ahead import BuildersAhead

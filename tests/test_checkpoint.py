@@ -34,6 +34,7 @@ from minibert.optim import Budget, build_muon, build_optimizer
 from minibert.pretraining_data import Phase, PretrainingData, pretraining_terms
 from minibert.run_folder import RunFolder, read_metrics
 from minibert.train import Loop, LoopSettings, fit
+from minibert.world import World
 
 # --- 10 steps = 5 + save + load + 5 ---------------------------------------------------------------
 
@@ -87,7 +88,7 @@ def stop_at(loop: Loop, step: int) -> None:
 
     def ask(*_: Any) -> None:
         if loop.state.step + 1 == step:
-            loop.stop_signal = signal.SIGTERM
+            loop.asked_to_stop = signal.SIGTERM
 
     loop.optimizer.register_step_pre_hook(ask)
 
@@ -377,6 +378,48 @@ def test_a_checkpoint_whose_best_weights_are_damaged_is_passed_over(tmp_path: Pa
     flip(tmp_path / "best-000000002.safetensors")
     state = load_last_checkpoint(tmp_path, model, optimizer)
     assert state == {"loop": {"best_step": 1}}
+
+
+def test_where_all_name_the_damaged_best_weights_the_last_goes_on_without_them(
+    tmp_path: Path,
+) -> None:
+    model, optimizer = make()
+    save_best(tmp_path, 1, model)
+    for step in (2, 3):
+        loop = {"best_step": 1, "best": 0.9, "waited": 1, "step": step}
+        save_checkpoint(tmp_path, step, model, optimizer, {"loop": loop})
+    flip(tmp_path / "best-000000001.safetensors")
+    state = load_last_checkpoint(tmp_path, model, optimizer)
+    assert state == {"loop": {"best_step": 0, "best": None, "waited": 0, "step": 3}}
+    assert len(list(tmp_path.glob("step-*"))) == 2
+
+
+def test_a_file_that_cannot_be_read_now_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizer = make()
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, model, optimizer, {"loop": {}, "step": step})
+
+    def stale(path: Path) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_digest", stale)
+        with pytest.raises(OSError, match="Stale"):
+            load_last_checkpoint(tmp_path, model, optimizer)
+    assert (load_last_checkpoint(tmp_path, model, optimizer) or {})["step"] == 2
+
+
+def test_the_main_process_alone_removes_what_is_damaged(tmp_path: Path) -> None:
+    model, optimizer = make()
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, model, optimizer, {"loop": {}, "step": step})
+    flip(tmp_path / "step-000000002/model.safetensors")
+    for rank, left in ((1, 2), (0, 1)):
+        state = load_last_checkpoint(tmp_path, model, optimizer, World(rank=rank, size=2))
+        assert (state or {})["step"] == 1
+        assert len(list(tmp_path.glob("step-*"))) == left
 
 
 def test_a_damaged_checkpoint_does_not_push_out_a_whole_one(tmp_path: Path) -> None:

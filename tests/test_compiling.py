@@ -201,7 +201,7 @@ def test_a_compiled_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.M
         def stop_in_time(loop: Loop, last: int = last) -> None:
             take_step(loop)
             if loop.state.step == last:
-                loop.stop_signal = signal.SIGTERM
+                loop.asked_to_stop = signal.SIGTERM
 
         monkeypatch.setattr(Loop, "take_step", stop_in_time)
         assert run(f"parted-{last}") != 0

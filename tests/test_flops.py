@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minibert import runs
 from minibert.config import BertConfig, preset
+from minibert.finetuning import freeze_lowest
 from minibert.flops import measure_peak_flops, training_flops
 from minibert.heads import BertForPreTraining, BertForSequenceClassification
 from minibert.runtime import start_runtime
@@ -36,6 +37,19 @@ def test_the_formula_is_what_finetuning_computes(tiny_config: BertConfig) -> Non
     classifier = 3 * 2 * 2 * tiny_config.num_labels * tiny_config.hidden_size
     counted = counter.get_total_flops() - classifier
     assert counted == pytest.approx(training_flops(tiny_config, [9, 9]), rel=1e-3)
+
+
+@pytest.mark.parametrize("frozen", [1, 2])
+def test_frozen_layers_have_no_backward_pass(tiny_config: BertConfig, frozen: int) -> None:
+    whole = training_flops(tiny_config, [16] * 4)
+    found = training_flops(tiny_config, [16] * 4, 0, frozen)
+    model = BertForSequenceClassification(tiny_config)
+    freeze_lowest(model, frozen)
+    with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+        model(torch.ones(4, 16, dtype=torch.int64)).logits.sum().backward()
+    assert whole > found
+    # Nothing is asked of what goes into the lowest layer that learns, which is counted.
+    assert counter.get_total_flops() == pytest.approx(found, rel=0.2)
 
 
 def test_padding_counts_nothing(tiny_config: BertConfig) -> None:

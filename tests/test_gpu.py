@@ -139,7 +139,7 @@ def test_a_resumed_run_takes_the_same_steps(
     def stop_in_time(self: Loop) -> None:
         take_step(self)
         if self.state.step == 9:
-            self.stop_signal = 15
+            self.asked_to_stop = 15
 
     monkeypatch.setattr(Loop, "take_step", stop_in_time)
     with pytest.raises(Interrupted):

@@ -396,7 +396,7 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(
 
         def ask(*_: Any) -> None:
             if first.state.step + 1 == stop:
-                first.stop_signal = signal.SIGTERM
+                first.asked_to_stop = signal.SIGTERM
 
         first.optimizer.register_step_pre_hook(ask)
         with pytest.raises(Interrupted):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import replace
 
@@ -416,3 +417,11 @@ def test_a_text_that_begins_with_padding_has_no_first_token(tiny_config: BertCon
     ids, mask = torch.ones(2, 4, dtype=torch.long), torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
     with pytest.raises(ValueError, match="begins with padding"):
         BertModel(tiny_config)(ids, attention_mask=mask, first_only=True)
+
+
+def test_first_tokens_alone_are_theirs_also_without_layers(tiny_config: BertConfig) -> None:
+    model = BertModel(dataclasses.replace(tiny_config, num_hidden_layers=0)).eval()
+    ids = torch.arange(3, 18).view(3, 5)
+    for mask in (None, torch.tensor([[1] * 5, [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])):
+        whole, first = model(ids, attention_mask=mask), model(ids, None, mask, first_only=True)
+        torch.testing.assert_close(first.pooler_output, whole.pooler_output)

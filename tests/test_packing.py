@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minibert.config import BertConfig
 from minibert.model import BertModel
-from minibert.packing import packed_layout
+from minibert.packing import packed_layout, takes_packed
 from minibert.unpadding import full_layout
 
 CPU = torch.device("cpu")
@@ -74,3 +74,19 @@ def test_values_and_gradients_equal_those_of_padded_rows(
         # Padded rows compute the padding too, whose position and words get no gradient here.
         allowed = 2e-5 * max(1e-3, float(theirs.abs().max()))
         torch.testing.assert_close(ours, theirs, atol=allowed, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("head_size", "capability", "takes"),
+    [
+        (64, (8, 0), True),
+        (256, (9, 0), True),
+        (26, (9, 0), False),  # TinyBERT's 312 in 12 heads
+        (264, (9, 0), False),
+        (64, (7, 5), False),
+    ],
+)
+def test_heads_that_the_operator_refuses_are_not_handed_to_it(
+    head_size: int, capability: tuple[int, int], takes: bool
+) -> None:
+    assert takes_packed(head_size, capability) == takes

@@ -430,17 +430,80 @@ def test_a_profile_of_a_run_that_is_stopped_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "run/profile.json").exists()
 
 
+class Signalled(World):
+    """A process that a signal reaches while it waits for the others after a step."""
+
+    def __init__(self, loop: Loop, step: int) -> None:
+        super().__init__()
+        self.loop, self.step = loop, step
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        if self.loop.state.step == self.step and not self.loop.asked_to_stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return tensor
+
+
+def test_a_signal_that_comes_while_processes_agree_is_not_lost(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run") as run:
+        loop = line_loop(run, max_steps=12)
+        loop.world = Signalled(loop, 5)
+        with pytest.raises(Interrupted, match="goes on from step [56]"):
+            fit(loop)
+
+
+def test_a_signal_of_one_process_alone_stops_no_step_of_its_own(tmp_path: Path) -> None:
+    """It would wait for the others there, who wait for it in the next step."""
+
+    class Deaf(World):
+        def largest(self, tensor: Tensor) -> Tensor:
+            return tensor * torch.tensor([1.0, 0.0])  # the signal is not there yet
+
+    with RunFolder(tmp_path / "run") as run:
+        loop = line_loop(run, max_steps=6)
+        loop.world, loop.asked_to_stop = Deaf(), int(signal.SIGTERM)
+        assert fit(loop).step == 6
+
+
+def test_a_signal_while_the_best_weights_are_read_stops_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_best = train.load_best
+
+    def signalled(*places: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        load_best(*places)
+
+    monkeypatch.setattr(train, "load_best", signalled)
+    options: dict[str, Any] = {"max_steps": 4, "select": "fit", "evaluate": lambda: {"fit": 1.0}}
+    with RunFolder(tmp_path / "run") as run:
+        with pytest.raises(Interrupted, match="state saved; --resume goes on from step 4"):
+            fit(line_loop(run, **options))
+        monkeypatch.setattr(train, "load_best", load_best)
+        assert fit(line_loop(run, **options), resume=True).finished
+
+
+def test_rows_that_a_power_cut_has_cut_are_dropped(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run") as run:
+        for step in (1, 2, 3):
+            run.append_metrics({"step": step})
+        length = run.metrics_bytes()
+        os.truncate(run.metrics, length - 4)
+        run.cut_metrics(length)
+        run.append_metrics({"step": 9})
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 9]
+
+
 def test_a_signal_that_a_launcher_passes_on_is_no_second_wish(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 100.0
     monkeypatch.setattr(train.time, "monotonic", lambda: now)
     world = SimpleNamespace(size=2, is_main=True)
-    loop: Any = SimpleNamespace(stop_signal=0, world=world)
+    loop: Any = SimpleNamespace(asked_to_stop=0, world=world)
     signals = train._Signals(loop)
     signals._handle(signal.SIGTERM, None)
     signals._handle(signal.SIGTERM, None)
-    assert loop.stop_signal == signal.SIGTERM
+    assert loop.asked_to_stop == signal.SIGTERM
     assert capsys.readouterr().err.count("once more after 20 s ends at once") == 1
     now += 21
     with pytest.raises(Interrupted, match="stopped at once by SIGTERM"):

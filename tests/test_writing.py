@@ -259,7 +259,7 @@ def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
     def take_step(loop: Any) -> None:
         taken(loop)
         if loop.state.step == step:
-            loop.stop_signal = signal.SIGTERM
+            loop.asked_to_stop = signal.SIGTERM
 
     patch.setattr("minibert.train.Loop.take_step", take_step)
 

@@ -280,7 +280,7 @@ class Task(ABC, Generic[E, P]):
 
     def useful_flops(self, config: BertConfig, step: StepData) -> float:
         """Operations that a step's real tokens need, for `mfu`; see `flops.py`."""
-        return training_flops(config, step.lengths)
+        return training_flops(config, step.lengths, 0, self.settings.freeze_layers or 0)
 
     # --- predictions and figures -----------------------------------------------------------------
 

@@ -393,6 +393,7 @@ class WritingTask(Task[TextPair, WrittenText]):
             self.decoder.target_vocab_size,
             lengths,
             targets,
+            self.settings.freeze_layers or 0,
         )
         return own * step.num_tokens / sum(lengths)
 
