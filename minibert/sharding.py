@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,40 @@ def shard(
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh)
+    if device.type != "cpu":
+        keep_on_host(model)
+
+
+def keep_on_host(model: nn.Module) -> None:
+    """Has tensors of the host reach a sharded model as they are.
+
+    FSDP2 moves what a root module is given to its device (`_root_pre_forward`). A mask there does
+    not tell how long sequences are unless the device is waited for, so nothing would be packed.
+    """
+
+    def hide(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return tuple(map(_hidden, args)), {k: _hidden(v) for k, v in kwargs.items()}
+
+    def show(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return tuple(map(_shown, args)), {k: _shown(v) for k, v in kwargs.items()}
+
+    model.register_forward_pre_hook(hide, prepend=True, with_kwargs=True)  # before FSDP2's
+    model.register_forward_pre_hook(show, with_kwargs=True)
+
+
+class _OfHost:
+    """A tensor that FSDP2, which looks into tuples, lists and dictionaries, does not find."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _hidden(value: Any) -> Any:
+    return _OfHost(value) if isinstance(value, Tensor) and value.is_cpu else value
+
+
+def _shown(value: Any) -> Any:
+    return value.tensor if isinstance(value, _OfHost) else value
 
 
 def is_sharded(model: nn.Module) -> bool:

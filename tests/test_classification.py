@@ -112,6 +112,19 @@ def test_whole_numbers_are_one_class_however_they_are_written(tmp_path: Path) ->
     assert [e.label for e in splits.train] == [("2", "3"), ("3", "4")]
 
 
+def test_a_column_with_gaps_has_the_classes_of_one_without(tmp_path: Path) -> None:
+    (tmp_path / "gaps.csv").write_text("text,label\na,1.0\nb,0.0\nc,1.0\nd,\n")
+    (tmp_path / "whole.csv").write_text("text,label\ne,1\nf,0\ng,2\n")
+    files = [str(tmp_path / name) for name in ("gaps.csv", "whole.csv")]
+    splits = read(data=files[0], test_data=files[1])
+    assert [e.label for e in splits.test or ()] == ["1.0", "0.0"]
+    splits = read(data=files[1], test_data=files[0])
+    assert [e.label for e in splits.test or ()] == ["1", "0", "1"]
+    (tmp_path / "none.csv").write_text("text,label\n")
+    with pytest.raises(InputError, match=r"none.csv holds no labelled row"):
+        read(data=files[0], test_data=str(tmp_path / "none.csv"))
+
+
 BAD_TABLES = {
     "ragged": ("text,label\na,x\nb,y,z\n", "line 3 has 3 fields, expected 2: text, label"),
     "ragged after a long row": ('text,label\n"a\nb",x\nb\n', "line 4 has 1 field"),
@@ -527,6 +540,15 @@ def test_evaluate_refuses_data_that_has_changed_since_it_was_learnt_from(world: 
     with pytest.raises(InputError, match="grown.csv has changed since .*; --data names what to"):
         minibert.evaluate(folder)
     assert minibert.evaluate(folder, data=data)["num_eval"] == 90
+
+
+def test_evaluate_scores_the_test_split_of_a_run_that_left_it_alone(world: Path) -> None:
+    splits = {"data": write_rows(world / "a.csv", rows_of(20))}
+    splits |= {"test_data": write_rows(world / "c.csv", rows_of(4))}
+    folder = tune(world, "alone", task="classification", dev_only=True, max_steps=1, **splits)
+    assert results_of(folder)["scored"] == "dev"
+    found = minibert.evaluate(folder)
+    assert (found["scored"], found["num_eval"]) == ("test", 12)
 
 
 def test_a_large_confusion_matrix_is_left_out(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

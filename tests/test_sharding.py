@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.utils import _to_kwargs
 
 from minibert.checkpoint import load_last_checkpoint, save_checkpoint
 from minibert.config import preset
@@ -26,7 +27,7 @@ from minibert.pretraining_data import pretraining_terms
 from minibert.runs import placed, wrapped
 from minibert.runtime import Runtime
 from minibert.settings import PretrainSettings
-from minibert.sharding import clip_gradients, gathered, whole
+from minibert.sharding import clip_gradients, gathered, keep_on_host, whole
 from minibert.train import Term
 from minibert.world import ALONE, World, join_world
 
@@ -242,3 +243,22 @@ def test_a_whole_model_is_not_put_together() -> None:
 
 if __name__ == "__main__":
     program(Path(sys.argv[1]))
+
+
+def test_tensors_of_the_host_pass_by_what_moves_inputs() -> None:
+    """As FSDP2 does on a GPU, by its own function: other objects it leaves alone."""
+
+    class Takes(nn.Module):
+        def forward(self, ids: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor, int]:
+            return ids, mask, count
+
+    def move(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        moved, named = _to_kwargs(args, kwargs, torch.device("meta"), False)
+        return moved[0], named[0]
+
+    model, ids, mask = Takes(), torch.ones(2), torch.ones(3)
+    model.register_forward_pre_hook(move, prepend=True, with_kwargs=True)
+    assert model(ids, mask=mask, count=4)[1].is_meta
+    keep_on_host(model)
+    found = model(ids, mask=mask, count=4)
+    assert found[0] is ids and found[1] is mask and found[2] == 4

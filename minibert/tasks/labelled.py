@@ -226,6 +226,9 @@ def _known_part(
     found = _own_part(settings, path, split, notes)
     if found is None:
         return None
+    if not found:
+        raise InputError(f"{path} holds no labelled row")
+    found = [e if e.label in classes else _as_written(e, classes) for e in found]
     known = [e for e in found if set(names_of(e)) <= set(classes)]
     if len(known) < len(found):
         lacking = sorted(set(classes_of(found)) - set(classes))
@@ -239,6 +242,15 @@ def _known_part(
             f"are {told(sorted(classes_of(found)))}"
         )
     return known
+
+
+def _as_written(example: LabelledText, classes: tuple[str, ...]) -> LabelledText:
+    """An example whose whole-numbered label another table has as 1 or as 1.0."""
+    label = example.label
+    if not isinstance(label, str):
+        return example
+    other = label.removesuffix(".0") if label.endswith(".0") else f"{label}.0"
+    return example._replace(label=other) if other in classes else example
 
 
 def _own_example(settings: FinetuneSettings, path: Path, split: str, row: Row) -> LabelledText:
