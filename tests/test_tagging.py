@@ -454,6 +454,9 @@ def test_the_bundled_sample_is_read_without_a_note() -> None:
         ("Ana's in Oslo.", ["Ana 's in Oslo ."]),
         ("The U.S. paid $1,000.50 on 2024-05-01.", ["The U.S. paid $ 1,000.50 on 2024-05-01 ."]),
         ("She didn't; J. Smith of AT&T did!", ["She did n't ; J. Smith of AT&T did !"]),
+        ("The 1990s, 20th: 10am, 1.5bn!", ["The 1990s , 20th : 10am , 1.5bn !"]),
+        ("Won 3-0 in 747-400s; 16th-century.", ["Won 3-0 in 747-400s ; 16th-century ."]),
+        ("DON'T, isn’T", ["DO N'T , is n’T"]),
         ("Mr. Wu left. Why?", ["Mr. Wu left .", "Why ?"]),
         ("东京很大。", ["东 京 很 大 。"]),
         (

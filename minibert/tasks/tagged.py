@@ -268,9 +268,10 @@ _WORD = re.compile(
     r"(?:[^\W\d_]\.){2,}"  # U.S.
     r"|\b[A-Z]\.(?=\s+[A-Z])"  # J. Smith
     r"|\b(?:Mr|Mrs|Ms|Dr|St|Sr|Jr|Prof|Gen|Col|Lt|Sen|Rep|Gov|Corp|Inc|Ltd|Co|No|vs)\."
-    r"|\d+(?:[.,:/-]\d+)*(?![^\W\d_])"  # 1,000.50 and 2024-05-01
+    # 1,000.50, 2024-05-01 and 1990s; possessive: no digit is given back to a letter behind it
+    rf"|\d++(?:[.,:/-]\d++)*+(?:{_LETTER}++(?:[-&/.]{_LETTER}+)*)?"
     r"|['\u2019](?i:s|re|ve|ll|d|m)\b"  # 's as a word of its own
-    r"|[^\W\d_]+(?=n['\u2019]t\b)|n['\u2019]t\b"  # did n't
+    r"|[^\W\d_]+(?=(?i:n['\u2019]t)\b)|(?i:n['\u2019]t)\b"  # did n't
     rf"|{_LETTER}+(?:[-&/.]{_LETTER}+)*"  # Jean-Pierre, AT&T
     r"|\S"
 )
