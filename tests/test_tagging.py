@@ -457,6 +457,10 @@ def test_the_bundled_sample_is_read_without_a_note() -> None:
         ("The 1990s, 20th: 10am, 1.5bn!", ["The 1990s , 20th : 10am , 1.5bn !"]),
         ("Won 3-0 in 747-400s; 16th-century.", ["Won 3-0 in 747-400s ; 16th-century ."]),
         ("DON'T, isn’T", ["DO N'T , is n’T"]),
+        ("Paris🎉 Nike™ Oslo→Bergen €500 30€", ["Paris 🎉 Nike ™ Oslo → Bergen € 500 30 €"]),
+        ("Tokyo（Japan）：CO₂ 3×4 ❤\ufe0f", ["Tokyo （ Japan ） ： CO₂ 3 × 4 ❤\ufe0f"]),
+        ("Heidel\u00adberg and Co\u200blogne", ["Heidel\u00adberg and Co\u200blogne"]),
+        ("O'Brien's L’Oréal, I'M 'Ed'", ["O'Brien 's L’Oréal , I 'M ' Ed '"]),
         ("Mr. Wu left. Why?", ["Mr. Wu left .", "Why ?"]),
         ("东京很大。", ["东 京 很 大 。"]),
         (
@@ -475,7 +479,7 @@ def test_plain_text_becomes_words_as_conll_has_them(text: str, expected: list[st
 
 def test_words_of_any_text_lose_no_character_and_know_their_place() -> None:
     rng = random.Random(5)
-    alphabet = "aB9.,'’-&/$ \t\n\r\u00a0\u200b\u2028é\u0301中ß👍\ud800n't"
+    alphabet = "aB9.,'’-&/$ \t\n\r\u00a0\u200b\u2028é\u0301中ß👍\ufe0f\u00ad€→™\ud800n't"
     for _ in range(500):
         text = "".join(rng.choice(alphabet) for _ in range(rng.randint(0, 30)))
         at = 0

@@ -258,22 +258,30 @@ def tag_set(sentences: Sequence[Sentence]) -> list[str]:
 
 # --- plain text -----------------------------------------------------------------------------------
 
-# Letters and digits with what may join them; marks are all that is neither letter, digit nor space.
+# Letters and digits with what may join them; marks are all that is neither letter, digit nor space:
+# currency signs, arrows and emoji too, but no sub- or superscript above U+2070. A soft hyphen and
+# what has no width (U+00AD, U+200B to U+200D) part no word.
 _MARK = (
-    r"\u0000-\u002f\u003a-\u0040\u005b-\u0060\u007b-\u00bf\u2000-\u206f\u3000-\u303f\uff00-\uff0f"
+    r"\u0000-\u002f\u003a-\u0040\u005b-\u0060\u007b-\u00ac\u00ae-\u00bf\u00d7\u00f7"
+    r"\u2000-\u200a\u200e-\u206f\u20a0-\u20cf\u2103\u2109\u2116\u2117\u211e-\u2123\u2190-\u2bff"
+    r"\u2e00-\u2e7f\u3000-\u303f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uffe0-\uffee"
+    r"\U0001f000-\U0001faff"
 )
 _IDEOGRAPH = r"\u3400-\u4dbf\u4e00-\u9fff"
 _LETTER = rf"[^\s{_MARK}{_IDEOGRAPH}]"
+_SUFFIX = r"['\u2019](?i:s|re|ve|ll|d|m)\b"
+# An apostrophe before a capital joins names: O'Brien, L'Oréal.
+_JOINT = rf"(?:[-&/.]|(?!{_SUFFIX})['\u2019](?=[A-Z\u00c0-\u00de]))"
 _WORD = re.compile(
     r"(?:[^\W\d_]\.){2,}"  # U.S.
     r"|\b[A-Z]\.(?=\s+[A-Z])"  # J. Smith
     r"|\b(?:Mr|Mrs|Ms|Dr|St|Sr|Jr|Prof|Gen|Col|Lt|Sen|Rep|Gov|Corp|Inc|Ltd|Co|No|vs)\."
     # 1,000.50, 2024-05-01 and 1990s; possessive: no digit is given back to a letter behind it
     rf"|\d++(?:[.,:/-]\d++)*+(?:{_LETTER}++(?:[-&/.]{_LETTER}+)*)?"
-    r"|['\u2019](?i:s|re|ve|ll|d|m)\b"  # 's as a word of its own
+    rf"|{_SUFFIX}"  # 's as a word of its own
     r"|[^\W\d_]+(?=(?i:n['\u2019]t)\b)|(?i:n['\u2019]t)\b"  # did n't
-    rf"|{_LETTER}+(?:[-&/.]{_LETTER}+)*"  # Jean-Pierre, AT&T
-    r"|\S"
+    rf"|{_LETTER}+(?:{_JOINT}{_LETTER}+)*"  # Jean-Pierre, AT&T
+    r"|\S[\u00ad\u200b-\u200d\ufe00-\ufe0f]*"  # an emoji with what says how it looks
 )
 
 
