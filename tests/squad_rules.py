@@ -69,7 +69,8 @@ def best_stop(
 ) -> tuple[float, float | None]:
     """The best figure (0 to 100) that answering the surest questions alone gives, and where.
 
-    For every count of questions, the surest first, what answering those and no others scores: a
+    For every count of questions, the surest first, what answering those and no others scores, where
+    a threshold can tell them from the others (the script stops between equal null scores, too): a
     question with an answer its exact match or F1, one without 1 if it is silent, whether it is
     passed over or its text is empty. Of equal figures, that of the fewest answers.
 
@@ -88,7 +89,8 @@ def best_stop(
                 worth += single_scores(texts, predicted[i], True)[place]
         return worth
 
-    totals = [total(set(order[:count])) for count in range(len(order) + 1)]
+    edges = [n for n in range(1, len(order)) if nulls[order[n - 1]] < nulls[order[n]]]
+    totals = {n: total(set(order[:n])) for n in [0, *edges, len(order)]}
     # Sums in another order differ in their last digit.
-    count = next(n for n, found in enumerate(totals) if found > max(totals) - 1e-9)
+    count = next(n for n, found in totals.items() if found > max(totals.values()) - 1e-9)
     return 100 * totals[count] / len(golds), nulls[order[count - 1]] if count else None

@@ -605,6 +605,10 @@ def test_the_best_threshold_by_hand() -> None:
     silent = best_thresholds([[], []], ["x", "y"], [-1.0, 4.0])
     assert silent.best_f1 == 100.0
     assert silent.best_f1_threshold < -1.0  # nobody is answered
+    # No threshold answers the first alone: all four would be, of which one is right.
+    tied = best_thresholds([["Paris"], [], [], []], ["Paris", "x", "y", "z"], [0.5] * 4)
+    assert tied.best_f1 == tied.best_exact_match == 75.0
+    assert tied.best_f1_threshold < 0.5
 
 
 def random_answers(count: int, seed: int) -> tuple[list[list[str]], list[str]]:
@@ -673,7 +677,7 @@ def test_the_best_threshold_is_that_of_trying_every_one() -> None:
     for seed in range(4):
         golds, predicted = strange_answers(80, seed, nulls=True)
         rng = random.Random(seed)
-        # Rounded, so that some are equal; the official script parts those, too.
+        # Rounded, so that some are equal.
         nulls = [round(rng.gauss(0 if own else 1, 1), 1) for own in golds]
         found = best_thresholds(golds, predicted, nulls)
         for name in ("exact_match", "f1"):

@@ -6,6 +6,7 @@ is the answer "there is none"). Figures are in 0..100, as the field quotes them.
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
 from collections import Counter
@@ -102,7 +103,8 @@ def best_thresholds(
 
     All questions begin as unanswered; they are answered one after the other, the surest first, and
     the best place to stop is kept. A gain that a question without answer turns to a loss is
-    counted as in the official script: -1 where a text was given.
+    counted as in the official script: -1 where a text was given. Unlike there, questions of one
+    null score are answered together: no threshold parts them.
 
     Args:
         predicted: the best text of each question, whatever its null score.
@@ -116,12 +118,13 @@ def best_thresholds(
     for kind in (0, 1):
         total = best = float(unanswerable)
         threshold = nothing
-        for i in order:
-            if golds[i]:
-                total += scores[i][kind]
-            elif predicted[i]:
-                total -= 1
+        for null_score, tied in itertools.groupby(order, key=lambda i: null_scores[i]):
+            for i in tied:
+                if golds[i]:
+                    total += scores[i][kind]
+                elif predicted[i]:
+                    total -= 1
             if total > best:
-                best, threshold = total, null_scores[i]
+                best, threshold = total, null_score
         out += [100.0 * best / max(1, len(golds)), float(threshold)]
     return Thresholds(*out)
