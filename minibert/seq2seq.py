@@ -461,6 +461,19 @@ class BertForConditionalGeneration(PretrainedMixin, nn.Module):
             model.decoder.take_from(model.bert)
         return model
 
+    @torch.no_grad()
+    def resize_target_positions(self, count: int) -> None:
+        """Lets targets be of `count` tokens; positions that were there stay, others are drawn."""
+        embeddings = self.decoder.embeddings
+        old = embeddings.position.weight
+        new = nn.Embedding(count, old.shape[1], device=old.device)
+        new.weight.normal_(0.0, float(old.std()))
+        common = min(count, len(old))
+        new.weight[:common] = old[:common]
+        embeddings.position = new
+        self.decoder_config = replace(self.decoder_config, max_target_positions=count)
+        self.config = self.decoder_config.added_to(self.config)
+
     def forward(
         self,
         input_ids: Tensor,

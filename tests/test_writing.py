@@ -246,10 +246,43 @@ def test_a_translator_goes_on_with_its_own_vocabulary(
     folder = tune(world, "on", **own)
     assert "(the model's own)" in capsys.readouterr().err
     assert results_of(folder)["dev_token_accuracy"] > 0.9  # the decoder was not drawn anew
+    longer = tune(world, "longer", max_target_length=40, **own)
+    assert results_of(longer)["dev_token_accuracy"] > 0.9
+    assert minibert.load(longer).model.decoder_config.max_target_positions == 40
+    capsys.readouterr()
     other = tune(world, "anew", target_vocab_size=262, **own)
     assert "(the model's own)" not in capsys.readouterr().err
     assert json.loads((other / "config.json").read_text())["target_vocab_size"] == 262
     assert results_of(other)["dev_token_accuracy"] < 0.6
+
+
+def test_a_translator_goes_on_with_another_longest_target(
+    translated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = minibert.load(translated).model.state_dict()
+    name = "decoder.embeddings.position.weight"
+    tokenizer = WordPiece.from_pretrained(translated)
+    config = BertConfig.from_pretrained(translated)
+    longest = len(before[name])
+    # A vocabulary trained on this text would have it as one piece.
+    learnt = [TextPair(str(i), NOUNS[0], ("Donaudampfschiff",)) for i in range(30)]
+    for more in (-2, 0, 3):
+        capsys.readouterr()
+        given = {"task": "translation", "data": "x.csv", "max_target_length": longest + more}
+        task = TranslationTask(FinetuneSettings(**given))
+        task.learn(learnt, tokenizer)
+        model: Any = task.build(translated, config, False)
+        after = model.state_dict()
+        common = min(longest, longest + more)
+        assert after[name].shape[0] == model.decoder_config.max_target_positions == longest + more
+        assert DecoderConfig.of(model.config) == task.decoder == model.decoder_config
+        assert torch.equal(after.pop(name)[:common], before[name][:common])
+        assert all(torch.equal(value, before[key]) for key, value in after.items())
+        told = str(model.load_report)
+        assert (f"decoder positions from {longest} on" in told) == (more > 0), told
+        cut = len(task.target.ids(["Donaudampfschiff"])[0]) > longest + more
+        assert cut == ("30 longer ones in train are cut" in capsys.readouterr().err)
+        assert cut or more > 0
 
 
 def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:

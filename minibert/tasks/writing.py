@@ -272,7 +272,7 @@ class WritingTask(Task[TextPair, WrittenText]):
         size = self.settings.target_vocab_size
         size = size or default_vocab_size(sum(len(text.encode()) for text in targets))
         self.target = train_target_tokenizer(targets, size)
-        self.lengths = [len(ids) for ids in self.target.ids(targets)]
+        self._targets = targets
 
     def _check_sources(self, sources: list[str]) -> None:
         _, lengths = self.tokenizer.flat_ids(sources)
@@ -320,7 +320,7 @@ class WritingTask(Task[TextPair, WrittenText]):
         """An encoder's folder gets a new decoder; one that has a decoder goes on with it.
 
         It then keeps its vocabulary of targets and its longest target, unless the settings name
-        others.
+        others; with another longest target alone it keeps the positions that both have.
         """
         # As in pretraining: a fresh decoder is to learn, not to be adjusted.
         self.learning_rate = min(1e-3, 0.256 / config.hidden_size)
@@ -332,30 +332,38 @@ class WritingTask(Task[TextPair, WrittenText]):
         if before and not s.target_vocab_size:
             self.target = TargetTokenizer.from_pretrained(folder)
             longest = longest or before.max_target_positions
-        longest = longest or min(max(self.lengths), _LONGEST_TARGET)
         target = self.target
+        lengths = [len(ids) for ids in target.ids(self._targets)]
+        longest = longest or min(max(lengths), _LONGEST_TARGET)
         self.decoder = DecoderConfig(
             target.vocab_size, layers, longest, target.pad_id, target.bos_id, target.eos_id
         )
-        kept = before == self.decoder and s.target_vocab_size is None
-        self._tell_targets(kept)
-        config = self.decoder.added_to(config)
+        kept = None  # the decoder to go on with
+        if before and s.target_vocab_size is None:
+            fits = replace(before, max_target_positions=longest) == self.decoder
+            kept = before if fits else None
+        self._tell_targets(kept is not None, lengths)
         if random_weights:
-            return BertForConditionalGeneration(config)
+            return BertForConditionalGeneration(self.decoder.added_to(config))
+        config = (kept or self.decoder).added_to(config)
         left_out = () if kept else self.head
         model = BertForConditionalGeneration.from_pretrained(folder, config, left_out)
         report = model.load_report
         new = tuple(n for n in report.newly_initialised if not n.startswith(self.head))
-        if not kept:  # told as one, not tensor by tensor
+        if kept is None:  # told as one, not tensor by tensor
             new += ("decoder (as the encoder; its words and cross-attention drawn)",)
+        elif longest != kept.max_target_positions:
+            model.resize_target_positions(longest)
+            if longest > kept.max_target_positions:
+                new += (f"decoder positions from {kept.max_target_positions} on",)
         model.load_report = replace(report, newly_initialised=new)
         return model
 
-    def _tell_targets(self, kept: bool) -> None:
+    def _tell_targets(self, kept: bool, lengths: list[int]) -> None:
         size, longest = self.decoder.target_vocab_size, self.decoder.max_target_positions
-        text = f"{size:,} pieces, at most {longest} tokens a text"
-        text += " (the model's own)" if kept else ""
-        long = sum(length > longest for length in self.lengths)
+        own = " (the model's own)" if kept else ""
+        text = f"{size:,} pieces{own}, at most {longest} tokens a text"
+        long = sum(length > longest for length in lengths)
         log_line("targets", text + (f"; {long:,} longer ones in train are cut" if long else ""))
 
     # --- features and loss -----------------------------------------------------------------------
