@@ -210,6 +210,10 @@ def test_a_blank_last_line_is_no_row(tmp_path: Path) -> None:
 def test_rows_are_numbered_where_there_is_no_id(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", '{"a": "x", "b": "y"}\n\n{"a": "z", "b": ""}\n')
     assert [p.id for p in read_pairs_table(path, "a", "b")] == ["1", "2"]
+    path = write(tmp_path / "empty.csv", "id,a,b\n,x,y\n,z,w\n0,u,v\n")
+    assert [p.id for p in read_pairs_table(path, "a", "b")] == ["1", "2", "0"]
+    path = write(tmp_path / "null.jsonl", '{"id": null, "a": "x", "b": "y"}\n')
+    assert [p.id for p in read_pairs_table(path, "a", "b")] == ["1"]
 
 
 @pytest.mark.parametrize(

@@ -380,11 +380,14 @@ def test_json_lines_are_read(tmp_path: Path) -> None:
     text = (
         '{"tokens": ["Ana", "sings"], "tags": ["B-PER", "O"], "id": 7}\n\n'
         '{"words": ["Oslo"], "ner_tags": ["B-LOC"]}\n{"tokens": [], "tags": []}\n'
+        '{"id": null, "tokens": ["is"], "tags": ["O"]}\n{"id": "", "tokens": ["a"], "tags": ["O"]}'
     )
     read, notes = read_tagged({"train": write(tmp_path / "a.jsonl", text)})
     assert read["train"] == [
         Sentence("7", ["Ana", "sings"], ["B-PER", "O"]),
         Sentence("train/1", ["Oslo"], ["B-LOC"]),
+        Sentence("train/2", ["is"], ["O"]),
+        Sentence("train/3", ["a"], ["O"]),
     ]
     assert not notes
 

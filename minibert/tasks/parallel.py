@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minibert.corpus import split_sentences
 from minibert.errors import InputError, did_you_mean
@@ -188,15 +188,22 @@ def _is_there(folder: Path, name: str) -> bool:
 def read_pairs_table(path: Path, source_column: str, target_column: str) -> list[TextPair]:
     """Two columns of a CSV, TSV or JSONL file, plain or packed; ids are an `id` column or rows.
 
+    Where a row's id is empty it is the row's number, from 1.
+
     Raises:
         InputError: another kind of file, a missing column, a ragged row, or a value that is no
             text, each with its place.
     """
     rows = [row.values for row in _rows(path, (source_column, target_column))]
     return [
-        TextPair(str(row.get("id", i)), row[source_column], (row[target_column],))
+        TextPair(_id_of(row, i), row[source_column], (row[target_column],))
         for i, row in enumerate(rows, 1)
     ]
+
+
+def _id_of(row: dict[str, Any], number: int) -> str:
+    given = row.get("id")
+    return str(number if given in (None, "") else given)
 
 
 def _present(folder: Path, names: list[str]) -> Path:

@@ -215,7 +215,8 @@ def read_json_lines(
         if not all(tag.strip() for tag in tags):
             raise InputError(f"{place} has an empty tag; outside of entities is the letter O")
         if words:
-            name = str(row.get("id", f"{split}/{len(sentences)}"))
+            given = row.get("id")
+            name = f"{split}/{len(sentences)}" if given in (None, "") else str(given)
             sentences.append(Sentence(name, words, tags))
     if not sentences:
         raise InputError(f'{path} holds no sentences; expected {{"tokens": [...], "tags": [...]}}')
