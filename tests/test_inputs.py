@@ -71,6 +71,13 @@ def test_objects_are_read_by_their_keys(
     assert values == (wanted if isinstance(wanted, tuple) else (wanted,))
 
 
+@pytest.mark.parametrize("task", ["classification", "sst2", "translation", "tagging"])
+def test_a_second_text_is_refused_by_models_of_single_ones(tmp_path: Path, task: str) -> None:
+    table = write(tmp_path / "own.csv", PLAIN.format(","))
+    with pytest.raises(InputError, match=f"--text-pair-column text_pair has no use in {task}"):
+        examples(table, task, ("text", "text_pair"))
+
+
 def test_a_tagger_reads_texts_and_lists_of_words(tmp_path: Path) -> None:
     learnt = {"text_column": "1"}  # a column of CoNLL, which no other table has
     table = write(tmp_path / "own.csv", "id,text\n1,Ada left\n")

@@ -402,7 +402,15 @@ class Task(ABC, Generic[E, P]):
         Args:
             text, text_pair: columns that were named; else those that the task learnt from.
             names: the columns that are there.
+
+        Raises:
+            InputError: a second text is named, but the task reads single ones.
         """
+        if text_pair and not self.pairs:
+            raise InputError(
+                f"--text-pair-column {text_pair} has no use in {self.name}: the model reads single "
+                f"texts; leave it out"
+            )
         pair = text_pair or self.settings.text_pair_column or ("text_pair" if self.pairs else None)
         columns = {"text": text or self.settings.text_column or "text"}
         return columns | ({"text_pair": pair} if pair else {})

@@ -344,6 +344,7 @@ class TaggingTask(Task[Sentence, Tagged]):
 
         By default "tokens" or "words", as of JSONL to train on, else "text".
         """
+        super().table_columns(text, text_pair, names)  # refuses a second text
         learnt = self.settings.text_column
         usual = next((name for name in WORD_KEYS if name in names), "text")
         return {"tokens": text or (learnt if learnt and not is_number(learnt) else usual)}
