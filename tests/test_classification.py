@@ -615,6 +615,15 @@ def test_evaluate_reads_own_columns_for_a_model_of_a_public_set(
     pairs = tune(world, "rte", task="rte", max_steps=1)
     with pytest.raises(InputError, match="reads pairs of texts; name --text-pair-column"):
         minibert.evaluate(pairs, data=data, **own)
+    # A table is one's own, though no column is named: text, text_pair and label are the usual ones.
+    usual = [{"text": row["said"], "label": row["is"]} for row in rows]
+    plain = write_rows(tmp_path / "plain.csv", usual)
+    assert minibert.evaluate(folder, data=plain)["num_eval"] == 6
+    second = [{"text": "a", "text_pair": f"b {i}", "label": "entailment"} for i in range(3)]
+    assert minibert.evaluate(pairs, data=write_rows(tmp_path / "b.csv", second))["num_eval"] == 3
+    (tmp_path / "notes.txt").write_text("good film\n")
+    with pytest.raises(InputError, match="not a folder; .* of your own: --text-column text"):
+        minibert.evaluate(folder, data=str(tmp_path / "notes.txt"))
 
 
 def test_a_text_may_have_several_labels(world: Path) -> None:

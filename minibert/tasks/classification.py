@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from minibert.config import BertConfig
 from minibert.errors import InputError, TextError, did_you_mean
-from minibert.files import whole_characters
+from minibert.files import table_kind, whole_characters
 from minibert.heads import BertForSequenceClassification
 from minibert.losses import classification_loss, multi_label_loss
 from minibert.metrics import (
@@ -141,10 +141,15 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         return splits
 
     def read_to_score(self, source: Source) -> Splits[LabelledText]:
-        if not self._own:
+        settings = self.settings
+        if self._own:
+            self._check_own()
+        elif source.path.is_file() and table_kind(source.path):  # no public set is a table alone
+            if self.pairs:
+                settings = replace(settings, text_pair_column="text_pair")
+        else:
             return self.read(source)
-        self._check_own()
-        return read_own_test(self.settings, self.labels, self.multi)
+        return read_own_test(settings, self.labels, self.multi)
 
     def _check_own(self) -> None:
         """Raises InputError where there is no own table, or the model reads other texts."""

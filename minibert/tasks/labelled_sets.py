@@ -137,8 +137,8 @@ def _imdb_files(path: Path, folders: str) -> Iterator[tuple[str, bytes]]:
                 pass
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise InputError(
-            f"{path} is neither a folder nor a whole tar archive: {error}; for a file of your own: "
-            f"--task classification"
+            f"{path} is neither a folder nor a whole tar archive: {error}; for a table of your "
+            f"own: --text-column text"
         ) from None
 
 
@@ -194,8 +194,8 @@ def _read_tables(
     """
     if not path.is_dir():
         raise InputError(
-            f"{path} is not a folder; expected one with {', '.join(files['train'])}; for a file of "
-            f"your own: --task classification"
+            f"{path} is not a folder; expected one with {', '.join(files['train'])}; for a table "
+            f"of your own: --text-column text"
         )
     found: dict[str, list[LabelledText]] = {}
     for split, layouts in files.items():
