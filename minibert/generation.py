@@ -88,6 +88,7 @@ def generate(
     attention_mask: Tensor | None = None,
     settings: GenerationSettings | None = None,
     word_starts: Tensor | None = None,
+    spaced_ids: Tensor | None = None,
 ) -> list[Generated]:
     """Writes the best text found for each source, in their order.
 
@@ -103,6 +104,8 @@ def generate(
         input_ids, attention_mask: (B, S), as in `BertModel`.
         word_starts: (V,) bool, the tokens that begin a word (`TargetTokenizer.word_starts`), for
             no_repeat_ngram_size; None: every token is a word.
+        spaced_ids: (V,), what a text's first token is elsewhere (`TargetTokenizer.spaced_ids`), for
+            the same; None: itself.
 
     Raises:
         InputError: max_length beyond the model's max_target_positions.
@@ -110,7 +113,7 @@ def generate(
     settings = settings or GenerationSettings()
     if not len(input_ids):
         return []
-    search = _Search(model, input_ids, attention_mask, settings, word_starts)
+    search = _Search(model, input_ids, attention_mask, settings, word_starts, spaced_ids)
     while search.step():
         pass
     return search.found
@@ -175,8 +178,10 @@ class _Search:
         attention_mask: Tensor | None,
         settings: GenerationSettings,
         word_starts: Tensor | None,
+        spaced_ids: Tensor | None = None,
     ) -> None:
-        self.decoder, self.settings, self.word_starts = model.decoder, settings, word_starts
+        self.decoder, self.settings = model.decoder, settings
+        self.word_starts, self.spaced_ids = word_starts, spaced_ids
         self.marks: DecoderConfig = model.decoder_config
         positions = self.marks.max_target_positions
         self.max_length = settings.max_length or positions
@@ -231,7 +236,7 @@ class _Search:
         log_probs[:, :, self.marks.target_pad_token_id] = -torch.inf
         n = self.settings.no_repeat_ngram_size
         if 0 < n <= written:
-            forbid_repeats(log_probs, self.tokens, n, never, self.word_starts)
+            forbid_repeats(log_probs, self.tokens, n, never, self.word_starts, self.spaced_ids)
         return log_probs
 
     def _finish(self, top: Tensor, parents: Tensor, ends: Tensor) -> None:
@@ -311,7 +316,12 @@ class _Rehearsal(_Search):
 
 
 def forbid_repeats(
-    log_probs: Tensor, tokens: Tensor, n: int, never: int, word_starts: Tensor | None = None
+    log_probs: Tensor,
+    tokens: Tensor,
+    n: int,
+    never: int,
+    word_starts: Tensor | None = None,
+    spaced_ids: Tensor | None = None,
 ) -> None:
     """Sets to -inf, in place, what would write n words in a row a second time.
 
@@ -322,9 +332,11 @@ def forbid_repeats(
     Args:
         log_probs: (B, W, V). tokens: (B, W, t), written up to now, t >= 1.
         never: a token that is forbidden anyway.
-        word_starts: (V,) bool, as in `generate`.
+        word_starts: (V,) bool, spaced_ids: (V,), as in `generate`.
     """
     length = tokens.shape[2]
+    if spaced_ids is not None:
+        tokens = torch.cat([spaced_ids[tokens[:, :, :1]], tokens[:, :, 1:]], 2)
     if word_starts is None:
         word_starts = torch.ones(log_probs.shape[2], dtype=torch.bool, device=tokens.device)
     begins = word_starts[tokens]

@@ -72,6 +72,19 @@ class TargetTokenizer:
             starts[i] = piece[0] in _WORD_STARTS
         return starts
 
+    @functools.cached_property
+    def spaced_ids(self) -> np.ndarray:
+        """(V,) int64, the token that says the same behind a space; itself where there is none.
+
+        A text's first word has no space before it, and so another first token than elsewhere.
+        """
+        vocab = self.backend.get_vocab()
+        found = np.arange(self.vocab_size)
+        for piece, i in vocab.items():
+            if not self.word_starts[i]:
+                found[i] = vocab.get(f"Ġ{piece}", i)
+        return found
+
     def ids(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Ids of each text, the end mark behind them.
 

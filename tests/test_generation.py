@@ -244,12 +244,14 @@ def test_rows_of_words_are_forbidden_and_nothing_else(n: int) -> None:
     seen = set()
     for length in (3, 5, 9, 14, 40):
         tokens = torch.randint(3, 6, (8, 2, length))
-        log_probs = torch.zeros(8, 2, 7)
-        forbid_repeats(log_probs, tokens, n, never=1, word_starts=starts)
-        for row in range(8):
-            for beam in range(2):
+        for spaced in (None, torch.tensor([0, 1, 2, 3, 4, 3, 6])):
+            log_probs = torch.zeros(8, 2, 7)
+            forbid_repeats(log_probs, tokens, n, 1, starts, spaced)
+            for row, beam in itertools.product(range(8), range(2)):
                 found = set(log_probs[row, beam].isinf().nonzero()[:, 0].tolist()) - {1}
-                assert found == repeated_words(tokens[row, beam].tolist(), starts.tolist(), n)
+                first, *others = tokens[row, beam].tolist()
+                first = first if spaced is None else int(spaced[first])
+                assert found == repeated_words([first, *others], starts.tolist(), n)
                 seen |= {bool(starts[token]) for token in found}
     assert seen == {False, True}  # a word of one token, and the last token of a longer one
 

@@ -66,6 +66,17 @@ def test_words_begin_after_spaces_and_with_chinese_characters(tokenizer: TargetT
     assert not tokenizer.word_starts[[0, 1, 2]].any()
 
 
+def test_the_first_word_of_a_text_is_known_behind_a_space() -> None:
+    tokenizer = train_target_tokenizer(["The cat. The  cat and the cat"] * 9, 400)
+    ids = tokenizer.ids(["The", " The", " ", "and", "(", "猫"])
+    the, spaced, space, other, mark, chinese = (row[0] for row in ids)
+    assert the != spaced == tokenizer.spaced_ids[the]
+    for token in (spaced, space, mark, chinese, tokenizer.eos_id):  # a space is not two spaces
+        assert tokenizer.spaced_ids[token] == token
+    first = tokenizer.decode([[other]])[0]
+    assert tokenizer.decode([[tokenizer.spaced_ids[other]]]) == [f" {first}"]
+
+
 def test_frequent_words_are_one_piece(tokenizer: TargetTokenizer) -> None:
     whole = train_target_tokenizer(["der Hund läuft"] * 5, 300)
     assert [len(ids) for ids in whole.ids(["der Hund läuft", "der Hund"])] == [4, 3]

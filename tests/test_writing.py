@@ -629,6 +629,29 @@ def test_a_speaker_may_be_named_again_in_a_summary() -> None:
     assert log_probs[0, 0, again[0, 0, -1]] == -torch.inf
 
 
+def test_the_first_words_of_a_text_do_not_come_twice() -> None:
+    target = train_target_tokenizer(["The cat sat. The cat ran and the dog sat."] * 20, 400)
+    starts, spaced = (torch.from_numpy(a) for a in (target.word_starts, target.spaced_ids))
+    ids = torch.tensor(target.ids(["The cat sat and The cat"]))[None, :, :-1]
+    log_probs = torch.zeros(1, 1, target.vocab_size)
+    forbid_repeats(log_probs, ids, 3, target.bos_id, starts, spaced)
+    forbidden = log_probs[0, 0].isinf().nonzero()[:, 0].tolist()
+    assert forbidden == sorted([target.bos_id, target.ids(["a sat"])[0][-2]])
+
+
+def test_the_block_of_repeats_reaches_the_texts_of_a_task(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, model, train = made(SummarizationTask, world, max_target_length=8)
+    given = []
+    monkeypatch.setattr("minibert.generation.forbid_repeats", lambda *args: given.append(args[4:]))
+    task.predict(model, train[:2], 2, CPU)
+    for starts, spaced in given:
+        assert starts.tolist() == task.target.word_starts.tolist()
+        assert spaced.tolist() == task.target.spaced_ids.tolist()
+    assert given
+
+
 def test_summaries_do_not_repeat_and_translations_may(world: Path) -> None:
     assert made(SummarizationTask, world)[0]._generation.no_repeat_ngram_size == 3
     assert made(SummarizationTask, world, no_repeat_ngram=0)[0]._generation == (

@@ -423,7 +423,9 @@ class WritingTask(Task[TextPair, WrittenText]):
 
     def outputs(self, model: Any, batch: dict[str, Tensor]) -> list[WrittenText]:
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        found = generate(model, ids, mask, self._generation, self._word_starts(ids.device))
+        spaced = torch.from_numpy(self.target.spaced_ids).to(ids.device)
+        starts = self._word_starts(ids.device)
+        found = generate(model, ids, mask, self._generation, starts, spaced)
         texts = self.target.decode([text.ids for text in found])
         written = zip(texts, found, strict=True)
         return [WrittenText(text, made.score, made.is_whole) for text, made in written]
