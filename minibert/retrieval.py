@@ -187,6 +187,7 @@ def _nearest(queries: np.ndarray, index: np.ndarray, top: int) -> list[list[tupl
         new = (block.float() @ asked).T.numpy()  # (q, block)
         numbers = np.broadcast_to(np.arange(start, start + len(block)), new.shape)
         scores, rows = _best(np.hstack([scores, new]), np.hstack([rows, numbers]), top)
+    scores = scores.clip(-1, 1)  # vectors rounded to float16 are not quite of length 1
     return [
         list(zip(numbers.tolist(), values.tolist(), strict=True))
         for numbers, values in zip(rows, scores, strict=True)

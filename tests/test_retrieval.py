@@ -52,6 +52,13 @@ def test_of_equal_rows_the_first_ones_are_found(monkeypatch: pytest.MonkeyPatch)
     assert hits == [(0, 1.0), (1, 1.0), (2, 1.0), (4, 1.0), (5, 1.0)]
 
 
+def test_cosines_stay_within_their_range_and_their_order() -> None:
+    longer = np.array([[0.6, 0.8001], [0.6003, 0.8003], [-0.6003, -0.8003]], np.float16)
+    assert np.linalg.norm(longer.astype(np.float32), axis=1).min() > 1
+    (hits,) = nearest(longer[:1].astype(np.float32), longer, 3)
+    assert hits == [(1, 1.0), (0, 1.0), (2, -1.0)]
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("search")
