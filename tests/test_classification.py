@@ -498,6 +498,7 @@ def test_a_table_of_your_own_gives_a_model_to_use(
     assert sum(c["support"] for c in results["per_class"].values()) == results["num_eval"]
     model = minibert.load(folder)
     assert [p.prediction for p in model.predict(list(WORDS.values()))] == list(WORDS)
+    assert model.probabilities([]).shape == (0, len(WORDS))
     again = minibert.evaluate(folder)  # the same dev examples
     assert again["accuracy"] == results["accuracy"]
     assert again["num_eval"] == results["num_eval"]

@@ -450,7 +450,8 @@ class ClassificationPredictor(Predictor):
     def probabilities(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
         """Class probabilities of each text, (texts, C), in their order; cleaned as in training."""
         examples = self.examples(texts)
-        return np.stack(self.task.predict(self.model, examples, batch_size, self.runtime))
+        found = self.task.predict(self.model, examples, batch_size, self.runtime)
+        return np.array(found, np.float32).reshape(len(found), len(self.labels))
 
 
 def class_weights(given: str, labels: Sequence[str], counts: Mapping[str, int]) -> Tensor | None:
