@@ -422,6 +422,13 @@ def test_what_dev_and_test_have_that_train_has_not_is_said(tmp_path: Path) -> No
         tag_set([Sentence("", ["a"], ["O"])])
 
 
+def test_a_column_without_a_number_is_named_with_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "test.conll", "Oslo B-LOC\n")
+    wanted = "test.conll has columns without names; give --label-column a number, .* of 'ner'"
+    with pytest.raises(InputError, match=wanted):
+        read_tagged({"test": path}, None, "ner")
+
+
 def test_files_of_a_split_are_found_by_their_usual_names(tmp_path: Path) -> None:
     write(tmp_path / "eng.testa", "a O")
     write(tmp_path / "train.jsonl.gz", "")

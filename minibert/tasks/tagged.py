@@ -79,8 +79,8 @@ def read_tagged(
         if path.suffixes[-2:-1] == [".jsonl"] or path.suffix == ".jsonl":
             read[split] = read_json_lines(path, split, word_column, tag_column)
         else:
-            word = _number(word_column, 0, "--text-column")
-            tag = _number(tag_column, -1, "--label-column")
+            word = _number(path, word_column, 0, "--text-column")
+            tag = _number(path, tag_column, -1, "--label-column")
             read[split], found = read_columns(path, split, word, tag)
             notes += [f"{split}: {note}" for note in found]
     tags, found = normalise_tags({s: [e.tags for e in rows] for s, rows in read.items()})
@@ -90,12 +90,14 @@ def read_tagged(
     return read, notes + _seen_before(read)
 
 
-def _number(column: str | None, default: int, flag: str) -> int:
+def _number(path: Path, column: str | None, default: int, flag: str) -> int:
+    """The column that was named, with the flag or, of a file to score, by the run."""
     if column is None:
         return default
     if not is_number(column):
         raise InputError(
-            f"{flag} {column!r} is no number; columns are counted from 0, or from -1 at the end"
+            f"{path} has columns without names; give {flag} a number, counted from 0, or from -1 "
+            f"at the end, instead of {column!r}"
         )
     return int(column)
 
