@@ -555,6 +555,21 @@ def test_windows_fit_and_every_word_is_owned_once(
     assert owners == [list(range(len(s))) for s in sentences]
 
 
+@pytest.mark.parametrize("overlap", [0, 1, 5, 10])
+def test_neighbouring_windows_share_what_was_asked_for(tokenizer: WordPiece, overlap: int) -> None:
+    words = ["unbelievable", "x", "1234567"] * 20
+    sizes = [len(tokenizer.ids([word])[0]) for word in words]
+    assert max(sizes) > 3
+    windows = encode_words([words], tokenizer, 32, overlap)
+    assert len(windows) > 3
+    for one, other in itertools.pairwise(windows):
+        last = one.first_word + len(one.word_starts)
+        assert other.first_word > one.first_word
+        assert sum(sizes[other.first_word : last]) >= overlap
+        if other is not windows[-1]:  # which is filled up; else no word more than it takes
+            assert sum(sizes[other.first_word + 1 : last]) < max(overlap, 1)
+
+
 def test_a_word_is_taken_from_the_window_with_most_around_it(tokenizer: WordPiece) -> None:
     words = ["a"] * 30  # a sub-word each
     windows = encode_words([words], tokenizer, 12, overlap=4)

@@ -51,7 +51,8 @@ def encode_words(
 
     Args:
         max_seq_length: tokens of a window, [CLS] and [SEP] included.
-        overlap: tokens that neighbouring windows share at least; a quarter of the room by default.
+        overlap: tokens that neighbouring windows share at least, if the later then still begins a
+            word later; a quarter of the room by default.
 
     Raises:
         InputError: max_seq_length is below 4.
@@ -98,7 +99,7 @@ def _cut(bounds: np.ndarray, room: int, overlap: int) -> list[tuple[int, int]]:
             filled = int(np.searchsorted(bounds, bounds[count] - room, "left"))
             return [*cuts, (min(first, filled) if cuts else 0, count)]
         cuts.append((first, last))
-        back = int(np.searchsorted(bounds, bounds[last] - overlap, "left"))
+        back = int(np.searchsorted(bounds, bounds[last] - overlap, "right")) - 1
         first = min(max(first + 1, back), last)
 
 
