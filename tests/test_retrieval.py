@@ -53,7 +53,7 @@ def test_of_equal_rows_the_first_ones_are_found(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_cosines_stay_within_their_range_and_their_order() -> None:
-    longer = np.array([[0.6, 0.8001], [0.6003, 0.8003], [-0.6003, -0.8003]], np.float16)
+    longer = np.array([[0.6, 0.8005], [0.601, 0.802], [-0.601, -0.802]], np.float16)
     assert np.linalg.norm(longer.astype(np.float32), axis=1).min() > 1
     (hits,) = nearest(longer[:1].astype(np.float32), longer, 3)
     assert hits == [(1, 1.0), (0, 1.0), (2, -1.0)]
