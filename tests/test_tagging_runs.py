@@ -28,7 +28,7 @@ LOOP: dict[str, Any] = {
     **{"max_seq_length": 16, "batch_size": 8, "device": "cpu", "precision": "fp32"},
 }
 PLACES, NAME = ("storm", "river"), ("castle", "valley")
-OTHERS = [noun for noun in NOUNS if noun not in NAME]
+OTHERS = [*(noun for noun in NOUNS if noun not in NAME), ".", ","]
 
 
 def tagged(count: int, seed: int = 0, length: int = 7) -> list[tuple[list[str], list[str]]]:
@@ -307,7 +307,7 @@ BAD = {
     "no tag": (["a B-X\nb"], "line 2: 'b' has 1 column(s)"),
     "one sentence": (["a B-X"], "too few to cut a dev split off"),
     "no such column": (["a x B-X", "--label-column", "7"], "expected a word and its tag"),
-    "named column": (["a B-X", "--label-column", "tag"], "columns are counted from 0"),
+    "named column": (["a B-X", "--label-column", "tag"], "a number, counted from 0"),
     "pairs": (["a B-X", "--text-pair-column", "b"], "--text-pair-column has no use in tagging"),
     "stride": (["a B-X", "--doc-stride", "9"], "--doc-stride has no use in tagging"),
     "truncation": (["a B-X", "--truncation", "tail"], "every word gets a tag"),
