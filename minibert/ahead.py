@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +18,6 @@ from pathlib import Path
 from minibert.documents import split_documents
 from minibert.example_stream import BlockPlace, ExampleStream
 from minibert.examples import Example, ExampleBuilder, ExampleOptions, PackedExamples, pack, unpack
-from minibert.runs import log_line
 from minibert.store import TokenStore
 from minibert.tokenizer import WordPiece
 from minibert.workers import begin_as_worker, starting_workers
@@ -77,7 +77,8 @@ class BuildersAhead:
                 return self._built_ahead(stream, place)
             except BrokenProcessPool:
                 self._is_broken = True
-                log_line("builders", "the processes that built ahead ended; building in this one")
+                said = "builders: the processes that built ahead ended; building in this one"
+                print(said, file=sys.stderr)
         return stream.built(place)
 
     def _built_ahead(self, stream: ExampleStream, place: BlockPlace) -> list[Example]:
