@@ -17,25 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from minibert.adaptation import (
-    adapt,
-    check_text,
-    made_before_training,
-    rehearse_adaptation,
-)
+from minibert.adaptation import adapt, check_text, made_before_training
 from minibert.compiling import compile_if_it_pays
 from minibert.config import BertConfig
+from minibert.earlier_stages import EarlierStages
 from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.files import write_atomically, write_json, write_jsonl
 from minibert.fitting import Trial, micro_batch_size
-from minibert.intermediate import (
-    INTERMEDIATE,
-    check_intermediate,
-    intermediate_settings,
-    left_out_of,
-    rehearse_intermediate,
-    supplement,
-)
+from minibert.intermediate import INTERMEDIATE, check_intermediate
 from minibert.machine import launched
 from minibert.model import init_weights
 from minibert.optim import Budget, build_optimizer
@@ -68,7 +57,7 @@ from minibert.runs import (
     wrapped,
 )
 from minibert.settings import MOST_EPOCHS, FinetuneSettings, flag
-from minibert.starts import choose_model, of_begun_run, with_recipe, within_positions
+from minibert.starts import choose_model, of_begun_run, with_recipe
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.batches import Feature, TaskData, flat, infer
@@ -361,97 +350,19 @@ class _Run:
             )
         _say_untrained_positions(settings, folder)
         tokenizer = _learn(self.task, train, folder)
-        earlier = self._earlier_stages(splits, folder, digest)
+        record = run_record("finetune", settings, splits.fingerprint, self.runtime)
+        record["resolved"] = {"start": str(folder), "start_weights": digest}
+        stages = EarlierStages(
+            self.task, self.source, self.folder, _finetune_once, self.begun, self.stopped
+        )
+        earlier = stages.carry_out(splits, folder, record)
+        self.started += stages.seconds
         random_weights = settings.random_weights and not earlier
         backbone = next(reversed(earlier.values())).folder if earlier else folder
         config = BertConfig.from_pretrained(folder)  # nor is an earlier stage's dropout its own
         model = _build_model(settings, self.task, backbone, config, random_weights)
         placed(model, settings, self.runtime)
         return _Start(folder, digest, tokenizer, model, earlier)
-
-    def _earlier_stages(
-        self, splits: Splits[Any], start: Path, digest: str
-    ) -> dict[str, EarlierStage]:
-        """The models of the stages that come before fine-tuning, in their order.
-
-        Until fine-tuning begins, run.json has no budget and no more resolved than the start.
-        """
-        settings, folder = self.settings, self.folder
-        asked: dict[str, Callable[[Path], EarlierStage | None]] = {}
-        if settings.adapt is not None:
-            asked["adapted"] = functools.partial(self._adapt, splits)
-        if settings.intermediate:
-            whole = self.task.read(self.source) if settings.dev_only else splits
-            left_out = left_out_of(settings, self.task, whole)
-            asked["intermediate"] = functools.partial(self._supplement, left_out)
-        if folder is None:  # each from the chosen model, since none is trained
-            for name, rehearse_stage in asked.items():
-                log_line("dry run", f"of what comes before {self.task.name}: {name}")
-                before = time.perf_counter()
-                rehearse_stage(start)
-                self.started += time.perf_counter() - before
-            if asked:
-                log_line("dry run", f"of {self.task.name} itself")
-            return {}
-        if not asked or self.begun is not None:
-            return self._carried_out(asked, start)
-        record = run_record("finetune", self.settings, splits.fingerprint, self.runtime)
-        record["resolved"] = {"start": str(start), "start_weights": digest}
-        with folder.replacing(*([] if self.stopped else [INTERMEDIATE])):
-            folder.write_run(record)
-            return self._carried_out(asked, start)
-
-    def _carried_out(
-        self, asked: dict[str, Callable[[Path], EarlierStage | None]], start: Path
-    ) -> dict[str, EarlierStage]:
-        """The earlier stages one after the other, each from the one before."""
-        found: dict[str, EarlierStage] = {}
-        for name, carry_out_stage in asked.items():
-            before = time.perf_counter()
-            try:
-                stage = carry_out_stage(next(reversed(found.values())).folder if found else start)
-            except NonFiniteError as error:
-                assert self.folder is not None
-                self.folder.note_divergence(str(error))
-                raise
-            assert stage is not None
-            found[name] = stage
-            self.started += time.perf_counter() - before  # it has minutes of its own
-            if self.begun is not None and self.begun["resolved"].get(name) != stage.weights:
-                raise InputError(
-                    f"--resume: the weights in {stage.folder} have changed; --overwrite starts anew"
-                )
-        return found
-
-    def _adapt(self, splits: Splits[Any], start: Path) -> EarlierStage | None:
-        """The model with the task's text learnt; None in a dry run, which tells what that takes."""
-        if self.folder is None:
-            rehearse_adaptation(self.task, splits, self.source, start)
-            return None
-        return adapt(self.task, splits, self.source, start, self.folder.path)
-
-    def _supplement(self, left_out: tuple[set[str], int], start: Path) -> EarlierStage | None:
-        """The model with another task's labels learnt, without the texts of this one; as above."""
-        settings = self.settings
-        if settings.adapt is not None:  # random weights have learnt by then
-            settings = dataclasses.replace(settings, random_weights=False)
-        goes_on = self.begun is not None or self.stopped is not None
-        run = self.folder.path if self.folder else Path()
-        wanted = intermediate_settings(settings, start, run, goes_on)
-        wanted, recipe = of_begun_run(wanted) or with_recipe(wanted)
-        positions = BertConfig.from_pretrained(start).max_position_embeddings
-        wanted = within_positions(wanted, positions)
-        if isinstance(settings.micro_batch_size, int):  # what fits, in steps of another size
-            sizes = range(1, settings.micro_batch_size + 1)
-            micro = max(size for size in sizes if wanted.batch_size % size == 0)
-            wanted = dataclasses.replace(wanted, micro_batch_size=micro)
-        texts, count = left_out
-        run_one = functools.partial(_finetune_once, recipe=recipe, left_out=texts)
-        if self.folder is None:
-            rehearse_intermediate(wanted, run_one)
-            return None
-        stage = supplement(wanted, run_one)
-        return dataclasses.replace(stage, notes=stage.notes | {"left_out": count})
 
     def _loop(
         self,
