@@ -187,8 +187,11 @@ class RunFolder:
         self._aside.mkdir()
         seeds = self.seed_runs() if self._has_seeds() else []
         others = [self.path / name for name in more if (self.path / name).exists()]
-        for path in dict.fromkeys([*seeds, *others, *self._earlier()]):
+        own = list(self._earlier())  # the results first: what is half moved is not finished
+        for path in dict.fromkeys([*own[:1], *seeds, *others, *own[1:]]):
             path.rename(self._aside / path.name)
+        if (run := self.path / "run.json").exists():  # left for what is kept, and soon replaced
+            shutil.copy2(run, self._aside / run.name)
         try:
             yield
         except InputError:

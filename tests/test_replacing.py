@@ -66,6 +66,21 @@ def test_an_input_error_leaves_the_earlier_run_as_it_was(
     assert tune(model, data, run, seeds=seeds, resume=True).figures["num_eval"]
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_an_adapted_run_comes_back_whole(
+    model: Path, data: Path, tmp_path: Path, seeds: int
+) -> None:
+    write_corpus(tmp_path / "own.txt", documents=8)
+    (tmp_path / "short.txt").write_text("One sentence.\n")
+    run = tmp_path / "run"
+    options: dict[str, Any] = {"adapt_epochs": 0.5, "seeds": seeds}
+    tune(model, data, run, adapt=str(tmp_path / "own.txt"), **options)
+    before = files(run)
+    with pytest.raises(InputError, match="1 sentence"):
+        tune(model, data, run, overwrite=True, adapt=str(tmp_path / "short.txt"), **options)
+    assert files(run) == before
+
+
 def test_an_input_error_leaves_nothing_where_nothing_was(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
