@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minibert.convert import save_tensors
-from minibert.files import sync, write_atomically
+from minibert.files import remove, sync, write_atomically
 from minibert.sharding import gathered, part_like
 from minibert.world import ALONE, World
 
@@ -121,7 +121,7 @@ def load_last_checkpoint(
     """
     if world.is_main:
         for temporary in folder.glob(".*.tmp"):  # what a killed process left half-written
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+            remove(temporary)
     faults = {path: _faults(path) for path in reversed(_checkpoints(folder))}
     whole = [path for path, found in faults.items() if not found]
     others = [path for path, found in faults.items() if all(n.startswith("..") for n in found)]

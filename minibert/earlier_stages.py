@@ -20,7 +20,7 @@ from minibert.intermediate import (
     INTERMEDIATE,
     intermediate_settings,
     left_out_of,
-    rehearse_intermediate,
+    run_intermediate,
     supplement,
 )
 from minibert.run_folder import RunFolder
@@ -147,7 +147,7 @@ class EarlierStages:
         texts, count = left_out
         run_one = functools.partial(self.finetune_once, recipe=recipe, left_out=texts)
         if self.folder is None:
-            rehearse_intermediate(wanted, run_one)
+            run_intermediate(wanted, run_one)
             return None
         stage = supplement(wanted, run_one)
         return dataclasses.replace(stage, notes=stage.notes | {"left_out": count})

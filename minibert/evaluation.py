@@ -65,15 +65,8 @@ def evaluate(
     splits = task.read_to_score(source) if is_other else task.read(source)
     if splits.notes:
         log_line("found", "; ".join(splits.notes))
-    trained_on = run_of(folder).get("data_fingerprint")
-    known = splits  # of a run with --dev-only its test split is none of what was read
-    if task.settings.dev_only:
-        known = dataclasses.replace(splits, test=None)
-    if data is None and trained_on not in (None, known.fingerprint):
-        raise InputError(
-            f"{splits.source} has changed since {folder} was trained on it, so that what would be "
-            f"scored may have been learnt from; --data names what to score"
-        )
+    if data is None:
+        _check_unchanged(folder, splits, task.settings.dev_only)
     examples, scored = _part_to_score(task, splits, split, is_other)
     found = task.predict(predictor.model, examples, batch_size, predictor.runtime)
     if predictions is not None:
@@ -87,6 +80,17 @@ def evaluate(
         **task.score(examples, found),
         **task.details(examples, found),
     }
+
+
+def _check_unchanged(folder: Path, splits: Splits[Any], dev_only: bool) -> None:
+    """Refuses a run's own data that is not what the run read, without test if it was dev-only."""
+    trained_on = run_of(folder).get("data_fingerprint")
+    known = dataclasses.replace(splits, test=None) if dev_only else splits
+    if trained_on not in (None, known.fingerprint):
+        raise InputError(
+            f"{splits.source} has changed since {folder} was trained on it, so that what would be "
+            f"scored may have been learnt from; --data names what to score"
+        )
 
 
 def _check_request(split: str, batch_size: int, predictions: str | Path | None) -> None:

@@ -10,6 +10,7 @@ import json
 import lzma
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -36,6 +37,14 @@ def model_path(name: str | Path) -> Path:
     inside = bundled_models() / path
     is_name = len(path.parts) == 1 and not path.exists()
     return inside if is_name and inside.is_dir() else path
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there; of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def listed(given: str | Path | Iterable[str | Path]) -> list[str]:

@@ -166,7 +166,7 @@ def supplement(
             )
         run.respell(model=settings.model)  # which is in the run's folder where it adapted
     log_line(INTERMEDIATE, f"{settings.task} first, in {settings.output}")
-    figures = _carry_out(settings, run_one)
+    figures = run_intermediate(settings, run_one)
     gc.collect()  # its model is held by what it took part in
     name, value = dev_figure(figures)
     kept = ("num_train", "best_step", "steps", "seconds", f"dev_{name}")
@@ -177,17 +177,10 @@ def supplement(
     return EarlierStage(folder, weights_digest(folder), notes)
 
 
-def rehearse_intermediate(
-    settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], RunResult]
-) -> None:
-    """The dry run of an intermediate task; arguments as in `supplement`."""
-    _carry_out(settings, run_one)
-
-
-def _carry_out(
+def run_intermediate(
     settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], RunResult]
 ) -> dict[str, Any]:
-    """The figures of its run; errors name the task."""
+    """The figures of its run, none of a dry one; arguments as in `supplement`, errors name it."""
     try:
         with contextlib.redirect_stdout(sys.stderr):  # results are those of the task
             return run_one(settings).figures

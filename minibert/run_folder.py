@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from minibert.errors import InputError
-from minibert.files import read_json, sync, write_json
+from minibert.files import read_json, remove, sync, write_json
 from minibert.settings import FinetuneSettings, PretrainSettings
 
 # What a run writes, and so what --overwrite removes; anything else in the folder is left alone.
@@ -170,7 +170,7 @@ class RunFolder:
         if self._has_seeds():
             self.drop_seeds()
         for path in self._earlier():
-            _remove(path)
+            remove(path)
         self.drop_half_written()
 
     @contextlib.contextmanager
@@ -197,7 +197,7 @@ class RunFolder:
         except InputError:
             self.forget()
             for path in self._aside.iterdir():
-                _remove(self.path / path.name)
+                remove(self.path / path.name)
                 path.rename(self.path / path.name)
             raise
         finally:
@@ -239,7 +239,7 @@ class RunFolder:
         """Removes what a killed process was about to write, or to remove; the lock must be held."""
         for path in self.path.glob(".*.tmp"):
             if path != self._aside:
-                _remove(path)
+                remove(path)
 
     def forget(self) -> None:
         """Removes a run that could not begin, unless something was trained in it."""
@@ -327,14 +327,6 @@ class RunFolder:
         whole = content.rfind(b"\n") + 1
         if self.metrics.exists() and self.metrics.stat().st_size != whole:
             os.truncate(self.metrics, whole)
-
-
-def _remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _is_object(run: dict[str, Any], key: str) -> bool:
