@@ -8,11 +8,9 @@ next: the run sees the same examples in the same order as one that builds them b
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
 
 from minibert.documents import split_documents
@@ -20,16 +18,15 @@ from minibert.example_stream import BlockPlace, ExampleStream
 from minibert.examples import Example, ExampleBuilder, ExampleOptions, PackedExamples, pack, unpack
 from minibert.store import TokenStore
 from minibert.tokenizer import WordPiece
-from minibert.workers import begin_as_worker, starting_workers
+from minibert.workers import Workers
 
 _PLACES_EACH = 2  # built ahead by each process: one in hand, one waiting
 
-_worker_stream_of: Callable[[ExampleOptions], ExampleStream]
 
-
-def _start_worker(store: Path, tokenizer: WordPiece, seed: int, nsp: str) -> None:
-    global _worker_stream_of
-    begin_as_worker()
+def _start_building(
+    store: Path, tokenizer: WordPiece, seed: int, nsp: str
+) -> Callable[[ExampleOptions, BlockPlace], PackedExamples]:
+    """In a worker: what builds the examples of a place."""
     opened = TokenStore(store)
     training, _ = split_documents(opened, nsp)  # the run's own, whatever its parts are built with
 
@@ -37,11 +34,7 @@ def _start_worker(store: Path, tokenizer: WordPiece, seed: int, nsp: str) -> Non
     def stream_of(options: ExampleOptions) -> ExampleStream:
         return ExampleStream(ExampleBuilder(opened, tokenizer, training, options), seed)
 
-    _worker_stream_of = stream_of
-
-
-def _build_in_worker(options: ExampleOptions, place: BlockPlace) -> PackedExamples:
-    return pack(_worker_stream_of(options).built(place))
+    return lambda options, place: pack(stream_of(options).built(place))
 
 
 class BuildersAhead:
@@ -58,12 +51,8 @@ class BuildersAhead:
         """
         self._num_places = _PLACES_EACH * num_processes
         self._waiting: dict[tuple[ExampleOptions, BlockPlace], Future[PackedExamples]] = {}
-        self._pool = ProcessPoolExecutor(
-            num_processes,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(builder.store.folder, builder.tokenizer, seed, builder.options.nsp),
-        )
+        given = builder.store.folder, builder.tokenizer, seed, builder.options.nsp
+        self._workers = Workers(num_processes, _start_building, *given)
         self._is_broken = False
 
     def __call__(self, stream: ExampleStream, place: BlockPlace) -> list[Example]:
@@ -75,7 +64,7 @@ class BuildersAhead:
         if not self._is_broken:
             try:
                 return self._built_ahead(stream, place)
-            except BrokenProcessPool:
+            except BrokenExecutor:
                 self._is_broken = True
                 said = "builders: the processes that built ahead ended; building in this one"
                 print(said, file=sys.stderr)
@@ -91,10 +80,9 @@ class BuildersAhead:
             self._waiting.pop(unwanted).cancel()
         for following in wanted:
             if following not in self._waiting:
-                with starting_workers():
-                    self._waiting[following] = self._pool.submit(_build_in_worker, *following)
+                self._waiting[following] = self._workers.submit(*following)
         return unpack(self._waiting.pop(wanted[0]).result())
 
     def close(self) -> None:
         """Ends the processes."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._workers.close()

@@ -6,11 +6,12 @@ memory does not depend on how much text there is. `store.py` writes them down.
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
+import functools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from minibert import corpus as reader
 from minibert.corpus import ReaderOptions
 from minibert.progress import Progress
 from minibert.tokenizer import WordPiece
-from minibert.workers import begin_as_worker, starting_workers
+from minibert.workers import Workers
 
 LONGEST_SENTENCE = 256  # tokens; a longer "sentence" is cut, so that none of its text is lost
 _BATCH_BYTES = 1 << 20  # bytes of text handed to one worker at a time
@@ -67,18 +68,10 @@ def store_dtype(tokenizer: WordPiece) -> np.dtype:
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
 
 
-_worker_state: tuple[WordPiece, ReaderOptions]
-
-
-def _start_worker(folder: str, options: ReaderOptions) -> None:
-    global _worker_state
-    begin_as_worker()
+def _start_encoding(folder: str, options: ReaderOptions) -> Callable[[list[reader.Piece]], Encoded]:
+    """In a worker: what encodes a batch."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core, one thread each
-    _worker_state = (WordPiece.from_pretrained(folder), options)
-
-
-def _encode_in_worker(pieces: list[reader.Piece]) -> Encoded:
-    return _encode(*_worker_state, pieces)
+    return functools.partial(_encode, WordPiece.from_pretrained(folder), options)
 
 
 class Place(NamedTuple):
@@ -134,25 +127,11 @@ def encode_all(
     scratch.mkdir(exist_ok=True)
     tokenizer.backend.save(str(scratch / "tokenizer.json"))  # how the workers get it
     waiting: deque[Future[Encoded]] = deque()
-    with ProcessPoolExecutor(
-        num_processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(str(scratch), options),
-    ) as pool:
-        try:
-            # Where workers die as they start, Python before 3.11.6 hangs on what was sent to them;
-            # so nothing much is sent before one has answered.
-            with starting_workers():
-                first = pool.submit(os.getpid)
-            first.result()
-            for batch in texts:
-                with starting_workers():
-                    waiting.append(pool.submit(_encode_in_worker, batch))
-                if len(waiting) > 2 * num_processes:
-                    yield waiting.popleft().result()
-            while waiting:
+    workers = Workers(num_processes, _start_encoding, str(scratch), options)
+    with contextlib.closing(workers):
+        for batch in texts:
+            waiting.append(workers.submit(batch))
+            if len(waiting) > 2 * num_processes:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()

@@ -21,7 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -196,7 +196,7 @@ def open_store(
             shutil.rmtree(temporary / "tokenizer", ignore_errors=True)
             (temporary / _RECORD).unlink(missing_ok=True)
             _put_in_place(temporary, folder)
-    except BrokenProcessPool:
+    except BrokenExecutor:
         print("tokens: the worker processes ended; encoding in this one", file=sys.stderr)
         is_broken = keep = True
     except BaseException as error:

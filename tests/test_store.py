@@ -716,7 +716,7 @@ def test_when_the_workers_die_the_text_is_encoded_in_this_process(
 ) -> None:
     one = open_store([WIKI], letters, PLAIN, tmp_path / "one", num_processes=1)
     # As where memory runs out: every worker ends as it starts.
-    monkeypatch.setattr(encoding, "_start_worker", die_at_once)
+    monkeypatch.setattr(encoding, "_start_encoding", die_at_once)
     two = open_store([WIKI], letters, PLAIN, tmp_path / "two", num_processes=2)
     assert "encoding in this one" in capsys.readouterr().err
     assert content(two) == content(one)
@@ -725,15 +725,3 @@ def test_when_the_workers_die_the_text_is_encoded_in_this_process(
 
 def die_at_once(*_: object) -> None:
     os._exit(3)
-
-
-def test_workers_end_with_their_parent() -> None:
-    code = "import sys; from minibert.workers import _end_with; _end_with(int(sys.argv[1]))"
-    child = subprocess.run(
-        [sys.executable, "-c", code, str(os.getpid() + 1)],  # not its parent
-        timeout=60,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (child.returncode, child.stderr) == (1, "")
