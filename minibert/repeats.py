@@ -224,12 +224,13 @@ def _take_over(
 def _summary(figures: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Mean and, of several, standard deviation (of a sample) of every figure, and each seed's own.
 
-    A whole number that all seeds share stays as it is.
+    A whole number that all seeds share stays as it is. What a seed lacks has no mean: a baseline is
+    not there where a run that was gone on with found no scikit-learn, or no memory.
     """
     runs = list(figures.values())
     summary: dict[str, Any] = {}
     for key, value in runs[0].items():
-        if key in _NO_MEAN:
+        if key in _NO_MEAN or any(key not in run for run in runs):
             continue
         differs = isinstance(value, int) and any(run[key] != value for run in runs)
         if isinstance(value, float) or differs:

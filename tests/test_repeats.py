@@ -23,3 +23,14 @@ def test_a_threshold_of_one_model_has_no_mean() -> None:
     found = _summary(runs)
     assert not {"null_threshold", "null_threshold_sd"} & found.keys()
     assert [one["null_threshold"] for one in found["seeds"]] == [0.0, -3.0]
+
+
+def test_what_a_seed_lacks_has_no_mean() -> None:
+    """As where scikit-learn was there for the first seed, and not when the second went on."""
+    known = {"dev_accuracy": 0.5, "seconds": 1.0}
+    more = known | {"tfidf_f1": 0.7}
+    for runs in ({0: more, 1: known}, {0: known, 1: more}):
+        found = _summary(runs)
+        assert "tfidf_f1" not in found
+        assert found["dev_accuracy"] == 0.5
+        assert found["seeds"] == [{"seed": seed, **run} for seed, run in runs.items()]
