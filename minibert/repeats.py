@@ -6,6 +6,7 @@ seed, the mean and standard deviation of every figure, and the model that was be
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import statistics
@@ -73,7 +74,8 @@ def repeat(
     if launched().size > 1:
         raise InputError("--seeds runs one seed after the other in one process; leave torchrun out")
     kept = made_before_training(settings)
-    with RunFolder(settings.output or f"runs/{settings.task}", kept=kept) as folder:
+    run_folder = RunFolder(settings.output or f"runs/{settings.task}", kept=kept)
+    with run_folder as folder, contextlib.ExitStack() as earlier:
         goes_on = folder.check_may_start(settings.resume, settings.overwrite)
         if goes_on:
             folder.check_same_settings("finetune", settings.to_dict())
@@ -86,21 +88,21 @@ def repeat(
         model = Path(start["start"])
         check_not_start(folder, model)
         first.check(model)
-        if goes_on:
-            shared = first.adapt(model, folder.path)
-        else:
+        if not goes_on:
             record = {"command": "finetune", "settings": settings.to_dict(), "resolved": start}
             record |= {"versions": versions(), "data_fingerprint": first.fingerprint}
             # Runs of seeds also where the run before was of one: they would be gone on with.
-            with folder.replacing(*(seed.name for seed in folder.seed_runs())):
-                folder.write_run(record)
-                shared = first.adapt(model, folder.path)
+            seed_runs = [seed.name for seed in folder.seed_runs()]
+            # Until a seed has ended: what refuses the first of them refuses the whole.
+            earlier.enter_context(folder.replacing(*seed_runs))
+            folder.write_run(record)
+        shared = first.adapt(model, folder.path)
         of_all = shared or EarlierStage(model, start["start_weights"], {})
         each = {
             seed: _of_seed(settings, folder.path, seed, of_all.folder, shared is not None)
             for seed in range(settings.seed, settings.seed + settings.seeds)
         }
-        runs, diverged = _carried_out(each, of_all.weights, run_one)
+        runs, diverged = _carried_out(each, of_all.weights, run_one, earlier.close)
         best = max(runs, key=lambda seed: dev_figure(runs[seed].figures)[1])
         own = {**start, "adapted": shared and shared.weights}
         _take_over(folder, settings, runs[best].folder, own)
@@ -142,13 +144,15 @@ def _carried_out(
     each: dict[int, FinetuneSettings],
     weights: str,
     run_one: Callable[[FinetuneSettings], RunResult],
+    ended: Callable[[], object],
 ) -> tuple[dict[int, RunResult], dict[int, str]]:
     """The results by seed; and of those whose loss was no number, why they ended.
 
     Such a one would come there again, so it is not tried again.
 
     Args:
-        each: the settings by seed. weights: the digest of what all start from.
+        each: the settings by seed. weights: the digest of what all start from. ended: called after
+            each seed.
 
     Raises:
         NonFiniteError: no seed has a result.
@@ -166,6 +170,7 @@ def _carried_out(
         except NonFiniteError as error:
             diverged[seed] = str(error)
             log_line("diverged", f"seed {seed}: {error}")
+        ended()
     if not runs:
         seed, why = next(iter(diverged.items()))
         raise NonFiniteError(f"every seed diverged; seed {seed}: {why}")

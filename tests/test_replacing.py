@@ -48,7 +48,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
-@pytest.mark.parametrize("wrong", ["column", "text"])
+@pytest.mark.parametrize("wrong", ["column", "text", "device", "other"])
 def test_an_input_error_leaves_the_earlier_run_as_it_was(
     model: Path, data: Path, tmp_path: Path, seeds: int, wrong: str
 ) -> None:
@@ -56,11 +56,17 @@ def test_an_input_error_leaves_the_earlier_run_as_it_was(
     tune(model, data, run, seeds=seeds)
     before = files(run)
     (tmp_path / "short.txt").write_text("One sentence.\n")
-    options: dict[str, Any] = {
-        "column": {"label_column": "lable"},
-        "text": {"adapt": str(tmp_path / "short.txt")},
-    }[wrong]
-    with pytest.raises(InputError, match="lable" if wrong == "column" else "1 sentence"):
+    cases: dict[str, tuple[str, dict[str, Any]]] = {
+        "column": ("lable", {"label_column": "lable"}),
+        "text": ("1 sentence", {"adapt": str(tmp_path / "short.txt")}),
+        "device": ("cuda:99 is not there", {"device": "cuda:99"}),
+        "other": (
+            "--intermediate-task tagging: ",  # of which a table of texts is no data
+            {"intermediate_task": "tagging", "intermediate_data": str(data)},
+        ),
+    }
+    said, options = cases[wrong]
+    with pytest.raises(InputError, match=said):
         tune(model, data, run, seeds=seeds, overwrite=True, **options)
     assert files(run) == before
     assert tune(model, data, run, seeds=seeds, resume=True).figures["num_eval"]
@@ -84,7 +90,7 @@ def test_an_adapted_run_comes_back_whole(
 def test_an_input_error_leaves_nothing_where_nothing_was(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
-    for wrong in ({"label_column": "lable"}, {"select": "acuracy"}):
+    for wrong in ({"label_column": "lable"}, {"select": "acuracy"}, {"device": "cuda:99"}):
         with pytest.raises(InputError):
             tune(model, data, tmp_path / "run", seeds=2, **wrong)
         assert not (tmp_path / "run").exists()
