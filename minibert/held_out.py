@@ -52,7 +52,7 @@ def masked_word_figures(
         lm = load_masked_lm(model, device, precision)
     except InputError:
         return {}
-    text = _held_out_text(data)
+    text = held_out_text(data)
     length = min(_SCORED_LENGTH, lm.longest)
     options = ExampleOptions(max_seq_length=length, nsp="none")
     with tempfile.TemporaryDirectory() as cache:
@@ -67,7 +67,8 @@ def masked_word_figures(
     return found | figures
 
 
-def _held_out_text(data: str | None) -> Path:
+def held_out_text(data: str | None) -> Path:
+    """The text whose masked words are scored: that of the data, else the bundled one."""
     held_out = Path(data or "") / _HELD_OUT
     return held_out if data and held_out.is_file() else bundled_data() / "wiki.txt"
 
@@ -89,7 +90,7 @@ def held_out_figures(model: Path, data: str | None) -> dict[str, Any]:
         found["went_on"] = True  # from another model, whose tokens are not among these
     if "mlm_bits_per_character" in results:
         return found | {"mlm_bits_per_character": results["mlm_bits_per_character"]}
-    text = _held_out_text(data)
+    text = held_out_text(data)
     lines = read_text(text)[:_MEASURED_CHARACTERS].split("\n")
     tokenizer = WordPiece.from_pretrained(model)
     tokens = sum(map(len, tokenizer.ids(lines)))

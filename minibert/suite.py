@@ -20,7 +20,7 @@ from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.files import listed, read_json, write_atomically, write_json
 from minibert.finetuning import read_splits
-from minibert.held_out import held_out_figures, masked_word_figures
+from minibert.held_out import held_out_figures, held_out_text, masked_word_figures
 from minibert.model_folders import pinned
 from minibert.recipes import file_settings
 from minibert.runs import dev_figure, log_line, of_seed, weights_digest
@@ -198,7 +198,7 @@ def _begun(
         suite["tasks"] = _kept_tasks(before, names)
         suite["jobs"] = max(plan.jobs, before.get("jobs", 1))  # which the kept times are of
         suite["masked_words"] = before.get("masked_words", {})
-    if not suite["masked_words"]:
+    if suite["masked_words"].get("text") != held_out_text(plan.data).name:
         measured = masked_word_figures(folder, plan.data, plan.device, plan.precision)
         suite["masked_words"] = measured
     if not before:

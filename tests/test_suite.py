@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import math
 import shutil
 import xml.etree.ElementTree
@@ -18,7 +19,7 @@ from minibert import series, suite
 from minibert.cli import main
 from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
-from minibert.held_out import held_out_figures, masked_word_figures
+from minibert.held_out import held_out_figures, held_out_text, masked_word_figures
 from minibert.series import seconds_left
 from minibert.settings import FinetuneSettings
 from minibert.suite import ENTRIES, Entry, evaluate_suite
@@ -276,6 +277,28 @@ def test_what_a_call_was_stays_with_its_own_tasks(model: str, short: str, tmp_pa
     check("2 steps a fine-tuning")
 
 
+def test_masked_words_are_scored_anew_where_the_data_has_another_text(
+    model: str, short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(folder: Path, data: str | None, *given: Any) -> dict[str, Any]:
+        texts.append(held_out_text(data).name)
+        figures = {"mlm_loss": 2.0, "mlm_accuracy": 0.5, "mlm_bits_per_character": 1.0}
+        return {"text": texts[-1], "max_seq_length": 64, "masked_tokens": 5, **figures}
+
+    texts: list[str] = []
+    monkeypatch.setattr(suite, "masked_word_figures", measured)
+    monkeypatch.setattr(suite, "carry_out_all", lambda jobs, overwrite, taken, *given: taken([]))
+    held_out = tmp_path / "sets/enwiki_text/enwiki-valid.txt.xz"
+    held_out.parent.mkdir(parents=True)
+    held_out.write_bytes(lzma.compress(b"A text."))
+    shutil.copytree(bundled_data() / "mrpc", tmp_path / "sets/mrpc")
+    evaluate_suite(model, **options(tmp_path / "out", short, "rte"))
+    for _ in range(2):
+        given = options(tmp_path / "out", short, "mrpc", data=str(tmp_path / "sets"))
+        assert evaluate_suite(model, **given)["masked_words"]["text"] == "enwiki-valid.txt.xz"
+    assert texts == ["wiki.txt", "enwiki-valid.txt.xz"]
+
+
 def test_a_missing_run_of_one_task_is_not_made_up_by_another() -> None:
     suite = a_suite()
     three = suite["tasks"]["imdb"]["model"]
@@ -527,8 +550,6 @@ def test_bits_per_character_are_those_of_the_formula(model: str, tmp_path: Path)
     (folder / "results.json").write_text(json.dumps(results))
     held_out = tmp_path / "data/enwiki_text/enwiki-valid.txt.xz"
     held_out.parent.mkdir(parents=True)
-    import lzma
-
     held_out.write_bytes(lzma.compress(b"##\n##"))  # a mark is a token: four of four characters
     found = held_out_figures(folder, str(tmp_path / "data"))
     assert found["mlm_bits_per_character"] == pytest.approx(2.0)
