@@ -64,7 +64,10 @@ _METHODS = {
     "silence": "no answer",
 }
 # Settings that a file may not bring: the suite says them.
-_OWN = ("model", "data", "output", "seed", "seeds", "resume", "overwrite", "limit", "dev_only")
+_OWN = (
+    *("model", "data", "output", "seed", "seeds", "resume", "overwrite", "limit", "dev_only"),
+    *("device", "precision", "dry_run"),
+)
 _TOLD_FIRST = ("learning_rate", "epochs", "min_steps", "max_steps", "max_minutes")  # with own words
 
 

@@ -414,10 +414,15 @@ def test_a_folder_of_something_else_is_left_alone(model: str, tmp_path: Path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_settings_file_may_not_say_what_the_suite_says(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"), [("limit", 4), ("dry_run", True), ("device", "cpu"), ("precision", "bf16")]
+)
+def test_a_settings_file_may_not_say_what_the_suite_says(
+    name: str, value: Any, model: str, tmp_path: Path
+) -> None:
     file = tmp_path / "own.json"
-    file.write_text(json.dumps({"task": "rte", "limit": 4}))
-    with pytest.raises(InputError, match="limit is for the suite to say"):
+    file.write_text(json.dumps({"task": "rte", name: value}))
+    with pytest.raises(InputError, match=f"{name} is for the suite to say"):
         evaluate_suite(model, output=str(tmp_path / "out"), settings=(str(file),))
 
 
