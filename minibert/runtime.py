@@ -92,7 +92,7 @@ def start_runtime(
     """
     if world.size > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{world.local_rank}"
-    chosen = _find_device(device)
+    chosen = find_device(device)
     if precision == "auto":
         precision = "bf16" if _has_bf16(chosen) else "fp32"
     # A GPU's FlashAttention repeats to the bit only where anything else would be an error.
@@ -108,7 +108,12 @@ def start_runtime(
     return Runtime(chosen, precision, world)
 
 
-def _find_device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of a name; of "auto" the first GPU, else the CPU.
+
+    Raises:
+        InputError: it is not there; the ones that are get named.
+    """
     present = ["cpu"]
     present += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     present += ["mps"] if torch.backends.mps.is_available() else []

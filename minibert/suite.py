@@ -24,6 +24,7 @@ from minibert.held_out import held_out_figures, held_out_text, masked_word_figur
 from minibert.model_folders import pinned
 from minibert.recipes import file_settings
 from minibert.runs import dev_figure, log_line, of_seed, weights_digest
+from minibert.runtime import find_device
 from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import NO_TASK, FinetuneSettings, flag
 from minibert.starts import start_folder, with_recipe, within_positions
@@ -131,8 +132,8 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
         The content of suite.json.
 
     Raises:
-        InputError: several processes, no model or no data; or runs in the folder that had other
-            settings.
+        InputError: several processes, no model, no data or no such device; or runs in the folder
+            that had other settings.
         Interrupted: by a signal; the same call goes on.
     """
     check_alone()
@@ -140,13 +141,17 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
     for name in options:
         if name not in known:
             raise InputError(f"evaluate_suite: unknown key {name!r}{did_you_mean(name, known)}")
-    lists = {n: tuple(listed(options[n])) for n in ("tasks", "settings") if options.get(n)}
-    plan = Plan(model=str(model), **(options | lists))
+    given: dict[str, Any] = {
+        name: str(value) if isinstance(value, Path) else value for name, value in options.items()
+    }
+    given |= {n: tuple(listed(options[n])) for n in ("tasks", "settings") if options.get(n)}
+    plan = Plan(model=str(model), **given)
+    find_device(plan.device)  # before a baseline, which takes minutes
     folder = start_folder(FinetuneSettings(task="suite", model=plan.model))
     plan = dataclasses.replace(plan, model=pinned(plan.model, folder))
     digest = weights_digest(folder)
     sources = {name: _source(plan, name) for name in dict.fromkeys(plan.tasks or ENTRIES)}
-    given = _settings_files(plan.settings, list(sources))
+    files = _settings_files(plan.settings, list(sources))
     if not any(isinstance(source, Source) for source in sources.values()):
         raise InputError(f"--data {plan.data} holds none of {', '.join(sources)}")
     with claimed(plan.output, "suite.json") as output:
@@ -157,7 +162,7 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
                 log_line("skipped", f"{name}: {source}")
                 suite["skipped"][name] = source
             else:
-                jobs += _prepare(plan, name, source, suite, given)
+                jobs += _prepare(plan, name, source, suite, files)
 
         def taken(ended: Sequence[tuple[Job, dict[str, Any]]]) -> None:
             for job, figures in ended:

@@ -174,6 +174,13 @@ def test_one_name_is_a_list_of_one(model: str) -> None:
         evaluate_suite(model, tasks="rte", settings=Path("none.json"))
 
 
+def test_folders_may_be_paths(model: str, short: str, tmp_path: Path) -> None:
+    shutil.copytree(bundled_data() / "rte", tmp_path / "sets/rte")
+    given = options(tmp_path / "out", short, "rte", data=str(tmp_path / "sets"))
+    made = evaluate_suite(Path(model), **given | {k: Path(given[k]) for k in ("data", "output")})
+    assert made == evaluate_suite(model, **given)
+
+
 def test_a_suite_that_is_stopped_again_loses_no_finished_run_and_no_time(
     model: str, short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,6 +394,7 @@ def test_where_a_set_is_found(tmp_path: Path) -> None:
         ({"limit": 3}, "--limit is 3, must be at least 4"),
         ({"precision": "fp8"}, "--precision 'fp8' is unknown"),
         ({"data": "nowhere"}, "--data nowhere is not a folder"),
+        ({"device": "cuda:99"}, "--device cuda:99 is not there"),
         ({"limits": 3}, "unknown key 'limits'; did you mean 'limit'"),
     ],
 )
