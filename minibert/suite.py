@@ -365,8 +365,10 @@ def _side_settings(
     values |= {"device": plan.device, "precision": plan.precision}
     if plan.data is not None:
         values["data"] = str(source.path)
+    if plan.quick:  # of which another task's labels would take the longest
+        values.pop("intermediate_data", None)
     given = FinetuneSettings.from_dict(values, "suite")
-    if plan.limit and with_recipe(given)[0].intermediate:  # it would be the longest of a quick look
+    if plan.quick and with_recipe(given)[0].intermediate:
         given = dataclasses.replace(given, intermediate_task=NO_TASK)
     settings, recipe = with_recipe(given)
     settings = within_positions(settings, positions)

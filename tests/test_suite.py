@@ -314,6 +314,22 @@ def test_a_missing_run_of_one_task_is_not_made_up_by_another() -> None:
     assert "UNFINISHED: 5 of 8 runs are there" in as_markdown(suite)
 
 
+@pytest.mark.parametrize("look", [{"limit": 8}, {"max_steps": 2}, {"max_minutes": 1.0}, {}])
+def test_a_quick_look_learns_no_other_task_first(
+    look: dict[str, Any], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[series.Job] = []
+    monkeypatch.setattr(suite, "carry_out_all", lambda given, *more: jobs.extend(given))
+    before = {"intermediate_task": "stsb", "intermediate_data": str(bundled_data() / "stsb")}
+    (tmp_path / "own.json").write_text(json.dumps({"task": "mrpc", **before}))
+    given = {"output": str(tmp_path / "out"), "tasks": "mrpc", "seeds": 1, "device": "cpu"}
+    evaluate_suite(model, settings=str(tmp_path / "own.json"), **given, **look)
+    wanted = dict.fromkeys(before) if look else before
+    for job in jobs:
+        assert job.settings.intermediate == wanted["intermediate_task"]
+        assert job.settings.intermediate_data == wanted["intermediate_data"]
+
+
 def test_sequences_are_no_longer_than_the_model_allows(model: str, tmp_path: Path) -> None:
     small = cut_to_positions(model, tmp_path / "small", 48)
     where = {"output": str(tmp_path / "out"), "tasks": ("rte",), "seeds": 1}
