@@ -432,6 +432,11 @@ def dev_figure(results: Mapping[str, Any]) -> tuple[str, float]:
     return name.removeprefix("dev_"), float(value)
 
 
+def learning_seconds(results: Mapping[str, Any]) -> float:
+    """Seconds of training of a fine-tuning: its own, and those of the task before it."""
+    return float(results["seconds"]) + float(results.get("intermediate", {}).get("seconds", 0.0))
+
+
 def of_seed(settings: FinetuneSettings, folder: Path, seed: int) -> FinetuneSettings:
     """The settings of one of many seeds, in a folder below that of all."""
     output = str(folder / f"seed-{seed}")

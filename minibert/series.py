@@ -29,7 +29,7 @@ from minibert.intermediate import INTERMEDIATE
 from minibert.machine import launched, num_cores, threads_were_asked_for
 from minibert.progress import clock
 from minibert.run_folder import RunFolder
-from minibert.runs import log_line
+from minibert.runs import learning_seconds, log_line
 from minibert.settings import FinetuneSettings
 from minibert.train import NonFiniteError
 
@@ -101,7 +101,7 @@ def carry_out_all(jobs: Sequence[Job], overwrite: bool, taken: Taken, at_once: i
         if job.name in finished:
             _drop_checkpoints(job)  # of a run that outlived the command that began it
             if "seconds" in finished[job.name]:
-                known.setdefault(job.kind, []).append(float(finished[job.name]["seconds"]))
+                known.setdefault(job.kind, []).append(learning_seconds(finished[job.name]))
     taken([(job, finished[job.name]) for job in jobs if job.name in finished])
     waiting = [job for job in jobs if job.name not in finished]
     numbers = {job.name: number for number, job in enumerate(jobs, 1)}
@@ -119,7 +119,7 @@ def carry_out_all(jobs: Sequence[Job], overwrite: bool, taken: Taken, at_once: i
             if "diverged" in figures:
                 log_line("diverged", f"{job.name}: {figures['diverged']}")
             else:
-                known.setdefault(job.kind, []).append(seconds or float(figures["seconds"]))
+                known.setdefault(job.kind, []).append(seconds or learning_seconds(figures))
                 figures |= {"wall_seconds": seconds} if seconds else {}
             taken([(job, figures)])
 

@@ -24,7 +24,14 @@ from minibert.finetuning import read_splits
 from minibert.model_folders import pinned
 from minibert.progress import clock
 from minibert.recipes import file_settings, is_given, shown
-from minibert.runs import dev_figure, log_line, model_config, of_seed, weights_digest
+from minibert.runs import (
+    dev_figure,
+    learning_seconds,
+    log_line,
+    model_config,
+    of_seed,
+    weights_digest,
+)
 from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import FinetuneSettings, flag
 from minibert.starts import choose_model, with_recipe
@@ -136,7 +143,7 @@ def _add(trial: dict[str, Any], seed: int, figures: Mapping[str, Any], seeds: in
     trial["dev"][str(seed)] = dev_figure(figures)[1]
     if len(trial["dev"]) == seeds:
         trial["mean"] = statistics.fmean(trial["dev"].values())
-    trial["seconds"] = trial.get("seconds", 0.0) + figures["seconds"]
+    trial["seconds"] = trial.get("seconds", 0.0) + learning_seconds(figures)
     trial["best_step"], trial["steps"] = figures["best_step"], figures["steps"]
 
 

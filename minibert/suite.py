@@ -23,7 +23,7 @@ from minibert.finetuning import read_splits
 from minibert.held_out import held_out_figures, held_out_text, masked_word_figures
 from minibert.model_folders import pinned
 from minibert.recipes import file_settings
-from minibert.runs import dev_figure, log_line, of_seed, weights_digest
+from minibert.runs import dev_figure, learning_seconds, log_line, of_seed, weights_digest
 from minibert.runtime import find_device
 from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import NO_TASK, FinetuneSettings, flag
@@ -439,8 +439,7 @@ def _add(side: dict[str, Any], entry: Entry, seed: int, figures: dict[str, Any])
     side["figures"][str(seed)] = figures[entry.figure] * entry.scale
     side["dev_figure"], value = dev_figure(figures)
     side["dev"][str(seed)] = value * entry.scale
-    between = figures.get("intermediate", {}).get("seconds", 0.0)
-    side["seconds"][str(seed)] = figures["seconds"] + between
+    side["seconds"][str(seed)] = learning_seconds(figures)
     if "wall_seconds" in figures:
         side["wall_seconds"][str(seed)] = figures["wall_seconds"]
     values = list(side["figures"].values())

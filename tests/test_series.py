@@ -82,6 +82,20 @@ def test_finished_runs_are_not_repeated_side_by_side(model: str, tmp_path: Path)
     assert (tmp_path / "seed-0.log").read_text() == before
 
 
+def test_the_time_left_counts_what_was_learnt_before(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [job(model, tmp_path / f"seed-{seed}", seed) for seed in range(2)]
+    carry_out_all(jobs[:1], False, lambda ended: None)
+    path = tmp_path / "seed-0/results.json"
+    before = {"intermediate": {"task": "stsb", "seconds": 7200.0}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | before))
+    told: list[str] = []
+    monkeypatch.setattr(series, "log_line", lambda label, text: told.append(text))
+    carry_out_all(jobs, False, lambda ended: None)
+    assert told[1].endswith("seed 1; about 2 h 00 min left for all")
+
+
 def test_what_fails_is_said_with_its_log(model: str, tmp_path: Path) -> None:
     wrong = job(model, tmp_path / "out/seed-0", data=str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"seed 0: .*nowhere.*its log is .*seed-0\.log"):

@@ -16,7 +16,7 @@ from minibert import series
 from minibert.cli import main
 from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
-from minibert.setting_search import DEFAULT_GRID, SEARCHED, drawn, ordered, search_settings
+from minibert.setting_search import DEFAULT_GRID, SEARCHED, _add, drawn, ordered, search_settings
 from minibert.settings import Default, FinetuneSettings
 from minibert.tasks.classification import ClassificationTask
 
@@ -224,6 +224,14 @@ def test_a_table_tells_the_rate_and_the_epochs_that_a_task_brought(
     assert (found["held"]["learning_rate"], found["held"]["epochs"]) == (2e-4, 3.0)
     best = json.loads((tmp_path / "out/best.json").read_text())
     assert (best["learning_rate"], best["epochs"]) == (2e-4, 3.0)
+
+
+def test_the_training_of_a_trial_is_that_of_both_tasks() -> None:
+    trial: dict[str, Any] = {"dev": {}}
+    figures = {"dev_accuracy": 0.7, "seconds": 60.0, "best_step": 1, "steps": 2}
+    _add(trial, 0, figures | {"intermediate": {"task": "stsb", "seconds": 600.0}}, 2)
+    _add(trial, 1, figures, 2)
+    assert trial["seconds"] == 60 + 600 + 60
 
 
 def test_a_part_of_a_grid_is_drawn_and_grows_by_others() -> None:
