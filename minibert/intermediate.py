@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -202,6 +203,9 @@ def _task_settings(settings: FinetuneSettings) -> FinetuneSettings:
     data = settings.intermediate_data
     if data is None and settings.data is not None:
         places = find_task(own.task)(own).places
-        beside = find_set(Path(settings.data).resolve().parent, own.task, places)
+        named, real = Path(os.path.abspath(settings.data)), Path(settings.data).resolve()
+        # Of a linked set beside the link, else beside what it leads to.
+        found = (find_set(place.parent, own.task, places) for place in (named, real))
+        beside = next(filter(None, found), None)
         data = str(beside) if beside else None
     return dataclasses.replace(own, data=data)

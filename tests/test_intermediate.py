@@ -261,6 +261,19 @@ def test_a_recipe_may_name_one(
 
 
 @pytest.mark.usefixtures("own_recipe")
+@pytest.mark.parametrize("place", ["sets", "elsewhere"])
+def test_data_lies_beside_a_link_or_beside_what_it_leads_to(
+    model: Path, tmp_path: Path, place: str
+) -> None:
+    shutil.copytree(bundled_data() / "mrpc", tmp_path / "elsewhere/mrpc")
+    shutil.copytree(bundled_data() / "stsb", tmp_path / place / "stsb")
+    (tmp_path / "sets").mkdir(exist_ok=True)
+    (link := tmp_path / "sets/mrpc").symlink_to(tmp_path / "elsewhere/mrpc")
+    given = FinetuneSettings(task="mrpc", data=str(link), model=str(model))
+    assert with_recipe(given)[0].intermediate_task == "stsb"
+
+
+@pytest.mark.usefixtures("own_recipe")
 def test_a_recipe_whose_data_is_not_there_does_without(model: Path, tmp_path: Path) -> None:
     shutil.copytree(bundled_data() / "mrpc", tmp_path / "mrpc")
     for data in (None, str(tmp_path / "mrpc")):
