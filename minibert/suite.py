@@ -155,12 +155,14 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
     if not any(isinstance(source, Source) for source in sources.values()):
         raise InputError(f"--data {plan.data} holds none of {', '.join(sources)}")
     with claimed(plan.output, "suite.json") as output:
-        suite, before = _begun(plan, output.path / "suite.json", folder, digest, list(sources))
+        names = [name for name, source in sources.items() if isinstance(source, Source)]
+        suite, before = _begun(plan, output.path / "suite.json", folder, digest, names)
         jobs: list[Job] = []
         for name, source in sources.items():
             if isinstance(source, str):
                 log_line("skipped", f"{name}: {source}")
-                suite["skipped"][name] = source
+                if name not in suite["tasks"]:
+                    suite["skipped"][name] = source
             else:
                 jobs += _prepare(plan, name, source, suite, files)
 
@@ -184,7 +186,8 @@ def _begun(
     """The content of suite.json before its tasks run, and what an earlier call left there.
 
     Args:
-        path: of suite.json. folder, digest: the model and its weights. names: of the tasks.
+        path: of suite.json. folder, digest: the model and its weights. names: of the tasks that
+            this call does.
     """
     config = BertConfig.from_pretrained(folder)
     before = read_json(path, "") if path.is_file() else {}

@@ -381,6 +381,20 @@ def test_sets_that_are_missing_are_left_out_with_a_line(
     assert not (tmp_path / "none").exists()
 
 
+def test_a_task_whose_set_is_no_longer_there_stays_in_the_table(
+    model: str, short: str, tmp_path: Path
+) -> None:
+    for name in ("rte", "mrpc"):
+        shutil.copytree(bundled_data() / name, tmp_path / name / name)
+    first = evaluate_suite(
+        model, **options(tmp_path / "out", short, "rte", data=str(tmp_path / "rte"))
+    )
+    both = options(tmp_path / "out", short, "rte", "mrpc", data=str(tmp_path / "mrpc"))
+    made = evaluate_suite(model, **both)
+    assert made["tasks"]["rte"] == json.loads(json.dumps(first["tasks"]["rte"]))
+    assert list(made["tasks"]) == ["rte", "mrpc"] and not made["skipped"]
+
+
 def test_where_a_set_is_found(tmp_path: Path) -> None:
     places = find_task("imdb")(FinetuneSettings(task="imdb")).places
 
