@@ -18,6 +18,7 @@ from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.intermediate import (
     INTERMEDIATE,
+    LeftOut,
     intermediate_settings,
     left_out_of,
     run_intermediate,
@@ -77,8 +78,7 @@ class EarlierStages:
         if settings.adapt is not None:
             asked["adapted"] = functools.partial(self._adapt, splits)
         if settings.intermediate:
-            whole = self.task.read(self.source) if settings.dev_only else splits
-            left_out = left_out_of(settings, self.task, whole)
+            left_out = left_out_of(self.task, self.source, splits)
             asked["intermediate"] = functools.partial(self._supplement, left_out)
         if folder is None:  # each from the chosen model, since none is trained
             for name, rehearse in asked.items():
@@ -129,7 +129,7 @@ class EarlierStages:
             return None
         return adapt(self.task, splits, self.source, start, self.folder.path)
 
-    def _supplement(self, left_out: tuple[set[str], int], start: Path) -> EarlierStage | None:
+    def _supplement(self, left_out: LeftOut, start: Path) -> EarlierStage | None:
         """The model with another task's labels learnt, without the texts of this one; as above."""
         settings = self.task.settings
         if settings.adapt is not None:  # random weights have learnt by then
@@ -144,10 +144,9 @@ class EarlierStages:
             sizes = range(1, settings.micro_batch_size + 1)
             micro = max(size for size in sizes if wanted.batch_size % size == 0)
             wanted = dataclasses.replace(wanted, micro_batch_size=micro)
-        texts, count = left_out
-        run_one = functools.partial(self.finetune_once, recipe=recipe, left_out=texts)
+        run_one = functools.partial(self.finetune_once, recipe=recipe, left_out=left_out.texts)
         if self.folder is None:
             run_intermediate(wanted, run_one)
             return None
         stage = supplement(wanted, run_one)
-        return dataclasses.replace(stage, notes=stage.notes | {"left_out": count})
+        return dataclasses.replace(stage, notes=stage.notes | {"left_out": left_out.examples})

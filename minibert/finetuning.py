@@ -24,7 +24,12 @@ from minibert.earlier_stages import EarlierStages
 from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.files import write_atomically, write_json, write_jsonl
 from minibert.fitting import Trial, micro_batch_size
-from minibert.intermediate import INTERMEDIATE, check_intermediate
+from minibert.intermediate import (
+    INTERMEDIATE,
+    check_intermediate,
+    check_same_before,
+    data_before,
+)
 from minibert.machine import launched
 from minibert.model import init_weights
 from minibert.optim import Budget, build_optimizer
@@ -188,6 +193,12 @@ class _BeforeSeeds:
         parts = parts_of(self.task, self.splits, settings.dev_fraction, settings.limit)
         _learn(self.task, parts.train, start)
 
+    def check_finished(self, runs: Sequence[Path]) -> None:
+        """Looks at what each of the runs learnt before its task."""
+        data = data_before(self.task.settings, self.source)
+        for run in runs:
+            check_same_before(run, data)
+
     def adapt(self, start: Path, run: Path) -> EarlierStage | None:
         """The model with the task's text learnt, None where that is not asked for."""
         if self.task.settings.adapt is None:
@@ -260,6 +271,7 @@ class _Run:
         if folder is not None and self.begun is not None:
             folder.check_same_data(splits.fingerprint)
             if folder.results is not None:
+                check_same_before(folder.path, data_before(settings, self.source))
                 return finished_run(folder)
             if "budget" not in self.begun["resolved"]:  # stopped in an earlier stage
                 self.stopped, self.begun = self.begun, None

@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minibert.adaptation import scored_texts
 from minibert.cleaning import folded
@@ -28,7 +28,7 @@ from minibert.run_folder import RunFolder
 from minibert.runs import EarlierStage, RunResult, dev_figure, log_line, weights_digest
 from minibert.settings import NO_TASK, FinetuneSettings
 from minibert.tasks import TASKS, find_task
-from minibert.tasks.base import Splits, Task, find_set
+from minibert.tasks.base import Source, Splits, Task, find_set
 from minibert.tasks.splits import parts_of, without_texts
 from minibert.train import NonFiniteError
 
@@ -83,20 +83,29 @@ def _no_data(name: str) -> str:
     return f"no data; `minibert download {name}` fetches it, --intermediate-data names it"
 
 
-def left_out_of(
-    settings: FinetuneSettings, task: Task[Any, Any], splits: Splits[Any]
-) -> tuple[set[str], int]:
-    """What may not be learnt before a task: the folded texts of its dev and test.
+class LeftOut(NamedTuple):
+    """What may not be learnt before a task, the folded texts of its dev and test, and what may.
+
+    examples: so many of the intermediate task have such a text. data: the fingerprint of the
+    others, as the run.json of the intermediate run has it.
+    """
+
+    texts: set[str]
+    examples: int
+    data: str
+
+
+def left_out_of(task: Task[Any, Any], source: Source, splits: Splits[Any]) -> LeftOut:
+    """Reads the intermediate task's data.
 
     Args:
-        splits: with the test split, though dev alone be scored.
-
-    Returns:
-        The texts, and how many examples of the intermediate task have one.
+        source, splits: of the task itself; its test split counts though dev alone be scored.
 
     Raises:
         InputError: the intermediate task's data cannot be used, or nothing is left of it.
     """
+    settings = task.settings
+    splits = task.read(source) if settings.dev_only else splits
     held = scored_texts(task, dataclasses.replace(splits, test=None))[1]
     held |= {folded(text) for example in splits.test or () for text in task.texts(example)} - {""}
     if not held:
@@ -111,7 +120,41 @@ def left_out_of(
         parts_of(first, kept, first.settings.dev_fraction, None)
     except InputError as error:
         raise InputError(f"--intermediate-task {first.name}: {error}") from None
-    return held, _count(whole) - _count(kept)
+    return LeftOut(held, _count(whole) - _count(kept), kept.fingerprint)
+
+
+def data_before(settings: FinetuneSettings, source: Source) -> str:
+    """The fingerprint of what is learnt before a task, empty where nothing is.
+
+    Args:
+        source: of the task itself.
+
+    Raises:
+        InputError: as `left_out_of`.
+    """
+    if not settings.intermediate:
+        return ""
+    task = find_task(settings.task)(settings)
+    return left_out_of(task, source, task.read(source)).data
+
+
+def check_same_before(run: Path, data: str) -> None:
+    """Compares what a run learnt before its task with what there is now.
+
+    Args:
+        run: its folder. data: as `data_before` has it.
+
+    Raises:
+        InputError: they differ.
+    """
+    between = RunFolder(run / INTERMEDIATE)
+    if not data or not (between.path / "run.json").is_file():  # not yet begun
+        return
+    try:
+        between.check_same_data(data)
+    except InputError as error:
+        text = str(error).removeprefix("--resume: ")
+        raise InputError(f"--resume: of --intermediate-task {text}") from None
 
 
 def _count(splits: Splits[Any]) -> int:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +50,9 @@ class BeforeSeeds(Protocol):
     def check(self, start: Path) -> None:
         """Refuses data that cannot be used with the model that all seeds start from."""
 
+    def check_finished(self, runs: Sequence[Path]) -> None:
+        """Refuses runs that had other data than there is, but for their own fingerprint."""
+
     def adapt(self, start: Path, run: Path) -> EarlierStage | None:
         """That model with the task's text learnt, in the run's folder; None: as it is."""
 
@@ -83,6 +86,7 @@ def repeat(
             if "data_fingerprint" in folder.read_run():  # which older versions wrote at the end
                 folder.check_same_data(first.fingerprint)
             if folder.results is not None:
+                first.check_finished(folder.seed_runs())
                 return finished_run(folder)
         start = _start(settings, choose, folder.read_run()["resolved"] if goes_on else {})
         model = Path(start["start"])

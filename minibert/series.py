@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from minibert.errors import InputError, Interrupted
 from minibert.files import write_json
 from minibert.finetuning import finetune
-from minibert.intermediate import INTERMEDIATE
+from minibert.intermediate import INTERMEDIATE, check_same_before
 from minibert.machine import launched, num_cores, threads_were_asked_for
 from minibert.progress import clock
 from minibert.run_folder import RunFolder
@@ -38,7 +38,8 @@ class Job(NamedTuple):
     """One fine-tuning.
 
     name: for people. kind: jobs of one kind take about as long. settings: whole, with its output.
-    data: the fingerprint of its data. start: the digest of the weights that it starts from.
+    data: the fingerprint of its data. start: the digest of the weights that it starts from. before:
+    the fingerprint of what is learnt before its task, empty where nothing is.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Job(NamedTuple):
     settings: FinetuneSettings
     data: str
     start: str
+    before: str = ""
 
 
 # What becomes of finished jobs' figures; of one carried out whole by this call they hold
@@ -162,6 +164,7 @@ def change(job: Job) -> str:
     try:
         folder.check_same_settings("finetune", job.settings.to_dict())
         folder.check_same_data(job.data)
+        check_same_before(path, job.before)
     except InputError as error:
         return str(error).removeprefix("--resume: ").removesuffix("; --overwrite starts anew")
     before = folder.read_run()["resolved"].get("start_weights")

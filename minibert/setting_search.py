@@ -21,6 +21,7 @@ from minibert.config import BertConfig
 from minibert.errors import InputError, did_you_mean
 from minibert.files import read_json, write_atomically, write_json
 from minibert.finetuning import read_splits
+from minibert.intermediate import data_before
 from minibert.model_folders import pinned
 from minibert.progress import clock
 from minibert.recipes import file_settings, is_given, shown
@@ -88,7 +89,9 @@ def search_settings(
         before = _earlier(output.path, settings, set(grid[0]))
         chosen = [*chosen, *(v for v in before if v not in chosen)]
         settings_of = _trials(base, chosen, BertConfig.from_pretrained(folder))
-        runs = _jobs(settings_of, output.path, fingerprint, start)
+        first = settings_of[trial_name(chosen[0])]  # whose task before, by a recipe, is that of all
+        one = Job("", "", first, fingerprint, start, data_before(first, source))
+        runs = _jobs(settings_of, output.path, one)
         select = base.select or task.metric
         search: dict[str, Any] = {
             "task": base.task,
@@ -100,7 +103,7 @@ def search_settings(
             "seeds": base.seeds,
             "figure": f"dev {select}",
             "grid_size": len(grid) + sum(v not in grid for v in before),
-            "held": _held(settings_of[trial_name(chosen[0])], chosen[0]),
+            "held": _held(first, chosen[0]),
             "trials": [{"name": trial_name(v), "settings": v, "dev": {}} for v in chosen],
         }
 
@@ -120,12 +123,12 @@ def search_settings(
     return search
 
 
-def _jobs(
-    settings_of: Mapping[str, FinetuneSettings], output: Path, fingerprint: str, start: str
-) -> list[Job]:
-    """A run for each trial and seed; `fingerprint` of the data, `start` of the weights."""
+def _jobs(settings_of: Mapping[str, FinetuneSettings], output: Path, like: Job) -> list[Job]:
+    """A run for each trial and seed, like a job in its data and its start."""
     return [
-        Job(f"{name}, seed {seed}", name, of_seed(own, output / name, seed), fingerprint, start)
+        like._replace(
+            name=f"{name}, seed {seed}", kind=name, settings=of_seed(own, output / name, seed)
+        )
         for name, own in settings_of.items()
         for seed in range(own.seed, own.seed + own.seeds)
     ]

@@ -21,6 +21,7 @@ from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.files import listed, read_json, write_atomically, write_json
 from minibert.finetuning import read_splits
 from minibert.held_out import held_out_figures, held_out_text, masked_word_figures
+from minibert.intermediate import data_before
 from minibert.model_folders import pinned
 from minibert.recipes import file_settings
 from minibert.runs import dev_figure, learning_seconds, log_line, of_seed, weights_digest
@@ -313,6 +314,7 @@ def _prepare(
     task = find_task(name)(base)
     splits = read_splits(task, source)
     parts = parts_of(task, splits, base.dev_fraction, base.limit)
+    before = {side: data_before(settings, source) for side, (settings, _) in sides.items()}
     suite["tasks"][name] = {
         "figure": entry.title,
         "scored": parts.scored,
@@ -338,6 +340,7 @@ def _prepare(
             of_seed(settings, Path(plan.output) / name / side, seed),
             splits.fingerprint,
             "",
+            before[side],
         )
         for seed in range(plan.seeds)
         for side, (settings, _) in sides.items()

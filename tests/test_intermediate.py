@@ -372,6 +372,18 @@ def test_one_that_diverges_is_told_as_the_run_s_own_end(
     assert "--intermediate-task sst2: " in RunFolder(tmp_path / "run").diverged
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_finished_run_whose_task_before_had_other_data_is_not_called_finished(
+    model: Path, tmp_path: Path, sets: dict[str, Any], seeds: int
+) -> None:
+    run = tune(model, tmp_path / "run", **sets, seeds=seeds)
+    assert tune(model, tmp_path / "run", **sets, seeds=seeds, resume=True).figures == run.figures
+    file = Path(sets["intermediate_data"]) / "train.tsv"
+    file.write_text(file.read_text() + "storm garden 10\t0\n")
+    with pytest.raises(InputError, match="--resume: of --intermediate-task the data fingerprint"):
+        tune(model, tmp_path / "run", **sets, seeds=seeds, resume=True)
+
+
 def test_data_that_cannot_be_read_costs_no_finished_run(
     model: Path, tmp_path: Path, sets: dict[str, Any]
 ) -> None:

@@ -16,8 +16,10 @@ from minibert import series
 from minibert.cli import main
 from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
+from minibert.intermediate import data_before
 from minibert.setting_search import DEFAULT_GRID, SEARCHED, _add, drawn, ordered, search_settings
 from minibert.settings import Default, FinetuneSettings
+from minibert.tasks import find_task
 from minibert.tasks.classification import ClassificationTask
 
 QUICK: dict[str, Any] = {"max_steps": 2, "max_seq_length": 64, "device": "cpu", "precision": "fp32"}
@@ -232,6 +234,20 @@ def test_the_training_of_a_trial_is_that_of_both_tasks() -> None:
     _add(trial, 0, figures | {"intermediate": {"task": "stsb", "seconds": 600.0}}, 2)
     _add(trial, 1, figures, 2)
     assert trial["seconds"] == 60 + 600 + 60
+
+
+def test_every_run_is_known_by_what_it_learns_before_its_task(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[series.Job] = []
+    monkeypatch.setattr(
+        "minibert.setting_search.carry_out_all", lambda given, *more: jobs.extend(given)
+    )
+    given = settings(model, tmp_path / "out", task="mrpc", intermediate_task="stsb", max_steps=None)
+    search_settings(given, RATES)
+    source = find_task("mrpc")(given).find_data()
+    assert [job.before for job in jobs] == [data_before(given, source)] * 2
+    assert jobs[0].before not in ("", jobs[0].data)
 
 
 def test_a_part_of_a_grid_is_drawn_and_grows_by_others() -> None:

@@ -330,6 +330,24 @@ def test_a_quick_look_learns_no_other_task_first(
         assert job.settings.intermediate_data == wanted["intermediate_data"]
 
 
+def test_other_data_of_the_task_before_is_noticed(
+    model: str, tmp_path: Path, runs: list[str]
+) -> None:
+    for name in ("mrpc", "stsb"):
+        shutil.copytree(bundled_data() / name, tmp_path / "sets" / name)
+    own = {"task": "mrpc", "max_seq_length": 64, "epochs": 1.0, "intermediate_task": "stsb"}
+    (tmp_path / "own.json").write_text(json.dumps(own | {"random_weights": False}))
+    given = {"tasks": "mrpc", "settings": str(tmp_path / "own.json"), "seeds": 1, "device": "cpu"}
+    given |= {"data": str(tmp_path / "sets"), "output": str(tmp_path / "out")}
+    evaluate_suite(model, **given)
+    train = tmp_path / "sets/stsb/train.tsv"
+    train.write_text("".join(train.read_text().splitlines(keepends=True)[:-4]))
+    with pytest.raises(InputError, match="mrpc, the model, seed 0 was run otherwise: of --interme"):
+        evaluate_suite(model, **given)
+    evaluate_suite(model, **given, overwrite=True)
+    assert runs == ["mrpc/model/seed-0", "mrpc/random/seed-0", "mrpc/model/seed-0"]
+
+
 def test_sequences_are_no_longer_than_the_model_allows(model: str, tmp_path: Path) -> None:
     small = cut_to_positions(model, tmp_path / "small", 48)
     where = {"output": str(tmp_path / "out"), "tasks": ("rte",), "seeds": 1}
