@@ -298,11 +298,12 @@ def _evaluate_suite(values: dict[str, Any]) -> None:
     from minibert.suite import evaluate_suite
     from minibert.suite_report import as_markdown
 
-    listed = {name: tuple(values.pop(name)) for name in ("tasks", "settings")}
+    model, output, given = values.pop("model"), values["output"], values.pop("tasks")
     # Names may be parted by commas, too.
-    listed["tasks"] = tuple(n for part in listed["tasks"] for n in part.split(",") if n)
-    output = values["output"]
-    print(as_markdown(evaluate_suite(values.pop("model"), **values, **listed)), end="")
+    tasks = tuple(name for part in given for name in part.split(",") if name)
+    if given and not tasks:  # an empty variable of a script does not mean all
+        raise InputError("--tasks names nothing; leave it out for all of them")
+    print(as_markdown(evaluate_suite(model, tasks=tasks, **values)), end="")
     print(f"written to {output}: suite.md, suite.html, suite.json")
 
 

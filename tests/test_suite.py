@@ -454,6 +454,15 @@ def test_what_cannot_be_done_is_said(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("named", ["", ","])
+def test_no_name_does_not_mean_every_task(
+    named: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--tasks", named, "--device", "cuda:99", "--output", str(tmp_path / "out")]
+    assert main(["evaluate-suite", model, *flags]) == 2
+    assert "--tasks names nothing" in capsys.readouterr().err
+
+
 def test_several_processes_are_refused_before_a_baseline(
     model: str, short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
