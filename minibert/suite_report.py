@@ -196,7 +196,7 @@ th { border-bottom: 2px solid #222; }
 .wide { overflow-x: auto; }
 svg text { font: 13px system-ui, sans-serif; fill: #222; }
 """
-_LOUD = ("SAMPLE", "QUICK LOOK", "UNFINISHED")
+_LOUD = ("SAMPLE", "QUICK LOOK", "UNFINISHED", "DIVERGED")
 _COLOURS = ("#1f5fa8", "#9bbfe3", "#8a8a8a", "#b9b9b9", "#d9d9d9")
 _WIDTH, _LEFT, _BAR = 760, 220, 18  # of the chart, of its names, of a bar, in pixels
 

@@ -367,6 +367,7 @@ def test_a_run_that_diverges_is_named_and_the_others_go_on(
     page = (tmp_path / "out/suite.md").read_text()
     assert "DIVERGED, and not in the mean: rte, model, seed 0: step 2: " in page
     assert "UNFINISHED" not in page
+    assert '<p class="warning">DIVERGED' in (tmp_path / "out/suite.html").read_text()
 
 
 def test_other_weights_in_the_same_folder_are_noticed(
