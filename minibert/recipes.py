@@ -283,6 +283,9 @@ def filled(
     }
     if "epochs" not in values:
         values.pop("min_steps", None)
+    if "max_seq_length" in values:  # a model of the size may have fewer positions
+        longest = config.max_position_embeddings
+        values["max_seq_length"] = min(values["max_seq_length"], longest)
     if "intermediate_task" in values and (settings.max_steps or settings.max_minutes):
         # Of the whole, which may be a quick look. A file of these settings is to do without, too.
         settings = dataclasses.replace(settings, intermediate_task=NO_TASK)

@@ -49,6 +49,12 @@ def test_an_entry_is_for_pretrained_or_for_random_weights(monkeypatch: pytest.Mo
     assert fill(random_weights=True).learning_rate is None
 
 
+def test_a_recipe_asks_for_no_more_positions_than_there_are() -> None:
+    few = dataclasses.replace(MINI, max_position_embeddings=128)
+    assert (fill(few).max_seq_length, fill(few).truncation) == (128, "windows")
+    assert fill(few, max_seq_length=200).max_seq_length == 200  # which is told where it is opened
+
+
 def test_pretrained_and_random_weights_read_the_same_of_a_review() -> None:
     """Else a table of both would compare what they read."""
     for size in ("mini", "small"):
