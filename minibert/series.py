@@ -285,7 +285,7 @@ def _started(job: Job, changed: set[str], folder: Path, at_once: int) -> _Proces
 def _check_ended(one: _Process) -> None:
     """Passes on what ended a process, by its status and the last line of its log."""
     status = one.process.returncode
-    if status == 0 or (status == 1 and RunFolder(one.job.settings.output).diverged):
+    if status == 0:
         return
     if status < 0:  # it had no last words
         said = f"killed by {signal.Signals(-status).name}"
@@ -295,9 +295,14 @@ def _check_ended(one: _Process) -> None:
         text = one.log.read_bytes()[one.log_start :].decode(errors="replace")
         lines = text.strip().splitlines()
         said = lines[-1].removeprefix("minibert: ") if lines else f"status {status}"
+        # Of a run that is done anew the folder may still tell how the one before ended.
+        why = " ".join(RunFolder(one.job.settings.output).diverged.split())
+        if status == 1 and why and why in text:
+            return
     text = f"{one.job.name}: {said} (its log is {one.log})"
+    text = text.replace("--resume goes on", "the same command goes on")
     if status > 128:
-        raise Interrupted(text.replace("--resume goes on", "the same command goes on"), status)
+        raise Interrupted(text, status)
     raise InputError(text) if status == 2 else RuntimeError(text)
 
 

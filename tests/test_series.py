@@ -127,6 +127,24 @@ def test_a_killed_process_is_told_apart_from_its_last_line(
         carry_out_all([job(model, tmp_path / "out")], False, lambda ended: None, at_once=2)
 
 
+def test_what_fails_is_not_taken_for_the_end_of_the_run_before(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = job(model, tmp_path / "out", learning_rate=1e38)
+    found: list[dict[str, Any]] = []
+
+    def taken(ended: Sequence[tuple[Job, dict[str, Any]]]) -> None:
+        found.extend(figures for _, figures in ended)
+
+    carry_out_all([before], False, taken, at_once=2)
+    assert found[0]["diverged"].startswith("step 2: ")
+    said = "minibert: no space left on the disk; --resume goes on from it"
+    monkeypatch.setattr(series, "_CHILD", f"print({said!r}); raise SystemExit(1)")
+    with pytest.raises(RuntimeError, match="no space left on the disk; the same command goes on"):
+        carry_out_all([job(model, tmp_path / "out")], True, taken, at_once=2)
+    assert len(found) == 1
+
+
 def test_runs_save_their_states_where_the_command_is_gone(model: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     flags = ["--task", "sst2", "--model", model, "--max-steps", "100000", "--max-seq-length", "64"]
