@@ -113,7 +113,7 @@ def _learn_text(
     try:
         files, _ = readable_files(find_files(places, "--adapt"))
         if named := [file for file in files if file != run / _TEXT]:
-            _say_copies(task, splits, named)
+            _say_copies(task, splits, source, named)
         wanted = _pretraining(settings, places, start, run / _FOLDER)
         if settings.dry_run and OWN_TEXT in (settings.adapt or ()):
             # A cache knows a text by its place, and this one's is gone with the dry run.
@@ -134,7 +134,7 @@ def own_text(task: Task[Any, Any], splits: Splits[Any], source: Source) -> tuple
     Returns:
         The texts, and a line that says what they are.
     """
-    parts, scored = scored_texts(task, splits)
+    parts, scored = scored_texts(task, source, splits)
     found, what = list(task.unlabelled(source)), "texts of the set without labels"
     if not found:
         found = [text for example in parts.train for text in task.texts(example)]
@@ -151,16 +151,26 @@ def own_text(task: Task[Any, Any], splits: Splits[Any], source: Source) -> tuple
     return texts, f"{len(texts):,} {what}; {held:,} that dev or test holds left out"
 
 
-def scored_texts(task: Task[Any, Any], splits: Splits[Any]) -> tuple[Parts, set[str]]:
-    """A task's parts, and the texts of dev and test as `cleaning.folded` has them."""
-    parts = parts_of(task, splits, task.settings.dev_fraction, None)
-    examples = (*parts.dev, *parts.test)
+def scored_texts(
+    task: Task[Any, Any], source: Source, splits: Splits[Any]
+) -> tuple[Parts, set[str]]:
+    """A task's train and dev, and the texts of dev and test as `cleaning.folded` has them.
+
+    Those of test count though dev alone be scored: `evaluate` may score the test split later.
+    """
+    whole = task.read(source) if task.settings.dev_only else splits
+    # Only texts of test are looked at, which has not to be one that can be scored.
+    untested = dataclasses.replace(whole, test=None)
+    parts = parts_of(task, untested, task.settings.dev_fraction, None)
+    examples = (*parts.dev, *(whole.test or ()))
     return parts, {folded(text) for example in examples for text in task.texts(example)} - {""}
 
 
-def _say_copies(task: Task[Any, Any], splits: Splits[Any], files: Sequence[Path]) -> None:
+def _say_copies(
+    task: Task[Any, Any], splits: Splits[Any], source: Source, files: Sequence[Path]
+) -> None:
     """Tells how many texts of dev and test the user's own files hold; they are left as they are."""
-    _, scored = scored_texts(task, splits)
+    _, scored = scored_texts(task, source, splits)
     found: set[str] = set()
     for file in files:
         for piece in read_pieces(file, ReaderOptions()):

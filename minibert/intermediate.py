@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.adaptation import scored_texts
-from minibert.cleaning import folded
 from minibert.errors import InputError, did_you_mean
 from minibert.machine import launched
 from minibert.run_folder import RunFolder
@@ -99,21 +98,18 @@ def left_out_of(task: Task[Any, Any], source: Source, splits: Splits[Any]) -> Le
     """Reads the intermediate task's data.
 
     Args:
-        source, splits: of the task itself; its test split counts though dev alone be scored.
+        source, splits: of the task itself.
 
     Raises:
         InputError: the intermediate task's data cannot be used, or nothing is left of it.
     """
-    settings = task.settings
-    splits = task.read(source) if settings.dev_only else splits
-    held = scored_texts(task, dataclasses.replace(splits, test=None))[1]
-    held |= {folded(text) for example in splits.test or () for text in task.texts(example)} - {""}
+    _, held = scored_texts(task, source, splits)
     if not held:
         raise InputError(
             f"--intermediate-task: {task.name} does not say what its texts are, so that none of "
             f"them could be left out"
         )
-    first = _task(settings)
+    first = _task(task.settings)
     try:
         whole = dataclasses.replace(first.read(first.find_data()), test=None)
         kept = without_texts(first, whole, held)

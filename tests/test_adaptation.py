@@ -20,7 +20,7 @@ from minibert.cli import main
 from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.files import bundled_data
-from minibert.finetuning import finetune
+from minibert.finetuning import finetune, read_splits
 from minibert.pretraining import default_learning_rate, pretrain
 from minibert.run_folder import read_metrics
 from minibert.runs import RunResult
@@ -251,16 +251,19 @@ def test_scored_texts_in_named_files_are_counted(
         assert ("adapt: 1 text(s) of dev and test are in the files named" in err) == told
 
 
-def test_imdb_has_text_without_labels(world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dev_only", [False, True])
+def test_imdb_has_text_without_labels(world: Path, tmp_path: Path, dev_only: bool) -> None:
+    """Without that of test, which `evaluate` may score also where dev alone is now."""
     folder = tmp_path / "aclImdb"
     shutil.copytree(world / "reviews", folder)
     (folder / "train/unsup").mkdir()
     scored = (folder / "test/pos/3_8.txt").read_text()
     for number, text in enumerate([*UNSUP, UNSUP[1].upper(), scored]):
         (folder / f"train/unsup/{number}_0.txt").write_text(text)
-    task = find_task("imdb")(FinetuneSettings(task="imdb", data=str(tmp_path)))
+    given = FinetuneSettings(task="imdb", data=str(tmp_path), dev_only=dev_only)
+    task = find_task("imdb")(given)
     source = task.find_data()
-    texts, said = own_text(task, task.read(source), source)
+    texts, said = own_text(task, read_splits(task, source), source)
     assert texts == ["a winter harbor valley . the market .", UNSUP[1]]
     assert "2 texts of the set without labels; 1 that dev or test holds" in said
 
