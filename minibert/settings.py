@@ -653,7 +653,7 @@ class FinetuneSettings(RunSettings):
                 "--max-minutes counts the adaptation in, so its share is minutes: --adapt-minutes "
                 "instead of --adapt-epochs"
             )
-        if self.max_minutes and (self.adapt_minutes or 0) >= self.max_minutes:
+        if self.max_minutes and self.adapt_minutes and self.adapt_minutes >= self.max_minutes:
             found.append(
                 f"--adapt-minutes {self.adapt_minutes:g} leaves nothing of --max-minutes "
                 f"{self.max_minutes:g}"

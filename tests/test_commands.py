@@ -236,6 +236,7 @@ BAD_FINETUNING = {
     "undivided batch": ("--micro-batch-size 5", ["--batch-size 8", "--micro-batch-size 5"]),
     "unknown flag": ("--trunctation head", ["did you mean '--truncation'"]),
     "two budgets": ("--max-minutes 1", ["--max-steps and --max-minutes"]),
+    "a budget below nothing": ("--max-minutes -1", ["--max-minutes is -1.0, must be above 0"]),
     "existing output": ("--output W/finetuned", ["--resume", "--overwrite"]),
     "unknown figure": ("--select acuracy", ["did you mean 'accuracy'"]),
     "least beside most steps": ("--min-steps 9", ["--min-steps goes with --epochs"]),
