@@ -137,6 +137,11 @@ BAD_TABLES = {
         "text;label\na,b;x\n",
         "its columns are parted by ';'; expected commas (or tabs",
     ),
+    "semicolons and quotes": (
+        '"text";"label"\n"a, b";"x"\n',
+        "its columns are parted by ';'; expected commas (or tabs",
+    ),
+    "bars": ("text|label\na|x\n", "its columns are parted by '|'; expected commas (or tabs"),
     "tabs": ("text\tlabel\na\tx\n", "its columns are parted by tabs; expected commas (or tabs"),
     "twice": ("text,text\na,x\n", "two columns are called 'text'"),
 }

@@ -71,13 +71,14 @@ def read_table(path: Path, columns: Sequence[str] = (), kind: str | None = None)
     kind, text = kind or kind_of(path), read_text(path)
     if kind == ".jsonl":
         return list(_objects(path, text))
-    rows = list(_fields(path, text, kind))
     names = list(columns)
+    if not names:
+        _check_separator(path, text.lstrip("\r\n").partition("\n")[0], kind)
+    rows = list(_fields(path, text, kind))
     if not names:
         if not rows:
             raise InputError(f"{path} is empty; expected a header line and rows")
         names = [name.strip() for name in rows.pop(0)[1]]
-        _check_separator(path, names, kind)
         # Spreadsheets leave columns without a name behind, which nothing can ask for.
         twice = sorted({name for name in names if name and names.count(name) > 1})
         if twice:
@@ -91,10 +92,11 @@ def read_table(path: Path, columns: Sequence[str] = (), kind: str | None = None)
     return [Row(line, dict(zip(names, fields, strict=True))) for line, fields in rows]
 
 
-def _check_separator(path: Path, names: list[str], kind: str) -> None:
-    """Refuses a header that is parted by something else, as spreadsheets write it."""
-    other = next((c for c in (";", "\t", ",") if c in names[0]), "")
-    if len(names) == 1 and other:
+def _check_separator(path: Path, header: str, kind: str) -> None:
+    """Refuses a header line that is parted by something else, as spreadsheets write it."""
+    own = "\t" if kind == ".tsv" else ","
+    other = next((mark for mark in ";\t,|" if mark in header), "")
+    if other and own not in header:
         shown = "tabs" if other == "\t" else f"{other!r}"
         raise InputError(
             f"{path}: its columns are parted by {shown}; expected "
