@@ -37,10 +37,14 @@ def open_model_folder(name: str, cache_dir: str | None = None) -> Path:
         cache_dir: where fetched models are kept; None for the hub's own cache.
 
     Raises:
-        InputError: none of these, or one that cannot be fetched and was not before.
+        InputError: none of these, a run that has no model yet, or one that cannot be fetched and
+            was not before.
     """
     path = model_path(name)
     if path.is_dir():
+        begun, written = path / "run.json", (path / "results.json", path / "model.safetensors")
+        if begun.is_file() and not any(file.is_file() for file in written):
+            raise InputError(f"{path} holds an unfinished run; --resume finishes it")
         return path
     repository, at, revision = name.partition("@")
     local = path.exists() or name.startswith((".", "/", "~", "runs/"))

@@ -89,6 +89,15 @@ def test_a_misspelt_name_is_told_the_nearest(bundled: Path) -> None:
         open_model_folder("minibert-smal-en")
 
 
+def test_a_run_without_its_model_yet_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("stopped/checkpoints").mkdir(parents=True)
+    Path("stopped/run.json").write_text("{}")
+    for line in ("predict stopped text", "evaluate stopped", "fill-mask --model stopped [MASK]"):
+        assert main(line.split()) == 2
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert told == "minibert: stopped holds an unfinished run; --resume finishes it"
+
+
 def test_fine_tuning_from_the_bundled_model_and_all_that_loads_it(
     bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
