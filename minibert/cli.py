@@ -364,7 +364,10 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
 
 
 # What the system says of a path that was named and is not usable.
-_WRONG_PATHS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+_WRONG_PATHS = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
+)
 
 
 class _Terminated(BaseException):
@@ -461,7 +464,7 @@ def _explain(error: Exception) -> tuple[int, str]:
         name = getattr(error, "filename", None)
         where = "no space left on the disk" + (f" ({name})" if name else "")
         return 1, f"{where}; free some: a run's last checkpoint is whole, --resume goes on from it"
-    if isinstance(error, _WRONG_PATHS) and error.filename:
+    if isinstance(error, OSError) and error.errno in _WRONG_PATHS and error.filename:
         return 2, f"{error.filename}: {error.strerror}"
     if isinstance(error, MissingExtraError):
         return 1, text

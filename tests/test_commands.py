@@ -478,6 +478,19 @@ def test_a_full_disk_is_named_even_where_the_system_names_no_file(
     assert "None" not in message
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
+def test_a_path_that_the_system_refuses_ends_with_2(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refused(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    message, _ = complaint(pretrain_line(world, "--output", world / "new/run"), 2, capsys)
+    assert message.endswith(f": {os.strerror(number)}")
+    assert str(world / "new") in message
+
+
 def test_an_unexpected_error_shows_its_trace_only_with_debug(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
