@@ -98,10 +98,16 @@ def _check_request(split: str, batch_size: int, predictions: str | Path | None) 
         raise InputError(f"split is {split!r}; expected 'test' or 'train'")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, must be above 0")
-    if predictions is not None and Path(predictions).is_dir():
-        raise InputError(f"--predictions {predictions} is a folder; name a file")
-    if predictions is not None and not Path(predictions).parent.is_dir():
-        raise InputError(f"--predictions {predictions}: {Path(predictions).parent} does not exist")
+    if predictions is None:
+        return
+    place = Path(predictions)
+    if place.is_dir():
+        raise InputError(f"--predictions {place} is a folder; name a file")
+    # A new file takes its place: to root that could happen to the machine's /dev/null.
+    if place.parent == Path("/dev") or (place.exists() and not place.is_file()):
+        raise InputError(f"--predictions {place} is not a plain file; name one")
+    if not place.parent.is_dir():
+        raise InputError(f"--predictions {place}: {place.parent} does not exist")
 
 
 def _part_to_score(

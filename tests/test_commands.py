@@ -268,6 +268,8 @@ BAD_OTHERS = {
     "unknown flag": ("predict W/finetuned text --devise cpu", ["did you mean '--device'"]),
     "damaged run.json": ("predict W/damaged_run text", ["run.json is damaged", "settings"]),
     "folder for predictions": ("evaluate W/finetuned --predictions W/folder", ["is a folder"]),
+    "device for predictions": ("evaluate W/none --predictions /dev/null", ["not a plain file"]),
+    "output for predictions": ("evaluate W/none --predictions /dev/stdout", ["not a plain file"]),
     "evaluate nothing": ("evaluate W/none", ["none is not a model folder"]),
     "evaluate on nothing": ("evaluate W/finetuned --data W/none", ["none does not exist"]),
     "unknown split": ("evaluate W/finetuned --split dev", ["dev", "test"]),
