@@ -18,7 +18,7 @@ from minibert.tasks.splits import parts_of
 
 def evaluate(
     folder: str | Path,
-    data: str | None = None,
+    data: str | Path | None = None,
     split: str = "test",
     device: str = "auto",
     precision: str | None = None,
@@ -48,6 +48,7 @@ def evaluate(
             than the data's.
     """
     _check_request(split, batch_size, predictions)
+    data = None if data is None else str(data)  # a path, in a notebook
     folder = open_model_folder(str(folder))
     predictor = load(folder, device, precision)
     if not (folder / "run.json").is_file():

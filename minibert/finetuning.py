@@ -137,6 +137,8 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
     """
     if isinstance(values.get("adapt"), (str, Path)):
         values["adapt"] = [str(values["adapt"])]
+    if not isinstance(settings, FinetuneSettings | None):
+        raise InputError(f"finetune was given {settings!r:.60}; name it, as in task='imdb'")
     if settings is not None and values:
         raise InputError(
             f"finetune takes settings or their fields by name, not both; got {', '.join(values)} "

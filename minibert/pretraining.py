@@ -315,6 +315,8 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
     started = time.perf_counter()
+    if not isinstance(settings, PretrainSettings | None):
+        raise InputError(f"pretrain was given {settings!r:.60}; name it, as in corpus='wiki.txt'")
     if settings is not None and values:
         raise InputError(
             f"pretrain was given settings and {', '.join(values)} beside them; expected one of the "

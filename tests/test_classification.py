@@ -589,7 +589,8 @@ def test_evaluate_reads_own_columns_and_by_default_those_of_the_run(
     data = write_rows(world / "columns.csv", rows)
     columns = {"text_column": "body", "label_column": "kind"}
     folder = tune(world, "columns", task="classification", data=data, max_steps=1, **columns)
-    assert minibert.evaluate(folder, data=data)["num_eval"] == 24  # the run's columns
+    found = minibert.evaluate(folder, data=Path(data))  # the run's columns
+    assert (found["num_eval"], found["dataset"]) == (24, data)
     other = write_rows(tmp_path / "other.jsonl", rows_of(3, "grade"))
     command = ["evaluate", str(folder), "--data", other, "--text-column", "text"]
     capsys.readouterr()

@@ -12,6 +12,7 @@ from samples import make_model_folder, one_thread, write_corpus  # noqa: F401
 from minibert import adaptation, finetuning
 from minibert.errors import InputError, Interrupted
 from minibert.finetuning import finetune
+from minibert.pretraining import pretrain
 from minibert.runs import RunResult
 from minibert.settings import FinetuneSettings
 
@@ -156,3 +157,11 @@ def test_a_run_stopped_while_it_adapts_goes_on_from_the_model_it_began_with(
 def test_settings_and_fields_by_name_are_not_mixed() -> None:
     with pytest.raises(InputError, match="not both; got max_steps"):
         finetune(FinetuneSettings(task="imdb"), max_steps=7)
+
+
+def test_what_stands_where_settings_belong_is_told_to_need_a_name() -> None:
+    found: Any = "imdb"
+    with pytest.raises(InputError, match="finetune was given 'imdb'; name it, as in task='imdb'"):
+        finetune(found, max_steps=7)
+    with pytest.raises(InputError, match="pretrain was given 'imdb'; name it, as in corpus="):
+        pretrain(found)
