@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from minibert.errors import InputError, Interrupted, MissingExtraError, TextError, did_you_mean
-from minibert.files import read_text, table_kind
+from minibert.files import decoded, read_text, table_kind
 from minibert.flags import parsers, settings_from
 from minibert.machine import launched
 from minibert.settings import FinetuneSettings, PretrainSettings, flag
@@ -252,10 +252,7 @@ def _typed(words: list[str]) -> list[_Line]:
             raise InputError(f"text {number} is not UTF-8")
     if words != ["-"]:
         return [_Line(f"text {number}", word) for number, word in enumerate(words, 1)]
-    try:
-        return _lines(sys.stdin.buffer.read().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"standard input: byte {error.start} is not UTF-8") from None
+    return _lines(decoded(sys.stdin.buffer.read(), "standard input"))
 
 
 def _printable(text: str) -> str:

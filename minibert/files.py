@@ -61,18 +61,29 @@ def read_text(path: Path) -> str:
     Line ends stay as they are: only "\n" (and "\r\n") may be meant to end a line.
 
     Raises:
-        InputError: the file is missing, damaged or not UTF-8 (the byte's place is named).
+        InputError: the file is missing, damaged or not UTF-8 (line and byte are named).
     """
     try:
         with OPENERS.get(path.suffix, open)(path, "rb") as handle:
-            text: str = handle.read().decode("utf-8-sig")
+            content: bytes = handle.read()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8") from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    return text
+    return decoded(content, str(path))
+
+
+def decoded(content: bytes, place: str) -> str:
+    """UTF-8 as text, without a byte-order mark.
+
+    Raises:
+        InputError: it is not UTF-8; line and byte of `place` are named.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{place}, line {line}: byte {error.start} is not UTF-8") from None
 
 
 TABLES = (".csv", ".tsv", ".jsonl")

@@ -531,7 +531,7 @@ BAD = {
     "no sentence": ("score --model W", "nothing to score"),
     "text and file": ("score --model W storm --input W/long.txt", "not both"),
     "no file": ("score --model W --input W/none.txt", "none.txt is not a file"),
-    "not utf-8": ("score --model W --input W/latin.txt", "byte 3 is not UTF-8"),
+    "not utf-8": ("score --model W --input W/latin.txt", "line 1: byte 3 is not UTF-8"),
     "no candidates": ("fill-mask --model W [MASK] --top 0", "--top is 0"),
     "no batch": ("score --model W storm --batch-size 0", "--batch-size is 0"),
     "no model": ("score --model W/none storm", "none is not a model folder"),

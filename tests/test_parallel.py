@@ -171,7 +171,7 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     cut = tmp_path / "cut.gz"
     cut.write_bytes(gzip.compress(b"a\n" * 500)[:20])
     for path, said in (
-        (bad, "byte 2 is not UTF-8"),
+        (bad, "bad.txt, line 1: byte 2 is not UTF-8"),
         (cut, "cannot be read"),
         (tmp_path / "none", "does not exist"),
         (tmp_path, "is a folder"),

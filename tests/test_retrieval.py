@@ -192,7 +192,7 @@ BAD = {
     "no file": ("search W/model --input W/none.txt storm", "none.txt does not exist"),
     "a folder": ("search W/model --input W storm", "is a folder"),
     "empty": ("search W/model --input W/empty.txt storm", "holds no sentence"),
-    "not utf-8": ("search W/model --input W/latin.txt storm", "byte 3 is not UTF-8"),
+    "not utf-8": ("search W/model --input W/latin.txt storm", "line 1: byte 3 is not UTF-8"),
     "no model": ("search W/none --input W/lines.txt storm", "none is not a model folder"),
     "no query": ("search W/model --input W/lines.txt", "nothing to search for"),
     "no input": ("search W/model storm", "--input"),

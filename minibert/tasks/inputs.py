@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from minibert.errors import InputError
-from minibert.tasks.tables import Row, column, json_values, kind_of, read_table, read_text, row_of
+from minibert.files import read_text
+from minibert.tasks.tables import Row, column, json_values, kind_of, read_table, row_of
 
 # The names of a row's columns -> key of the object that `parse_line` reads -> column.
 Columns = Callable[[Collection[str]], dict[str, str]]

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from minibert.errors import InputError
+from minibert.files import read_text
 from minibert.tasks.base import Splits
 from minibert.tasks.labelled import LabelledText, clean_published, has_markup, noticed, text_of
-from minibert.tasks.tables import Row, column, read_table, read_text
+from minibert.tasks.tables import Row, column, read_table
 
 
 class PublicSet(NamedTuple):

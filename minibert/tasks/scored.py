@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.errors import InputError
+from minibert.files import read_text
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Splits
 from minibert.tasks.labelled import LabelledText, clean_published, clean_text, noticed, told
-from minibert.tasks.tables import Row, column, read_table, read_text
+from minibert.tasks.tables import Row, column, read_table
 
 
 class ScoredPair(NamedTuple):

@@ -8,14 +8,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import lzma
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.errors import InputError
-from minibert.files import OPENERS, TABLES, long_csv_fields, table_kind, whole_characters
+from minibert.files import TABLES, long_csv_fields, read_text, table_kind, whole_characters
 
 
 class Row(NamedTuple):
@@ -35,24 +33,6 @@ def kind_of(path: Path) -> str:
     if kind is None:
         raise InputError(f"{path} is not a table; expected {', '.join(TABLES)}, or one packed .gz")
     return kind
-
-
-def read_text(path: Path) -> str:
-    """A file's text, unpacked, without a byte-order mark.
-
-    Raises:
-        InputError: it cannot be read, or is not UTF-8; the line is named.
-    """
-    try:
-        with OPENERS.get(path.suffix, open)(path, "rb") as handle:
-            content: bytes = handle.read()
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {line}: byte {error.start} is not UTF-8") from None
 
 
 def read_table(path: Path, columns: Sequence[str] = (), kind: str | None = None) -> list[Row]:
