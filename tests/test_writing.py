@@ -523,8 +523,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"target_data": "long.de"}, "train.en has 6 lines, but .*long.de has 7"),
     ({}, "name the second with --target-data"),
     ({"target_data": "none.de"}, "--target-data .*none.de does not exist"),
-    ({"data": "rows.jsonl", "text_column": "fr"}, "no column 'fr'"),
-    ({"data": "rows.jsonl", "target_column": "d", "text_column": "en"}, "did you mean 'de'"),
+    ({"data": "rows.jsonl", "text_column": "fr"}, "no column 'fr' .--text-column.; its columns"),
+    (
+        {"data": "rows.jsonl", "target_column": "d", "text_column": "en"},
+        "no column 'd' .--target-column.; its columns are .*de",
+    ),
     ({"target_data": "train.de", "truncation": "windows"}, "--truncation windows has no use"),
     ({"target_data": "train.de", "shard": True}, "--shard has no use in translation"),
     ({"target_data": "train.de", "text_column": "en"}, "--text-column is for a table, not for two"),

@@ -7,15 +7,14 @@ order of the files, their text as it stands.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.corpus import split_sentences
-from minibert.errors import InputError, did_you_mean
+from minibert.errors import InputError
 from minibert.files import OPENERS, read_text, table_kind
-from minibert.tasks.tables import Row, read_table
+from minibert.tasks.tables import Row, column, read_table
 
 
 class TextPair(NamedTuple):
@@ -80,7 +79,8 @@ def read_dialogsum(folder: Path) -> PairSplits:
     found = {}
     for split in ("train", "validation", "test"):
         path = _present(folder, [f"dialogsum_{split}.csv", f"{split}.csv"])
-        rows = [row.values for row in _rows(path, ("id", "dialogue", "summary"))]
+        columns = dict.fromkeys(("id", "dialogue", "summary"), "a column of DialogSum")
+        rows = [row.values for row in _rows(path, columns)]
         pairs = [TextPair(row["id"], row["dialogue"], (row["summary"],)) for row in rows]
         found[split] = _join_references(pairs) if split == "test" else pairs
     return _splits(found["train"], found["validation"], found["test"], folder)
@@ -194,7 +194,8 @@ def read_pairs_table(path: Path, source_column: str, target_column: str) -> list
         InputError: another kind of file, a missing column, a ragged row, or a value that is no
             text, each with its place.
     """
-    rows = [row.values for row in _rows(path, (source_column, target_column))]
+    columns = {source_column: "--text-column", target_column: "--target-column"}
+    rows = [row.values for row in _rows(path, columns)]
     return [
         TextPair(_id_of(row, i), row[source_column], (row[target_column],))
         for i, row in enumerate(rows, 1)
@@ -231,8 +232,11 @@ def _kind(path: Path) -> str | None:
     return ".jsonl" if endings[-1:] == [".json"] else table_kind(path)
 
 
-def _rows(path: Path, columns: Sequence[str]) -> list[Row]:
+def _rows(path: Path, columns: dict[str, str]) -> list[Row]:
     """The rows of a table, each with a text in these columns.
+
+    Args:
+        columns: their names -> the flag that names them.
 
     Raises:
         InputError: no table, no rows, or one without a column or a text there (its line is named).
@@ -243,12 +247,10 @@ def _rows(path: Path, columns: Sequence[str]) -> list[Row]:
     rows = read_table(path, kind=kind)
     if not rows:
         raise InputError(f"{path} has no rows")
-    for row, column in itertools.product(rows, columns):
-        place, values = f"{path}, line {row.line}", row.values
-        if column not in values:
-            raise InputError(f"{place} has no column {column!r}{did_you_mean(column, values)}")
-        if not isinstance(values[column], str):
-            raise InputError(f"{place}: {column} is {values[column]!r}, no text")
+    for row, (name, flag) in itertools.product(rows, columns.items()):
+        value = column(row, name, path, flag)
+        if not isinstance(value, str):
+            raise InputError(f"{path}, line {row.line}: {name} is {value!r}, no text")
     return rows
 
 
