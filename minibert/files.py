@@ -115,8 +115,10 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         raise InputError(f"{path} does not exist ({hint})") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder ({hint})") from None
     except NotADirectoryError:
         raise InputError(f"{path.parent} is not a folder ({hint})") from None
     except (ValueError, RecursionError) as error:  # JSON or UTF-8

@@ -121,6 +121,9 @@ def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSet
     if "config" in values:
         path = Path(values.pop("config"))
         content = read_json(path, "--config names a JSON file")
+        wanted = "pretrain" if settings is PretrainSettings else "finetune"
+        if content.get("command", wanted) != wanted:
+            raise InputError(f"{path} is of a {content['command']}; expected that of a {wanted}")
         if name and "command" in content:
             raise InputError(f"{path} is a run's, with every setting; leave --recipe out")
         given = _of_earlier_run(content, path) if "command" in content else content

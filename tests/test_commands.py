@@ -181,7 +181,11 @@ BAD_PRETRAINING = {
     "unknown recipe": ("--recipe small-budge", ["--recipe", "small-budge"]),
     "muon in parts": ("--optimizer muon --shard", ["--optimizer muon", "--shard"]),
     "missing config": ("--config W/none.json", ["none.json does not exist"]),
-    "folder as config": ("--config W/folder", ["folder"]),
+    "folder as config": ("--config W/folder", ["folder is a folder (--config names a JSON"]),
+    "config of another stage": (
+        "--config W/finetuned/run.json",
+        ["run.json is of a finetune; expected that of a pretrain"],
+    ),
     "two budgets": ("--epochs 1", ["--max-steps and --epochs", "give one"]),
     "existing output": ("--output W/pretrained", ["--resume", "--overwrite"]),
     "file as output": ("--output W/corpus.txt", ["corpus.txt is a file"]),
