@@ -112,6 +112,15 @@ def test_whole_numbers_are_one_class_however_they_are_written(tmp_path: Path) ->
     assert [e.label for e in splits.train] == [("2", "3"), ("3", "4")]
 
 
+def test_classes_that_are_likely_one_are_told(tmp_path: Path) -> None:
+    rows = [f"{i},{label}\n" for i, label in enumerate(("Yes", "yes", "no", "1", "1.0"))]
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(rows))
+    assert read(data=str(tmp_path / "a.csv")).notes == (
+        "5 rows of 5 classes to train on",
+        "taken as classes of their own: 1 and 1.0, Yes and yes",
+    )
+
+
 def test_a_column_with_gaps_has_the_classes_of_one_without(tmp_path: Path) -> None:
     (tmp_path / "gaps.csv").write_text("text,label\na,1.0\nb,0.0\nc,1.0\nd,\n")
     (tmp_path / "whole.csv").write_text("text,label\ne,1\nf,0\ng,2\n")

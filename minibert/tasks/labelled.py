@@ -127,6 +127,7 @@ def read_own(settings: FinetuneSettings) -> Splits[LabelledText]:
     classes = classes_of(full)
     is_multi = any(isinstance(e.label, tuple) for e in full)
     _check_classes(settings, full, classes, is_multi)
+    notes += _alike(classes)
     dev = _known_part(settings, settings.dev_data, "dev", classes, notes)
     test = _known_part(settings, settings.test_data, "test", classes, notes)
     if is_multi:
@@ -152,6 +153,15 @@ def _check_classes(
         f"{settings.data}: {settings.label_column or 'label'} (--label-column) holds "
         f"{f'only {classes[0]!r}' if classes else 'no label'}; {wanted} needed"
     )
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """A line about classes that are likely one, written in several ways, as Yes and yes."""
+    spellings: dict[str, list[str]] = {}
+    for name in classes:
+        spellings.setdefault(name.casefold().removesuffix(".0"), []).append(name)
+    several = [" and ".join(names) for names in spellings.values() if len(names) > 1]
+    return [f"taken as classes of their own: {told(several)}"] if several else []
 
 
 def _as_sets(examples: list[LabelledText]) -> list[LabelledText]:
