@@ -107,10 +107,25 @@ def _texts_of(values: dict[str, Any], verb: str) -> list[_Line]:
             raise InputError(
                 f"--input {path} is a table; expected one text a line (another name has it read so)"
             )
-        lines = _lines(read_text(path))
+        content = read_text(path)
+        if _is_json(content):
+            raise InputError(f"--input {path} is JSON; expected a text or an object a line")
+        lines = _lines(content)
     if not lines:
         raise InputError(f"nothing to {verb}; give TEXT, --input FILE, or - for standard input")
     return lines
+
+
+def _is_json(content: str) -> bool:
+    """Whether a file is JSON as a whole, over several lines or a list of objects."""
+    text = content.strip()
+    if text[:1] not in ("[", "{"):
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return "\n" in text or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
 
 
 def _print_answers(

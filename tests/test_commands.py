@@ -85,6 +85,8 @@ def write_wrong_things(world: Path) -> None:
     }.items():
         (world / f"{name}.json").write_text(json.dumps(content))
     (world / "broken.json").write_text("{")
+    (world / "many.json").write_text('{\n"text": "a fine film"\n}\n')
+    (world / "list.json").write_text('[{"text": "a fine film"}]\n')
     shutil.copytree(world / "finetuned", world / "damaged_run")
     (world / "damaged_run/run.json").write_text("{}")
     shutil.copytree(world / "pretrained", world / "more_tokens")
@@ -266,6 +268,8 @@ BAD_OTHERS = {
         ["--text-column goes with a .csv"],
     ),
     "a table without rows": ("predict W/finetuned --input W/head.csv", ["holds no row below"]),
+    "JSON of several lines": ("predict W/finetuned --input W/many.json", ["many.json is JSON;"]),
+    "a list of objects": ("predict W/finetuned --input W/list.json", ["an object a line"]),
     "missing input": ("predict W/finetuned --input W/none.txt", ["none.txt is not a file"]),
     "input not utf-8": ("predict W/finetuned --input W/latin.txt", ["latin.txt", "UTF-8"]),
     "no batch": ("predict W/finetuned text --batch-size 0", ["--batch-size"]),
