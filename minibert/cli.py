@@ -18,7 +18,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
-from minibert.errors import InputError, Interrupted, MissingExtraError, TextError, did_you_mean
+from minibert.errors import (
+    DownloadError,
+    InputError,
+    Interrupted,
+    MissingExtraError,
+    TextError,
+    did_you_mean,
+)
 from minibert.files import decoded, read_text, table_kind
 from minibert.flags import parsers, settings_from
 from minibert.machine import launched
@@ -478,6 +485,6 @@ def _explain(error: Exception) -> tuple[int, str]:
         return 1, f"{where}; free some: a run's last checkpoint is whole, --resume goes on from it"
     if isinstance(error, OSError) and error.errno in _WRONG_PATHS and error.filename:
         return 2, f"{error.filename}: {error.strerror}"
-    if isinstance(error, MissingExtraError):
+    if isinstance(error, (MissingExtraError, DownloadError)):
         return 1, text
     return 1, f"{type(error).__name__}: {text} (--debug shows the trace)"

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from minibert.errors import InputError
-from minibert.files import listed
+from minibert.files import UTF16, listed
 
 READER_VERSION = 1  # part of every cache key: raise it when the same file gives other sentences
 _DIGEST_WHOLE = 64 << 20  # bytes up to which a file is read whole to know it again
@@ -34,7 +34,6 @@ _HEAD = 1 << 16  # bytes that tell what a file is
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"PK\x03\x04": "zip"}
 _DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error)
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _OF_A_MODEL = {"tokenizer.json", "tokenizer_config.json", "config.json"}
 _VOCABULARIES = {"vocab.txt", "merges.txt"}  # beside one of these
 _JSON_OBJECT = re.compile(rb'\{[ \t]*"(?:[^"\\\n]|\\.)*"[ \t]*:')  # how one begins
@@ -252,7 +251,7 @@ def check_readable(path: Path) -> None:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not head.strip():
         raise EmptyFileError(f"{path} is empty; expected text")
-    if head.startswith(_UTF16):
+    if head.startswith(UTF16):
         raise InputError(f"{path} looks like UTF-16; convert it to UTF-8")
     for magic, name in _MAGIC.items():
         if head.startswith(magic):

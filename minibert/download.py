@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from minibert.errors import InputError, did_you_mean
+from minibert.errors import DownloadError, InputError, did_you_mean
 from minibert.files import write_atomically
 from minibert.version import __version__
 
@@ -220,7 +220,7 @@ def download(name: str, directory: Path, *, url: str | None = None) -> Path:
 
     Raises:
         InputError: an unknown name, an address that is not http(s), a directory that is a file.
-        RuntimeError: nothing at the address, no connection, a transfer that broke off, a wrong
+        DownloadError: nothing at the address, no connection, a transfer that broke off, a wrong
             checksum, a damaged archive, or one that would write outside its folder.
     """
     if name not in SOURCES:
@@ -328,9 +328,9 @@ def _transfer(url: str, part: Path) -> None:
             return
         except _Cut as cut:
             if isinstance(cut, _Unreachable) and attempt == 0:  # no network: waiting helps nobody
-                raise RuntimeError(f"{url}: {cut}") from None
+                raise DownloadError(f"{url}: {cut}") from None
             if pause is None:
-                raise RuntimeError(
+                raise DownloadError(
                     f"{url}: {cut}, {attempt + 1} times; {_size(part):,} bytes are kept, "
                     f"run the command again to go on from there"
                 ) from None
@@ -348,7 +348,7 @@ def _fetch_rest(url: str, part: Path) -> None:
             _append(response, part, *place)
     if place is None:
         if offset == 0:
-            raise RuntimeError(f"{url}: the server sends another part of the file than asked for")
+            raise DownloadError(f"{url}: the server sends another part of the file than asked for")
         # What lies here is not the start of what lies there: begin anew, without a range.
         part.unlink()
         _fetch_rest(url, part)
@@ -375,7 +375,7 @@ def _ask(url: str, offset: int) -> _Answer:
         answer = " ".join(f"the server answers {error.code} {error.reason}".split())
         if error.code in (408, 429) or error.code >= 500:  # busy or broken for the moment
             raise _Cut(answer) from None
-        raise RuntimeError(f"{url}: {answer}") from None
+        raise DownloadError(f"{url}: {answer}") from None
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error)
         raise _Unreachable(f"cannot be reached ({reason})") from None
@@ -449,7 +449,7 @@ def _check_sum(archive: Path, published: str | None, record: Path) -> None:
         logger.info("no checksum is published; recorded sha256 %s in %s", found, record)
     elif found != expected.lower():
         archive.unlink()
-        raise RuntimeError(
+        raise DownloadError(
             f"{archive} has {algorithm} {found}, but {expected} {origin}; the file was removed, "
             f"run the command again to fetch it anew"
         )
@@ -482,7 +482,7 @@ def _unpack(archive: Path, record: Path, folder: Path, is_flat: bool) -> None:
         whole = temporary if is_flat else temporary / folder.name
         if not whole.is_dir():
             found = ", ".join(sorted(p.name for p in temporary.iterdir())[:5]) or "nothing"
-            raise RuntimeError(f"{archive} holds no folder {folder.name!r}, but {found}")
+            raise DownloadError(f"{archive} holds no folder {folder.name!r}, but {found}")
         if folder.is_dir():
             folder.rmdir()  # an empty one; not every system renames onto it
         whole.rename(folder)
@@ -490,7 +490,7 @@ def _unpack(archive: Path, record: Path, folder: Path, is_flat: bool) -> None:
         # As it was sent, so it would stay: without this, the next call would stop here again.
         archive.unlink()
         record.unlink(missing_ok=True)
-        raise RuntimeError(
+        raise DownloadError(
             f"{archive} is not a whole archive ({error}); it was removed, "
             f"run the command again to fetch it anew"
         ) from None
@@ -504,13 +504,13 @@ def _leads_out(name: str) -> bool:
     return bool(path.drive or path.root) or ".." in path.parts
 
 
-def _refuse(archive: Path, member: str, reason: str) -> RuntimeError:
-    return RuntimeError(f"{archive}: member {member!r} {reason}; nothing of it was unpacked")
+def _refuse(archive: Path, member: str, reason: str) -> DownloadError:
+    return DownloadError(f"{archive}: member {member!r} {reason}; nothing of it was unpacked")
 
 
 def _unpack_tar(archive: Path, target: Path) -> None:
     if not hasattr(tarfile, "data_filter"):
-        raise RuntimeError("unpacking safely needs Python 3.11.4 or later")
+        raise DownloadError("unpacking safely needs Python 3.11.4 or later")
     with (
         archive.open("rb") as raw,
         tarfile.open(fileobj=raw, mode="r:*") as tar,

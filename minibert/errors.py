@@ -29,6 +29,13 @@ class MissingExtraError(ImportError):
     """An optional library is not installed; the message holds the line that installs it."""
 
 
+class DownloadError(RuntimeError):
+    """A server, the way to it or what came from there is at fault; the message says what to do.
+
+    The commands turn it into one line on standard error and exit status 1.
+    """
+
+
 class Interrupted(Exception):
     """A run was asked to stop by a signal and has saved its state.
 

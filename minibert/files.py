@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import contextlib
 import csv
 import gzip
@@ -73,12 +74,17 @@ def read_text(path: Path) -> str:
     return decoded(content, str(path))
 
 
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # how such a file begins
+
+
 def decoded(content: bytes, place: str) -> str:
     """UTF-8 as text, without a byte-order mark.
 
     Raises:
         InputError: it is not UTF-8; line and byte of `place` are named.
     """
+    if content.startswith(UTF16):
+        raise InputError(f"{place} looks like UTF-16; convert it to UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -83,6 +83,10 @@ def search_settings(
     fingerprint = read_splits(task, source).fingerprint
     folder = choose_model(base)
     where = settings.output or f"runs/search-{base.task}"
+    if settings.resume == "yes" and not (Path(where) / "search.json").is_file():
+        raise InputError(
+            f"--resume: there is no search in {where}; leave --resume out to begin one"
+        )
     with claimed(where, "search.json") as output:
         start = weights_digest(folder)
         base = dataclasses.replace(base, model=_name_of(settings, folder))

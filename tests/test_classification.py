@@ -179,6 +179,9 @@ def test_the_line_that_is_not_utf8_or_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_bytes(b"text\tlabel\na\tx\nb\xe9\ty\n")
     with pytest.raises(InputError, match=r"line 3: byte 16 is not UTF-8"):
         read(data=str(tmp_path / "a.tsv"))
+    (tmp_path / "a.tsv").write_bytes("text\tlabel\na\tx\n".encode("utf-16"))
+    with pytest.raises(InputError, match=r"a\.tsv looks like UTF-16; convert it to UTF-8"):
+        read(data=str(tmp_path / "a.tsv"))
     (tmp_path / "a.jsonl").write_text('{"text": "a", "label": "x"}\n{"text"\n')
     with pytest.raises(InputError, match=r"line 2 is not JSON"):
         read(data=str(tmp_path / "a.jsonl"))

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from minibert import download as module
+from minibert.cli import main
 from minibert.download import SOURCES, FileSet, Source, download
 from minibert.errors import InputError
 from minibert.settings import FinetuneSettings
@@ -263,7 +264,9 @@ def test_an_unreachable_server_is_named_at_once(server: Server, tmp_path: Path) 
     assert "\n" not in str(error.value)
 
 
-def test_a_redirect_is_followed_on_the_web_only(server: Server, tmp_path: Path) -> None:
+def test_a_redirect_is_followed_on_the_web_only(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     outside = tmp_path / "outside.tar.gz"
     outside.write_bytes(server.body)
     refusals = {
@@ -275,6 +278,8 @@ def test_a_redirect_is_followed_on_the_web_only(server: Server, tmp_path: Path) 
         server.redirect = target
         with pytest.raises(RuntimeError, match=f"^{re.escape(server.url)}: .*{refusal}"):
             download("set", tmp_path / "data")
+    assert main(["download", "set", "--directory", str(tmp_path / "data")]) == 1
+    assert f"\nminibert: {server.url}: " in f"\n{capsys.readouterr().err}"
     assert files_in(tmp_path / "data") == set()
     server.redirect = "/round"  # and again, and again
     with pytest.raises(RuntimeError, match="infinite loop") as error:

@@ -218,6 +218,12 @@ def test_what_a_task_or_model_has_no_use_for_is_said_before_a_trial(
     assert not list(tmp_path.glob("[ab]/**/run.json"))
 
 
+def test_only_a_search_that_was_begun_goes_on(model: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no search in .*none; leave --resume out"):
+        search_settings(dataclasses.replace(settings(model, tmp_path / "none"), resume="yes"))
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_table_tells_the_rate_and_the_epochs_that_a_task_brought(
     model: str, tmp_path: Path
 ) -> None:
