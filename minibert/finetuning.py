@@ -296,7 +296,7 @@ class _Run:
         loop = self._loop(start, data, parts.dev, dev, test)
         record = self._record(splits, start, loop, data)
         begun = self.begun is not None
-        resume = settings.resume != "no"
+        resume = begun or settings.resume == "yes"
         micro = data.micro_batch_size
         timed = REHEARSED_BATCHES * micro
         scoring = functools.partial(self._scoring, start.model, dev, test, micro, timed)

@@ -397,9 +397,9 @@ class _Run:
             "peak_flops": loop.utilisation.peak_flops,
             "model": model.config.to_dict(),
         }
-        resume, save = settings.resume != "no", source.tokenizer.save
         scoring = functools.partial(self._scoring, model, source, data.micro_batch_size, held_out)
-        begun = self.begun is not None
+        begun, save = self.begun is not None, source.tokenizer.save
+        resume = begun or settings.resume == "yes"
         state = carry_out(loop, model, folder, None if begun else record, resume, scoring, save)
         if folder is None or state is None:
             return RunResult(Path(), {})

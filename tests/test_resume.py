@@ -405,6 +405,7 @@ def test_resume_auto_begins_and_continues(
     flags = short_flags(world, "--output", tmp_path / "run", "--resume", "auto")
     status, err = run_here(flags, capsys)
     assert status == 0
+    assert "resuming" not in err
     rows = without_times(read_metrics(tmp_path / "run"))
     (tmp_path / "run/results.json").unlink()
     shutil.rmtree(tmp_path / "run/checkpoints/step-000000003")

@@ -202,7 +202,8 @@ def test_a_finished_folder_is_scored_again(
     assert (json.loads(said.out)["num_eval"], json.loads(said.out)["scored"]) == (2, "test")
     assert "1 empty targets in test, scored as they are" in said.err
     assert main([*command, "--target-column", "fr"]) == 2
-    assert "has no column 'fr'; known are en, de" in capsys.readouterr().err
+    said = "has no column 'fr' (--target-column); its columns are en, de"
+    assert said in capsys.readouterr().err
 
 
 def test_another_label_column_replaces_the_target_column_of_the_run(world: Path) -> None:
