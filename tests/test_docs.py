@@ -13,6 +13,7 @@ import pytest
 
 from minibert.files import bundled_models
 from minibert.flags import parsers
+from minibert.runs import weights_digest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -109,3 +110,32 @@ def test_a_card_says_what_the_log_of_its_model_says(model: str) -> None:
         f"next sentences {found['nsp_accuracy']:.1%} right".replace("%", " %"),
     ):
         assert figure in row
+
+
+def suite_tasks() -> list[tuple[str, str]]:
+    pages = sorted((ROOT / "docs" / "suites").glob("*.json"))
+    return [(p.stem, task) for p in pages for task in json.loads(p.read_text("utf-8"))["tasks"]]
+
+
+@pytest.mark.parametrize(("model", "task"), suite_tasks())
+def test_the_results_say_what_the_suite_of_the_model_found(model: str, task: str) -> None:
+    suite = json.loads((ROOT / "docs" / "suites" / f"{model}.json").read_text("utf-8"))
+    assert not Path(suite["data"]).is_absolute()
+    assert suite["weights"] == weights_digest(ROOT / "minibert" / "models" / model)
+    found = suite["tasks"][task]
+    page = (ROOT / "docs" / "results.md").read_text("utf-8")
+    section = page.split(f"\n## {model}\n")[1].split("\n## ")[0]
+    start = re.compile(rf"\| {task}, {found['num_train']:,}( / {found['num_eval']:,})?\b")
+    lines = [line for line in section.split("\n") if start.match(line)]
+    # The first of them: others are of other settings.
+    _, _, figure, seeds, ours, random, classical, *_ = lines[0].replace("**", "").split("|")
+    assert figure.split()[:2] == [found["scored"], found["figure"].split()[0]]
+    assert int(seeds) == len(found["model"]["figures"])
+    assert ours.strip() == f"{found['model']['mean']:.2f} ± {found['model']['sd']:.2f}"
+    count = len(found["random"]["figures"])
+    if count > 1:
+        mean, sd = found["random"]["mean"], found["random"]["sd"]
+        assert random.strip() == f"{mean:.2f} ± {sd:.2f} ({count})"
+    for method, value in found["baselines"].items():
+        name = method.replace("TF-IDF + logistic regression", "TF-IDF")
+        assert f"{name} {value:.2f}" in classical.replace("TF-IDF + logistic regression", "TF-IDF")
