@@ -214,17 +214,28 @@ RECIPES = (
             ("rte", True, 2e-4),
         )
     ),
-    # Dev entity F1 0.864 and 0.732; answers 32.7 and 10.8. Without dropout not measured.
+    # Dev F1 of answers 51.1 at 2e-4, 49.1 at 1e-4; with dropout 32.7, from random weights 10.8.
     *(
         Recipe(
-            *(task, 4, 512, is_random, "docs/LOG.md, 2026-11-27"),
-            learning_rate=rate,
-            epochs=epochs,
+            *("squad", 4, 512, is_random, "docs/LOG.md, 2026-11-27"),
+            learning_rate=2e-4,
+            epochs=3.0,
             batch_size=32,
-            max_seq_length=length,
+            max_seq_length=256,
+            dropout=0.1 if is_random else None,
+        )
+        for is_random in (False, True)
+    ),
+    # Dev entity F1 0.864 and 0.732. Without dropout not measured.
+    *(
+        Recipe(
+            *("conll2003", 4, 512, is_random, "docs/LOG.md, 2026-11-27"),
+            learning_rate=4e-4,
+            epochs=4.0,
+            batch_size=32,
+            max_seq_length=128,
             dropout=0.1,
         )
-        for task, rate, epochs, length in (("conll2003", 4e-4, 4.0, 128), ("squad", 2e-4, 3.0, 256))
         for is_random in (False, True)
     ),
     # Dev accuracy of SST-2 with 300, 1,000, 4,000 labels after 3 epochs: 0.639, 0.680, 0.743; after
