@@ -25,6 +25,7 @@ from minibert.intermediate import data_before
 from minibert.model_folders import pinned
 from minibert.progress import clock
 from minibert.recipes import file_settings, is_given, shown
+from minibert.run_folder import RunFolder
 from minibert.runs import (
     dev_figure,
     learning_seconds,
@@ -82,12 +83,7 @@ def search_settings(
     log_line("search", f"{len(chosen)} of {len(grid)} trials, {base.seeds} seed(s) each, on dev")
     fingerprint = read_splits(task, source).fingerprint
     folder = choose_model(base)
-    where = settings.output or f"runs/search-{base.task}"
-    if settings.resume == "yes" and not (Path(where) / "search.json").is_file():
-        raise InputError(
-            f"--resume: there is no search in {where}; leave --resume out to begin one"
-        )
-    with claimed(where, "search.json") as output:
+    with _claimed(settings) as output:
         start = weights_digest(folder)
         base = dataclasses.replace(base, model=_name_of(settings, folder))
         before = _earlier(output.path, settings, set(grid[0]))
@@ -125,6 +121,16 @@ def search_settings(
         best = output.path / "best.json"
         print(f"best settings: {best}" if best.is_file() else "every trial diverged", flush=True)
     return search
+
+
+def _claimed(settings: FinetuneSettings) -> RunFolder:
+    """The search's folder, to be entered; with `--resume` one that a search has begun."""
+    where = settings.output or f"runs/search-{settings.task}"
+    if settings.resume == "yes" and not (Path(where) / "search.json").is_file():
+        raise InputError(
+            f"--resume: there is no search in {where}; leave --resume out to begin one"
+        )
+    return claimed(where, "search.json")
 
 
 def _jobs(settings_of: Mapping[str, FinetuneSettings], output: Path, like: Job) -> list[Job]:
