@@ -226,7 +226,7 @@ RECIPES = (
         )
         for is_random in (False, True)
     ),
-    # Dev entity F1 0.864 and 0.732. Without dropout not measured.
+    # Dev entity F1 0.870 at 4e-4, 0.869 at 2e-4; with dropout 0.864, from random weights 0.732.
     *(
         Recipe(
             *("conll2003", 4, 512, is_random, "docs/LOG.md, 2026-11-27"),
@@ -234,7 +234,7 @@ RECIPES = (
             epochs=4.0,
             batch_size=32,
             max_seq_length=128,
-            dropout=0.1,
+            dropout=0.1 if is_random else None,
         )
         for is_random in (False, True)
     ),
