@@ -182,7 +182,8 @@ RECIPES = (
         max_seq_length=128,
         dropout=0.1,
     ),
-    # With 20,000 labels dev accuracy of SST-2 0.822, 0.823, 0.831 at 5e-5, 1e-4, 2e-4.
+    # Dev accuracy 0.861 at 2e-4, 0.860 at 1e-4; with dropout 0.842, from random weights 0.812, means
+    # of three seeds.
     *(
         Recipe(
             *("sst2", 4, 512, is_random, "docs/LOG.md, 2026-11-27"),
@@ -190,7 +191,7 @@ RECIPES = (
             epochs=2.0,
             batch_size=64,
             max_seq_length=64,
-            dropout=0.1,
+            dropout=0.1 if is_random else None,
         )
         for is_random in (False, True)
     ),
