@@ -253,9 +253,10 @@ class BertModel(PretrainedMixin, nn.Module):
                 alone, and last_hidden_state is (N, D).
 
         Raises:
-            ValueError: T is beyond max_position_embeddings; first_only or places with hidden
-                states, or on a CPU with padding in front or among the places.
+            ValueError: shapes that do not fit; T is beyond max_position_embeddings; first_only or
+                places with hidden states, or on a CPU with padding in front or among the places.
         """
+        _check_shapes(input_ids, token_type_ids, attention_mask)
         if output_hidden_states and (first_only or places is not None):
             raise ValueError(
                 "first_only and places leave last hidden states out; ask for one of the two"
@@ -333,6 +334,21 @@ class BertModel(PretrainedMixin, nn.Module):
         if mask is None or torch.compiler.is_compiling() or not mask.is_cpu:
             return full_layout((batch, length), mask)
         return unpadded_layout(mask)
+
+
+def _check_shapes(
+    input_ids: Tensor, token_type_ids: Tensor | None, attention_mask: Tensor | None
+) -> None:
+    """Refuses what tells of other tokens: rows are picked from it, whatever its shape is."""
+    if input_ids.ndim != 2:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (B, T)")
+    others = {"token_type_ids": token_type_ids, "attention_mask": attention_mask}
+    for name, part in others.items():
+        if part is not None and part.shape != input_ids.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(part.shape)}; expected that of input_ids, "
+                f"{tuple(input_ids.shape)}"
+            )
 
 
 def _computes_in_16_bits(weight: Tensor) -> bool:

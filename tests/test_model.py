@@ -192,6 +192,27 @@ def test_a_sequence_beyond_the_positions_is_refused(tiny_config: BertConfig) -> 
         model(torch.ones(1, 41, dtype=torch.long))
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "tokens"),
+    [("attention_mask", 1, 5), ("attention_mask", 2, 5), ("token_type_ids", 3, 6)],
+)
+def test_a_mask_or_segments_of_other_tokens_are_refused(
+    tiny_config: BertConfig, name: str, rows: int, tokens: int
+) -> None:
+    model, ids = BertModel(tiny_config).eval(), torch.arange(3, 18).view(3, 5)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+    given = {"attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    given[name] = torch.ones(rows, tokens, dtype=torch.long)
+    given[name][:, -1] = 0
+    with pytest.raises(ValueError, match=rf"{name} has shape \({rows}, {tokens}\).*\(3, 5\)"):
+        model(ids, **given)
+
+
+def test_one_sequence_without_a_batch_is_refused(tiny_config: BertConfig) -> None:
+    with pytest.raises(ValueError, match=r"input_ids has shape \(5,\); expected \(B, T\)"):
+        BertModel(tiny_config)(torch.arange(5))
+
+
 @pytest.mark.parametrize("layers", [0, 1, 3])
 def test_hidden_states_are_embeddings_and_every_layer(tiny_config: BertConfig, layers: int) -> None:
     model = BertModel(replace(tiny_config, num_hidden_layers=layers)).eval()
