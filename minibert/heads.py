@@ -106,6 +106,21 @@ def _flat_positions(positions: Tensor, length: int) -> Tensor:
     return (positions + starts[:, None]).reshape(-1)
 
 
+def _check_slots(input_ids: Tensor, positions: Tensor | None, labels: Tensor | None) -> None:
+    """Refuses positions or labels that would count for other tokens than they are of."""
+    if positions is not None and (positions.ndim != 2 or len(positions) != len(input_ids)):
+        raise ValueError(
+            f"mlm_positions has shape {tuple(positions.shape)}; expected (B, M) with "
+            f"B = {len(input_ids)}"
+        )
+    like = "input_ids" if positions is None else "mlm_positions"
+    wanted = (input_ids if positions is None else positions).shape
+    if labels is not None and labels.shape != wanted:
+        raise ValueError(
+            f"mlm_labels has shape {tuple(labels.shape)}; expected that of {like}, {tuple(wanted)}"
+        )
+
+
 @torch.compiler.disable
 def _used_slots(places: Tensor, labels: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
     """Of (R,) places and labels those with a label, and unlabelled ones up to a multiple."""
@@ -146,7 +161,12 @@ class BertForPreTraining(PretrainedMixin, nn.Module):
             mlm_labels: (B, M) original ids, IGNORE_INDEX in unused slots, for their loss instead
                 of scores; (B, T) without positions.
             first_positions: (B,), as in `BertModel`.
+
+        Raises:
+            ValueError: as in `BertModel`; positions of other sequences, or labels that are not one
+                for each position.
         """
+        _check_slots(input_ids, mlm_positions, mlm_labels)
         inputs = (input_ids, token_type_ids, attention_mask)
         words = self.bert.embeddings.word.weight
         if mlm_labels is not None and mlm_positions is not None:

@@ -330,6 +330,33 @@ def test_labels_give_the_loss_of_the_scores(
     torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.parametrize(
+    ("positions", "labels", "told"),
+    [
+        (None, (3, 2), r"mlm_labels has shape \(3, 2\); expected that of input_ids, \(3, 12\)"),
+        (
+            (3, 2),
+            (3, 3),
+            r"shape \(3, 3\); expected that of mlm_positions, \(3, 2\)",
+        ),
+        ((2, 2), (2, 2), r"mlm_positions has shape \(2, 2\); expected \(B, M\) with B = 3"),
+        ((2, 2), None, r"mlm_positions has shape \(2, 2\)"),
+    ],
+)
+def test_labels_and_positions_of_other_slots_are_refused(
+    tiny_config: BertConfig,
+    padded_batch: Batch,
+    positions: tuple[int, int] | None,
+    labels: tuple[int, int] | None,
+    told: str,
+) -> None:
+    model = BertForPreTraining(tiny_config).eval()
+    shapes = {"mlm_positions": positions, "mlm_labels": labels}
+    given = {k: torch.ones(v, dtype=torch.long) for k, v in shapes.items() if v is not None}
+    with pytest.raises(ValueError, match=told):
+        model(**padded_batch, **given)
+
+
 @pytest.mark.filterwarnings("ignore")  # PyTorch's tracer warns of what it does itself
 def test_a_traced_model_has_the_loss_and_the_gradients_of_the_eager_one(
     tiny_config: BertConfig, padded_batch: Batch
