@@ -115,7 +115,7 @@ def multi_label_loss(
     Returns:
         The summed loss in nats, float32 scalar, and B * C.
     """
-    targets = labels * (1 - smoothing) + smoothing / 2
+    targets = labels.float() * (1 - smoothing) + smoothing / 2
     if positives is not None and smoothing:
         # pos_weight would weigh the share of "yes" that smoothing gives to a "no".
         of_yes = torch.where(labels > 0.5, positives, torch.ones_like(positives))
@@ -123,7 +123,7 @@ def multi_label_loss(
     total = F.binary_cross_entropy_with_logits(
         logits.float(), targets, weight=weights, pos_weight=positives, reduction="sum"
     )
-    return total, labels.new_tensor(labels.numel()).long()
+    return total, _number_of(labels)
 
 
 def squared_error(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,6 +137,19 @@ def squared_error(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The summed loss, float32 scalar, and B.
+
+    Raises:
+        ValueError: the shapes differ, which would compare each with all.
     """
+    if predictions.shape != labels.shape:
+        raise ValueError(
+            f"predictions have shape {tuple(predictions.shape)}, labels {tuple(labels.shape)}; "
+            f"expected (B,) of both"
+        )
     errors = predictions.float() - labels.float()
-    return (errors**2).sum(), labels.new_tensor(labels.numel()).long()
+    return (errors**2).sum(), _number_of(labels)
+
+
+def _number_of(labels: Tensor) -> Tensor:
+    """How many labels there are, int64 scalar; their own type may not hold it."""
+    return torch.tensor(labels.numel(), device=labels.device)

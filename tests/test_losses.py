@@ -17,6 +17,7 @@ from minibert.losses import (
     masked_lm_loss,
     multi_label_loss,
     next_sentence_loss,
+    squared_error,
 )
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -175,6 +176,20 @@ def test_smoothed_terms_have_the_weight_of_their_own_class() -> None:
         terms = -(target * p.log() + (1 - target) * (1 - p).log())
         terms = terms * (1 + truth * (positives - 1)) * (1 if own is None else own)
         torch.testing.assert_close(total, terms.sum())
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.bfloat16, torch.float32])
+def test_labels_are_counted_whatever_their_type_can_hold(kind: torch.dtype) -> None:
+    truth = torch.ones(257, 2).to(kind)
+    total, count = multi_label_loss(torch.zeros(257, 2), truth)
+    assert total.item() == pytest.approx(514 * math.log(2))
+    assert (count.item(), count.dtype) == (514, torch.int64)
+    assert squared_error(torch.zeros(257), truth[:, 0])[1].item() == 257
+
+
+def test_errors_of_other_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"predictions have shape \(4, 1\), labels \(4,\)"):
+        squared_error(torch.zeros(4, 1), torch.ones(4))
 
 
 def test_weights_do_not_move_what_is_best_for_one_example() -> None:
