@@ -113,12 +113,25 @@ def linear_cross_entropy(
     Returns:
         The summed loss in nats, float32 scalar, and the number of rows whose highest score is the
         label's (the first of equal ones counts).
+
+    Raises:
+        IndexError: on a CPU, a label that is no row of the weight, as of cross_entropy itself.
     """
+    if labels.is_cpu and not torch.compiler.is_compiling():  # elsewhere a value is waited for
+        _check_labels(labels, len(weight))
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     needs_grad = torch.is_grad_enabled()  # which is off inside a function's forward
     loss, hits = _LinearCrossEntropy.apply(x, weight, bias, labels, dtype, needs_grad)
     return loss, hits
+
+
+def _check_labels(labels: Tensor, words: int) -> None:
+    wrong = labels[((labels < 0) | (labels >= words)) & (labels != IGNORE_INDEX)]
+    if len(wrong):
+        raise IndexError(
+            f"a label is {int(wrong[0])}; expected 0 to {words - 1}, or {IGNORE_INDEX} for none"
+        )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

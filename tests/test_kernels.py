@@ -193,3 +193,11 @@ def test_linear_cross_entropy_without_gradients_is_the_same() -> None:
         plain = linear_cross_entropy(*leaves, labels)
     assert not plain[0].requires_grad
     assert plain == linear_cross_entropy(*leaves, labels)
+
+
+@pytest.mark.parametrize("wrong", [-1, -101, 50, 63, 64])
+def test_linear_cross_entropy_refuses_what_is_no_word(wrong: int) -> None:
+    leaves, labels = scored_rows()  # 50 words, filled up to 64
+    labels[3] = wrong
+    with pytest.raises(IndexError, match=f"label is {wrong}; expected 0 to 49, or -100"):
+        linear_cross_entropy(*leaves, labels)
