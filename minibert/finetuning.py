@@ -61,6 +61,7 @@ from minibert.runs import (
     weights_digest,
     wrapped,
 )
+from minibert.runtime import torch_as_before
 from minibert.settings import MOST_EPOCHS, FinetuneSettings, flag
 from minibert.starts import choose_model, of_begun_run, with_recipe
 from minibert.tasks import find_task
@@ -122,6 +123,7 @@ def freeze_lowest(model: Any, count: int) -> None:
         frozen.requires_grad_(False)
 
 
+@torch_as_before()
 def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResult:
     """Fine-tunes a model on a task, chooses the best epoch on dev, scores test once.
 

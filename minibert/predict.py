@@ -171,7 +171,7 @@ def place_for_prediction(
         raise InputError(f"precision is {precision!r}; expected {', '.join(PRECISIONS)}")
     precision = precision or run.get("resolved", {}).get("precision", "fp32")
     is_int8 = precision == "int8"
-    runtime = start_runtime(device, "auto" if is_int8 else precision, deterministic=False)
+    runtime = start_runtime(device, "auto" if is_int8 else precision, deterministic=None)
     if is_int8:
         if runtime.device.type != "cpu":
             raise InputError(

@@ -76,7 +76,7 @@ from minibert.runs import (
     weights_digest,
     wrapped,
 )
-from minibert.runtime import Runtime
+from minibert.runtime import Runtime, torch_as_before
 from minibert.settings import DEFAULT_PRESET, SHORT_SHARE, PretrainSettings, recipe
 from minibert.store import TokenStore, num_encoders, open_store, store_folder
 from minibert.tokenizer import VOCAB_RULE, WordPiece, default_vocab_size
@@ -300,6 +300,7 @@ def _say_untrained_heads(model: BertForPreTraining, start: Path, nsp: str) -> No
         )
 
 
+@torch_as_before()
 def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResult:
     """Pretrains a BERT on raw text and writes a run folder.
 

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,10 +83,35 @@ class Runtime:
             torch.mps.synchronize()
 
 
+@contextlib.contextmanager
+def torch_as_before() -> Iterator[None]:
+    """Gives back on leaving what a run sets for the whole process: determinism, random numbers.
+
+    A notebook goes on with both. On a GPU strict determinism would end the user's own training, and
+    after a run, which seeds torch at every step, all would draw the same whatever they had seeded.
+    """
+    fill: Any = torch.utils.deterministic
+    strict, fills = torch.are_deterministic_algorithms_enabled(), fill.fill_uninitialized_memory
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    drawn = torch.get_rng_state()
+    drawn_on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=only_warns)
+        fill.fill_uninitialized_memory = fills
+        torch.set_rng_state(drawn)
+        if drawn_on_gpus:
+            torch.cuda.set_rng_state_all(drawn_on_gpus)
+
+
 def start_runtime(
-    device: str, precision: str, deterministic: bool, world: World = ALONE
+    device: str, precision: str, deterministic: bool | None, world: World = ALONE
 ) -> Runtime:
     """Resolves "auto", switches determinism, and keeps freed memory in the process.
+
+    Args:
+        deterministic: None leaves it as it is, which is for those that do not train.
 
     Raises:
         InputError: a device that is not there; the ones that are get named.
@@ -96,9 +122,10 @@ def start_runtime(
     if precision == "auto":
         precision = "bf16" if _has_bf16(chosen) else "fp32"
     # A GPU's FlashAttention repeats to the bit only where anything else would be an error.
-    torch.use_deterministic_algorithms(deterministic, warn_only=chosen.type != "cuda")
-    # Filling every fresh tensor shows reads of unwritten memory, decides no bit and costs 5 %.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if deterministic is not None:
+        torch.use_deterministic_algorithms(deterministic, warn_only=chosen.type != "cuda")
+        # Filling every fresh tensor shows reads of unwritten memory, decides no bit and costs 5 %.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if deterministic and chosen.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False

@@ -85,6 +85,25 @@ def test_pretraining_goes_on_from_a_model_with_its_vocabulary(
         assert (further.folder / name).read_text() == (pretrained.folder / name).read_text()
 
 
+def test_torch_is_left_as_it_was(world: Path, pretrained: RunResult) -> None:
+    def state() -> list[Any]:
+        fills = torch.utils.deterministic.fill_uninitialized_memory
+        return [torch.are_deterministic_algorithms_enabled(), fills, torch.get_rng_state().tolist()]
+
+    torch.manual_seed(7)
+    before = state()
+    run = finetune_in(world, "as-before", model=str(pretrained.folder))
+    assert state() == before
+    pretrain_in(world, "as-before-too", model=str(pretrained.folder))
+    assert state() == before
+    torch.use_deterministic_algorithms(True)
+    try:
+        minibert.load(run.folder).predict("fine")
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+
+
 def test_paths_of_a_list_are_taken_as_strings(world: Path) -> None:
     files = [world / "corpus.txt"]
     pretrain(corpus=files, dry_run=True, vocab_size=60, cache_dir=world / "cache", **LOOP)
