@@ -516,6 +516,9 @@ def test_a_table_of_your_own_gives_a_model_to_use(
     model = minibert.load(folder)
     assert [p.prediction for p in model.predict(list(WORDS.values()))] == list(WORDS)
     assert model.probabilities([]).shape == (0, len(WORDS))
+    for size in (0, -1):
+        with pytest.raises(InputError, match=f"batch_size is {size}, must be above 0"):
+            model.probabilities(["storm"], batch_size=size)
     again = minibert.evaluate(folder)  # the same dev examples
     assert again["accuracy"] == results["accuracy"]
     assert again["num_eval"] == results["num_eval"]

@@ -476,10 +476,18 @@ class Predictor:
         Raises:
             InputError: an input is not what the task takes.
         """
+        examples = self.examples(given)
+        found = self.predictions(examples, batch_size)
+        return [self.task.answer(e, p) for e, p in zip(examples, found, strict=True)]
+
+    def predictions(self, examples: Sequence[Any], batch_size: int = 32) -> list[Any]:
+        """What the task foretells of each of its examples.
+
+        Raises:
+            InputError: a batch_size below 1.
+        """
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}, must be above 0")
-        examples = self.examples(given)
         if not examples:
             return []
-        found = self.task.predict(self.model, examples, batch_size, self.runtime)
-        return [self.task.answer(e, p) for e, p in zip(examples, found, strict=True)]
+        return self.task.predict(self.model, examples, batch_size, self.runtime)

@@ -449,8 +449,7 @@ class ClassificationPredictor(Predictor):
 
     def probabilities(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
         """Class probabilities of each text, (texts, C), in their order; cleaned as in training."""
-        examples = self.examples(texts)
-        found = self.task.predict(self.model, examples, batch_size, self.runtime)
+        found = self.predictions(self.examples(texts), batch_size)
         return np.array(found, np.float32).reshape(len(found), len(self.labels))
 
 
