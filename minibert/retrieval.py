@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from minibert.cache import default_cache_dir
-from minibert.errors import InputError
+from minibert.errors import InputError, TextError
 from minibert.files import read_text, table_kind, write_atomically
 from minibert.model_folders import open_model_folder
 from minibert.predict import load_embedder
@@ -77,7 +77,10 @@ def search(
     """
     if top < 1:
         raise InputError(f"--top is {top}, must be above 0")
-    queries = [queries] if isinstance(queries, str) else queries
+    queries = [queries] if isinstance(queries, str) else list(queries)
+    for number, query in enumerate(queries, 1):
+        if not isinstance(query, str):
+            raise TextError(number, f"is {query!r:.60}; expected a string", "query")
     if not queries or not all(query.strip() for query in queries):
         raise InputError("a query is empty; expected some words")
     lines = sentences_of(Path(file), text_column)

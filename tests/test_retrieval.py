@@ -229,6 +229,15 @@ def test_one_string_is_one_query(world: Path, tmp_path: Path) -> None:
     assert found == search(*given, ["castle river"], cache_dir=tmp_path) and len(found) == 1
 
 
+def test_queries_may_come_as_an_array_or_one_by_one(world: Path, tmp_path: Path) -> None:
+    given, asked = (world / "model", world / "lines.txt"), ["castle river", "storm"]
+    found = search(*given, asked, cache_dir=tmp_path)
+    for queries in (np.array(asked), iter(asked)):
+        assert search(*given, queries, cache_dir=tmp_path) == found
+    with pytest.raises(InputError, match="query 2 is 3; expected a string"):
+        search(*given, ["storm", 3], cache_dir=tmp_path)
+
+
 def test_an_empty_query_is_refused(world: Path) -> None:
     with pytest.raises(InputError, match="a query is empty"):
         search(world / "model", world / "lines.txt", ["storm", " "])
