@@ -6,7 +6,19 @@ import numpy as np
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_labels: int) -> np.ndarray:
-    """Counts, (C, C): row = true class, column = predicted class."""
+    """Counts, (C, C): row = true class, column = predicted class.
+
+    Raises:
+        ValueError: a label or a prediction is no class; it would count for another one.
+    """
+    # Lists would be joined, and small integers would overflow.
+    labels, predictions = (
+        np.asarray(part).astype(np.int64, casting="same_kind") for part in (labels, predictions)
+    )
+    for name, part in (("label", labels), ("prediction", predictions)):
+        wrong = part[(part < 0) | (part >= num_labels)]
+        if len(wrong):
+            raise ValueError(f"a {name} is {wrong[0]}; expected 0 to {num_labels - 1}")
     cells = labels * num_labels + predictions
     return np.bincount(cells, minlength=num_labels**2).reshape(num_labels, num_labels)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -91,3 +93,18 @@ def test_counts_beyond_32_bits_do_not_overflow() -> None:
     assert classification_figures(matrix) == pytest.approx(
         {"accuracy": 0.75, "f1": 0.75, "matthews": 0.5}
     )
+
+
+@pytest.mark.parametrize("kind", [list, np.uint8])
+def test_a_matrix_is_the_same_of_lists_and_of_small_numbers(kind: Any) -> None:
+    labels, predictions = [0, 15, 19, 15], [1, 3, 19, 15]
+    make = list if kind is list else lambda part: np.array(part, kind)
+    matrix = confusion_matrix(make(labels), make(predictions), 20)
+    cells = zip(*matrix.nonzero(), strict=True)
+    assert sorted(cells) == sorted(zip(labels, predictions, strict=True))
+
+
+@pytest.mark.parametrize(("label", "prediction"), [(0, 3), (-1, 1), (3, 0), (1, -1)])
+def test_what_is_no_class_is_refused(label: int, prediction: int) -> None:
+    with pytest.raises(ValueError, match=r"is (3|-1); expected 0 to 2"):
+        confusion_matrix(np.array([label]), np.array([prediction]), 3)
