@@ -140,7 +140,13 @@ class WordPiece:
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
 
     def ids(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
+        """Token ids of each text, without special tokens.
+
+        Raises:
+            InputError: a string in place of a list of them.
+        """
+        if isinstance(texts, str):  # whose letters would be taken for texts
+            raise InputError(f"texts is {texts!r:.60}; expected a list of texts, [text] for one")
         ids, lengths = self.flat_ids(texts)
         flat, ends = ids.tolist(), np.cumsum(lengths).tolist()
         return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]

@@ -521,3 +521,8 @@ def test_chinese_text_is_not_taken_for_long_words() -> None:
     assert _long_run(chinese=False).search("河边的磨坊主" * 30)
     assert _long_run(chinese=True).search("a" * 101)
     assert not _long_run(chinese=True).search(("a" * 100 + ",") * 3)
+
+
+def test_a_string_is_no_list_of_its_letters(words: WordPiece) -> None:
+    with pytest.raises(InputError, match=r"texts is 'a fine film'; expected a list of texts"):
+        words.ids("a fine film")  # type: ignore[arg-type]
