@@ -93,6 +93,9 @@ class BertConfig:
             faults.append(f"pad_token_id is {self.pad_token_id}, vocab_size is {self.vocab_size}")
         if self.hidden_act not in _ACTIVATIONS:
             faults.append(f"hidden_act is {self.hidden_act!r}, known are {', '.join(_ACTIVATIONS)}")
+        names = self.id2label
+        if names and not (isinstance(names, dict) and all(isinstance(i, int) for i in names)):
+            faults.append(f"id2label is {names!r:.60}, must be names by number: {{0: 'name', ...}}")
         for name, known in DEPARTURES.items():
             if getattr(self, name) not in known:
                 faults.append(f"{name} is {getattr(self, name)!r}, known are {', '.join(known)}")

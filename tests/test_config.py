@@ -262,3 +262,9 @@ def test_config_is_importable_without_torch() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "768\n"
+
+
+@pytest.mark.parametrize("names", [["neg", "pos"], {"0": "neg", "1": "pos"}, "neg, pos"])
+def test_classes_are_named_by_number(names: Any) -> None:
+    with pytest.raises(InputError, match=r"id2label is .*neg.*must be names by number: \{0: '"):
+        BertConfig(id2label=names)
