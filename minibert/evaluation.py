@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from minibert.errors import InputError, did_you_mean
 from minibert.files import write_jsonl
 from minibert.model_folders import open_model_folder
@@ -20,7 +22,7 @@ def evaluate(
     folder: str | Path,
     data: str | Path | None = None,
     split: str = "test",
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: str | None = None,
     batch_size: int = 32,
     predictions: str | Path | None = None,

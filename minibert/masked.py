@@ -102,7 +102,7 @@ def figures_of(pll: float, tokens: int, characters: int) -> dict[str, float]:
 
 
 def load_masked_lm(
-    folder: str | Path, device: str = "auto", precision: str | None = None
+    folder: str | Path, device: str | torch.device = "auto", precision: str | None = None
 ) -> MaskedLM:
     """Opens a pretrained model for masked words and for scores of sentences.
 

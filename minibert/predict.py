@@ -26,7 +26,9 @@ PRECISIONS = ("auto", "fp32", "bf16", "int8")
 _PARTS = ("Transformer", "Pooling", "Normalize")  # of a sentence model; vectors are of length 1
 
 
-def load(folder: str | Path, device: str = "auto", precision: str | None = None) -> Predictor:
+def load(
+    folder: str | Path, device: str | torch.device = "auto", precision: str | None = None
+) -> Predictor:
     """Opens a fine-tuned model for predictions.
 
     Args:
@@ -49,7 +51,7 @@ def load(folder: str | Path, device: str = "auto", precision: str | None = None)
 
 
 def load_embedder(
-    folder: str | Path, device: str = "auto", precision: str | None = None
+    folder: str | Path, device: str | torch.device = "auto", precision: str | None = None
 ) -> Predictor:
     """Opens the backbone of any model folder for vectors of texts, whatever its head is.
 
@@ -124,7 +126,11 @@ def _parts(path: Path) -> list[str]:
 
 
 def _opened(
-    path: Path, task: Task[Any, Any], run: dict[str, Any], device: str, precision: str | None
+    path: Path,
+    task: Task[Any, Any],
+    run: dict[str, Any],
+    device: str | torch.device,
+    precision: str | None,
 ) -> Predictor:
     """A model folder as what predicts a task."""
     config = BertConfig.from_pretrained(path)
@@ -157,7 +163,7 @@ def _check_whole(path: Path, model: Any, task: Task[Any, Any], config: BertConfi
 
 
 def place_for_prediction(
-    model: Any, run: dict[str, Any], device: str, precision: str | None
+    model: Any, run: dict[str, Any], device: str | torch.device, precision: str | None
 ) -> Runtime:
     """Brings a model with a `bert` to its device, quantised for "int8"; what it then runs on.
 

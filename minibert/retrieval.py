@@ -52,7 +52,7 @@ def search(
     file: str | Path,
     queries: str | Sequence[str],
     top: int = 5,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: str | None = None,
     batch_size: int = 32,
     cache_dir: str | Path | None = None,

@@ -106,7 +106,10 @@ def torch_as_before() -> Iterator[None]:
 
 
 def start_runtime(
-    device: str, precision: str, deterministic: bool | None, world: World = ALONE
+    device: str | torch.device,
+    precision: str,
+    deterministic: bool | None,
+    world: World = ALONE,
 ) -> Runtime:
     """Resolves "auto", switches determinism, and keeps freed memory in the process.
 
@@ -116,6 +119,7 @@ def start_runtime(
     Raises:
         InputError: a device that is not there; the ones that are get named.
     """
+    device = str(device)
     if world.size > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{world.local_rank}"
     chosen = find_device(device)

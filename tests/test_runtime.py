@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from minibert.runtime import start_runtime
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _SCRIPT = """
@@ -79,3 +82,8 @@ def test_products_of_ever_new_shapes_do_not_add_up_in_memory() -> None:
     command = [sys.executable, "-c", _SHAPES]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100
+
+
+def test_a_device_may_be_torchs_own() -> None:
+    device = torch.device("cpu")
+    assert start_runtime(device, "fp32", deterministic=None).device == device
