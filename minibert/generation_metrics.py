@@ -34,7 +34,7 @@ def score_translation(predictions: Sequence[str], references: References) -> Tra
 
     Raises:
         MissingExtraError: sacrebleu is not installed.
-        InputError: not as many references as predictions, or none.
+        InputError: not as many references as predictions, or none, or a string for a list.
     """
     _check(predictions, references)
     try:
@@ -137,6 +137,12 @@ class _BertWords:
 def _check(predictions: Sequence[str], references: References) -> None:
     if not predictions:
         raise InputError("there is no text to score")
+    alone = next((part for part in (predictions, *references) if isinstance(part, str)), None)
+    if alone is not None:  # whose letters would be taken for texts
+        raise InputError(
+            f"{alone!r:.60} stands in place of a list; expected a list of predictions, and of "
+            f"each a list of references"
+        )
     if len(predictions) != len(references):
         raise InputError(f"{len(predictions)} texts, but references of {len(references)}")
     if not all(references):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 
 import pytest
@@ -127,3 +128,10 @@ def test_chinese_is_scored_by_its_characters() -> None:
     assert 50 < found.bleu < 90
     for text in ("Ein Mann", "1 2 3 4"):  # whose letters are Latin, or none
         assert "tok:13a" in score_translation([text], [[text]]).bleu_signature
+
+
+@pytest.mark.parametrize("score", [score_translation, score_summaries])
+def test_a_string_is_no_list_of_its_letters(score: Callable[..., object]) -> None:
+    for given in ((PREDICTIONS, PREDICTIONS), ("Ein", [["Ein"]] * 3)):
+        with pytest.raises(InputError, match=r"'Ein.*' stands in place of a list"):
+            score(*given)
