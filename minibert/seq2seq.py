@@ -494,13 +494,15 @@ class BertForConditionalGeneration(PretrainedMixin, nn.Module):
             label_smoothing: share of the probability spread over all words, in [0, 1).
 
         Raises:
-            ValueError: neither or both of labels and decoder_input_ids, or U beyond
-                max_target_positions.
+            ValueError: neither or both of labels and decoder_input_ids, not as many targets as
+                sources, or U beyond max_target_positions.
         """
         if (labels is None) == (decoder_input_ids is None):
             raise ValueError("give labels for a loss, or decoder_input_ids for scores")
         ids = self._shifted(labels) if labels is not None else decoder_input_ids
         assert ids is not None
+        if len(ids) != len(input_ids):
+            raise ValueError(f"{len(ids)} targets, but {len(input_ids)} sources")
         positions = self.decoder_config.max_target_positions
         if ids.shape[1] > positions:
             raise ValueError(

@@ -180,6 +180,8 @@ def test_what_is_asked_for_must_be_clear(config: BertConfig, labels: Tensor) -> 
         model(source, labels=labels, decoder_input_ids=shifted(labels))
     with pytest.raises(ValueError, match="target of 25 tokens, but max_target_positions is 24"):
         model(source, labels=torch.ones(3, 25, dtype=torch.int64))
+    with pytest.raises(ValueError, match="1 targets, but 3 sources"):
+        model(source, labels=labels[:1])
 
 
 def test_pad_targets_marks_what_is_no_label() -> None:
