@@ -393,23 +393,18 @@ class _Terminated(BaseException):
     """SIGTERM outside the training loop."""
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     debug = "--debug" in argv
-    before = signal.signal(signal.SIGTERM, _terminate)
-    interrupted = False
+    stopped = 0  # the signal that came outside the training loop, if any
 
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
+    def handle(number: int, frame: FrameType | None) -> NoReturn:
+        nonlocal stopped
+        stopped = number
+        raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
 
-    before_interrupt = signal.signal(signal.SIGINT, interrupt)
+    before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         status = _run(argv)
         if launched().size > 1:
@@ -419,9 +414,8 @@ def main(argv: list[str] | None = None) -> int:
             os._exit(status)
         return status
     except Exception as error:
-        if interrupted:  # a library made another error of it
-            print("minibert: stopped by Ctrl-C", file=sys.stderr)
-            return 130
+        if stopped and not isinstance(error, Interrupted):  # a library made another error of it
+            return _tell_stop(stopped)
         if debug and not isinstance(error, Interrupted):
             traceback.print_exc()
         status, message = _explain(error)
@@ -435,14 +429,19 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as stop:  # --help and --version
         return int(stop.code or 0)
     except _Terminated:
-        print("minibert: stopped by SIGTERM", file=sys.stderr)
-        return 143
+        return _tell_stop(signal.SIGTERM)
     except KeyboardInterrupt:
-        print("minibert: stopped by Ctrl-C", file=sys.stderr)
-        return 130
+        return _tell_stop(signal.SIGINT)
     finally:
-        signal.signal(signal.SIGTERM, before)
-        signal.signal(signal.SIGINT, before_interrupt)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell_stop(number: int) -> int:
+    """Says which signal ended a command outside its training loop; returns the exit status."""
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    print(f"minibert: stopped by {name}", file=sys.stderr)
+    return 128 + number
 
 
 def _run(argv: list[str]) -> int:

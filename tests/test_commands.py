@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -525,6 +526,27 @@ def test_ctrl_c_outside_the_loop_ends_with_130(
 
     monkeypatch.setattr(pretraining, "build_optimizer", interrupt)
     complaint(pretrain_line(world, "--output", tmp_path / "run"), 130, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["int", "term"])
+def test_a_signal_of_which_a_library_makes_another_error_is_told_as_what_it_was(
+    world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    def swallow(*_: Any, **__: Any) -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except BaseException:
+            raise RecursionError("maximum recursion depth exceeded") from None
+
+    monkeypatch.setattr(pretraining, "build_optimizer", swallow)
+    line = pretrain_line(world, "--output", tmp_path / "run")
+    message, _ = complaint(line, 128 + number, capsys)
+    assert "stopped by" in message
     assert not (tmp_path / "run").exists()
 
 
