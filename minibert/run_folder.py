@@ -45,6 +45,7 @@ _MAY_DIFFER = frozenset(
     (
         *("output", "resume", "overwrite", "debug", "dry_run", "profile", "cache_dir"),
         *("save_every", "shard"),
+        "corpus",  # however it is named: its text must be the same, see `check_same_data`
     )
 )
 
@@ -260,17 +261,22 @@ class RunFolder:
             raise InputError(f"{path} is damaged: it lacks {', '.join(lacking)}")
         return run
 
-    def check_same_data(self, fingerprint: str) -> None:
+    def check_same_data(self, fingerprint: str, corpus: list[str] | None = None) -> None:
         """Compares the data of a run that is to go on with what it was begun with.
+
+        Args:
+            corpus: where the text of a pretraining lies now, for the message.
 
         Raises:
             InputError: they differ.
         """
-        before = self.read_run().get("data_fingerprint")
+        run = self.read_run()
+        before, places = run.get("data_fingerprint"), run["settings"].get("corpus")
         if before != fingerprint:
+            moved = f"corpus was {places!r}, now {corpus!r}; " if corpus != places else ""
             raise InputError(
-                f"--resume: the data fingerprint was {before}, now {fingerprint}: the text or the "
-                f"labels have changed; --overwrite starts anew"
+                f"--resume: {moved}the data fingerprint was {before}, now {fingerprint}: the text "
+                f"or the labels have changed; --overwrite starts anew"
             )
 
     def check_same_settings(self, command: str, now: dict[str, Any]) -> None:

@@ -374,6 +374,16 @@ def test_resume_with_other_data_names_the_difference(
     assert "corpus was" in complaint(flags, capsys)
 
 
+def test_resume_goes_on_with_the_same_text_wherever_it_lies(
+    world: Path, unfinished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shutil.copy(world / "corpus.txt", tmp_path / "moved.txt")
+    flags = short_flags(world, "--output", unfinished, "--resume", "--corpus", moved)
+    status, err = run_here(flags, capsys)
+    assert (status, "resuming from step" in err) == (0, True), err
+    assert json.loads((unfinished / "run.json").read_text())["settings"]["corpus"] == [str(moved)]
+
+
 def test_resume_after_the_text_has_changed_is_refused(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
