@@ -112,6 +112,18 @@ def test_a_card_says_what_the_log_of_its_model_says(model: str) -> None:
         assert figure in row
 
 
+@pytest.mark.parametrize(
+    "suite", sorted((ROOT / "docs" / "suites").glob("*.json")), ids=lambda path: path.stem
+)
+def test_a_card_says_what_the_suite_of_its_model_found_of_masked_words(suite: Path) -> None:
+    card = (ROOT / "docs" / f"{suite.stem}.md").read_text("utf-8").replace("**", "")
+    found = json.loads(suite.read_text("utf-8"))["masked_words"]
+    row = next(line for line in card.split("\n") if "for comparison with other models" in line)
+    accuracy = f"{found['mlm_accuracy']:.1%}".replace("%", " %")
+    bits = f"{found['mlm_bits_per_character']:.3f} bits per character"
+    assert f"{found['max_seq_length']} tokens, 15 % masked: accuracy {accuracy}, {bits}" in row
+
+
 def suite_tasks() -> list[tuple[str, str]]:
     pages = sorted((ROOT / "docs" / "suites").glob("*.json"))
     return [(p.stem, task) for p in pages for task in json.loads(p.read_text("utf-8"))["tasks"]]
