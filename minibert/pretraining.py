@@ -191,9 +191,11 @@ def _prepare_text(
     exam_options = ExampleOptions(length, EXAM_MASK_PROB, "token", nsp)
     training, held_out = split_documents(store, settings.nsp)
     share = held_out.tokens / max(1, store.counts.tokens)
+    is_whole = len(training) + len(held_out) == store.num_documents
+    parts = "documents" if is_whole else "stretches of the few documents"
     log_line(
         "split",
-        f"{len(training):,} documents to train on, {len(held_out):,} held out "
+        f"{len(training):,} {parts} to train on, {len(held_out):,} held out "
         f"({share:.1%} of the tokens)",
     )
     return _Source(

@@ -569,6 +569,23 @@ def test_a_dry_run_tells_the_arithmetic_of_any_budget(
 
 
 @pytest.mark.parametrize(
+    ("documents", "parts"), [(3, "stretches of the few documents"), (6, "documents")]
+)
+def test_the_split_of_few_documents_tells_stretches_from_documents(
+    world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    documents: int,
+    parts: str,
+) -> None:
+    whole = (world / "corpus.txt").read_text().split("\n\n")[:documents]
+    write(tmp_path / "few.txt", "\n\n".join(whole))
+    flags = ("--corpus", tmp_path / "few.txt", "--vocab-size", "48", "--nsp", "none", "--dry-run")
+    assert main(pretrain_line(world, *flags)) == 0
+    assert re.search(rf"split: \d+ {parts} to train on", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
     ("flags", "told"),
     [
         ([], "budget: 3 epochs of 1 steps would be few, so 20 steps (--min-steps, --epochs)"),
