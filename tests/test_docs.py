@@ -113,6 +113,25 @@ def test_a_card_says_what_the_log_of_its_model_says(model: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        ("small-en", "{mlm_loss:.3f} nats, {accuracy} %, {mlm_bits_per_character:.3f} bits"),
+        ("small-en", "{millions} M tokens of words in {seconds:.0f} s"),
+        ("mini-en", "{mlm_loss:.3f}, {accuracy} %, {mlm_bits_per_character:.2f} of `mini`"),
+        ("mini-en", "after {minutes:.0f} minutes of two cores and {millions} M tokens"),
+        ("mini-en", "{mlm_loss:.3f} nats, {accuracy} %, {mlm_bits_per_character:.2f} bits"),
+    ],
+)
+def test_the_pretraining_page_says_what_the_first_runs_ended_with(run: str, said: str) -> None:
+    found = json.loads((ROOT / "docs" / f"{run}-words-results.json").read_text("utf-8"))
+    page = " ".join((ROOT / "docs" / "pretraining.md").read_text("utf-8").split())
+    found["accuracy"] = f"{100 * found['mlm_accuracy']:.1f}"
+    found["millions"] = f"{found['tokens'] / 1e6:.1f}"
+    found["minutes"] = found["seconds"] / 60
+    assert said.format(**found) in page
+
+
+@pytest.mark.parametrize(
     "suite", sorted((ROOT / "docs" / "suites").glob("*.json")), ids=lambda path: path.stem
 )
 def test_a_card_says_what_the_suite_of_its_model_found_of_masked_words(suite: Path) -> None:
