@@ -171,9 +171,13 @@ def _check_same(output: Path, base: Mapping[str, Any], common: Mapping[str, Any]
             folder, seed = path.parent, int(path.parent.name.removeprefix("seed-"))
             try:
                 asked = PretrainSettings.from_dict({**base, **changes, **common, "seed": seed})
-                differ = RunFolder(folder).other_settings(asked.to_dict())
+                run = RunFolder(folder)
+                differ = run.other_settings(asked.to_dict())
+                text = run.read_run()["settings"]["corpus"]
             except InputError as error:
                 raise SystemExit(f"{folder}: {error}") from None
+            if text != common["corpus"]:  # which a run that goes on may name otherwise
+                differ.append(f"corpus was {text}, now {common['corpus']}")
             if differ:
                 raise SystemExit(f"{folder}: {'; '.join(differ)}; name another --output")
 

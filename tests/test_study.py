@@ -36,6 +36,9 @@ def test_trials_sit_the_same_exam_and_are_not_repeated(
     shutil.rmtree(paths[0].parent)
     with pytest.raises(SystemExit, match=said):
         study.main([*command, "--minutes", "0.06", "--only", "base"])
+    other = str(write_corpus(tmp_path / "other.txt", documents=30))
+    with pytest.raises(SystemExit, match=r"corpus was \[.*text\.txt'\], now \[.*other\.txt'\]"):
+        study.main([*command, "--corpus", other])
     assert not paths[0].parent.exists()
     assert page == (tmp_path / "out" / "study.md").read_text()
 
