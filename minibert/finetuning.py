@@ -273,7 +273,9 @@ class _Run:
             log_line("recipe", recipe)
         splits, parts = self._read()
         if folder is not None and self.begun is not None:
-            folder.check_same_data(splits.fingerprint)
+            folder.check_same_data(splits.fingerprint, settings.to_dict())
+            if folder.is_main:
+                folder.respell_data(settings.to_dict())  # for evaluate, and --config with run.json
             if folder.results is not None:
                 check_same_before(folder.path, data_before(settings, self.source))
                 return finished_run(folder)

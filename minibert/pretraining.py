@@ -369,9 +369,9 @@ class _Run:
         with world.main_first():  # the others find the digests of a large text ready
             fingerprint = data_fingerprint(self.files, _reader_options(settings), cache)
         if folder is not None and self.begun is not None:
-            folder.check_same_data(fingerprint, settings.corpus)
+            folder.check_same_data(fingerprint, settings.to_dict())
             if folder.is_main:
-                folder.respell(corpus=settings.corpus)  # for --config with the run.json
+                folder.respell_data(settings.to_dict())  # for --config with the run.json
             if folder.results is not None:
                 return finished_run(folder)
         self.runtime = start_or_replay_runtime(settings, self.begun, world)

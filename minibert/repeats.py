@@ -84,7 +84,8 @@ def repeat(
             folder.check_same_settings("finetune", settings.to_dict())
             folder.drop_half_written()
             if "data_fingerprint" in folder.read_run():  # which older versions wrote at the end
-                folder.check_same_data(first.fingerprint)
+                folder.check_same_data(first.fingerprint, settings.to_dict())
+                folder.respell_data(settings.to_dict())
             if folder.results is not None:
                 first.check_finished(folder.seed_runs())
                 return finished_run(folder)

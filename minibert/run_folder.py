@@ -8,14 +8,14 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 from minibert.errors import InputError
 from minibert.files import read_json, remove, sync, write_json
-from minibert.settings import FinetuneSettings, PretrainSettings
+from minibert.settings import DATA_PLACES, FinetuneSettings, PretrainSettings
 
 # What a run writes, and so what --overwrite removes; anything else in the folder is left alone.
 _OURS = (
@@ -40,12 +40,14 @@ _OURS = (
     "intermediate",
     "run.json",  # last: until then the folder is known as a run's
 )
+# However they are named: what lies there must be the same, see `RunFolder.check_same_data`.
+_PLACES = ("corpus", *DATA_PLACES)
 # Settings that may differ between a run and its resumption: none changes what is computed.
 _MAY_DIFFER = frozenset(
     (
         *("output", "resume", "overwrite", "debug", "dry_run", "profile", "cache_dir"),
         *("save_every", "shard"),
-        "corpus",  # however it is named: its text must be the same, see `check_same_data`
+        *_PLACES,
     )
 )
 
@@ -261,19 +263,23 @@ class RunFolder:
             raise InputError(f"{path} is damaged: it lacks {', '.join(lacking)}")
         return run
 
-    def check_same_data(self, fingerprint: str, corpus: list[str] | None = None) -> None:
+    def check_same_data(self, fingerprint: str, now: Mapping[str, Any] | None = None) -> None:
         """Compares the data of a run that is to go on with what it was begun with.
 
         Args:
-            corpus: where the text of a pretraining lies now, for the message.
+            now: the settings that name where it lies now, for the message.
 
         Raises:
             InputError: they differ.
         """
-        run = self.read_run()
-        before, places = run.get("data_fingerprint"), run["settings"].get("corpus")
+        run, now = self.read_run(), now or {}
+        before, then = run.get("data_fingerprint"), run["settings"]
         if before != fingerprint:
-            moved = f"corpus was {places!r}, now {corpus!r}; " if corpus != places else ""
+            moved = "".join(
+                f"{name} was {then.get(name)!r}, now {now[name]!r}; "
+                for name in _PLACES
+                if name in now and now[name] != then.get(name)
+            )
             raise InputError(
                 f"--resume: {moved}the data fingerprint was {before}, now {fingerprint}: the text "
                 f"or the labels have changed; --overwrite starts anew"
@@ -307,6 +313,10 @@ class RunFolder:
             for name in sorted(then.keys() | now.keys())
             if name not in _MAY_DIFFER and then.get(name) != now.get(name)
         ]
+
+    def respell_data(self, now: Mapping[str, Any]) -> None:
+        """`respell` of the places of data, once `check_same_data` has found it the same."""
+        self.respell(**{name: now[name] for name in _PLACES if name in now})
 
     def respell(self, **places: Any) -> None:
         """Has run.json name places as they are named now; what lies there must be the same."""

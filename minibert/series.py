@@ -163,7 +163,7 @@ def change(job: Job) -> str:
     folder = RunFolder(path)
     try:
         folder.check_same_settings("finetune", job.settings.to_dict())
-        folder.check_same_data(job.data)
+        folder.check_same_data(job.data, job.settings.to_dict())
         check_same_before(path, job.before)
     except InputError as error:
         return str(error).removeprefix("--resume: ").removesuffix("; --overwrite starts anew")

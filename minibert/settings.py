@@ -60,6 +60,11 @@ DATA_LAYOUT = (
     *("text_column", "text_pair_column", "label_column", "label_separator"),
     *("target_column", "target_data", "source_language", "target_language"),
 )
+# Where own data lies: fields of FinetuneSettings.
+DATA_PLACES = (
+    *("data", "dev_data", "test_data", "target_data", "dev_target_data", "test_target_data"),
+    "intermediate_data",
+)
 # Settings by name that go together, as those of a --config file do; see docs/pretraining.md.
 PRETRAINING_RECIPES: dict[str, dict[str, Any]] = {
     "small-budget": {

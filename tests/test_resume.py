@@ -384,6 +384,49 @@ def test_resume_goes_on_with_the_same_text_wherever_it_lies(
     assert json.loads((unfinished / "run.json").read_text())["settings"]["corpus"] == [str(moved)]
 
 
+@pytest.mark.parametrize("seeds", [[], ["--seeds", "2"]])
+def test_resume_of_a_finetuning_goes_on_with_the_same_data_wherever_it_lies(
+    pretraining: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str], seeds: list[str]
+) -> None:
+    rows = "text,label\n" + "".join(f"{w} {i},{w}\n" for i in range(8) for w in ("storm", "river"))
+    for name in ("x.csv", "test.csv"):
+        (tmp_path / name).write_text(rows)
+
+    def flags(folder: Path) -> list[str]:
+        return [
+            *("finetune", "--task", "classification", "--model", str(pretraining.whole), *LOOP),
+            *("--max-steps", "2", "--output", str(tmp_path / "run"), *seeds),
+            *("--data", str(folder / "x.csv"), "--test-data", str(folder / "test.csv")),
+        ]
+
+    assert main(flags(tmp_path)) == 0
+    whole, moved = outcome(tmp_path / "run"), tmp_path / "moved"
+    (tmp_path / "run/results.json").unlink()
+    shutil.copytree(tmp_path / "run", tmp_path / "spare")
+    moved.mkdir()
+    for name in ("x.csv", "test.csv"):
+        (tmp_path / name).rename(moved / name)
+    assert main([*flags(moved), "--resume"]) == 0
+    again = outcome(tmp_path / "run")
+    assert again["weights"] == whole["weights"]
+    assert again["predictions"] == whole["predictions"]
+    settings = json.loads((tmp_path / "run/run.json").read_text())["settings"]
+    assert (settings["data"], settings["test_data"]) == (
+        str(moved / "x.csv"),
+        str(moved / "test.csv"),
+    )
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    (moved / "test.csv").write_text(rows.replace("storm 3", "river 3"))
+    (tmp_path / "run/results.json").unlink()
+    assert main([*flags(moved), "--resume"]) == 2
+    assert "data fingerprint was" in capsys.readouterr().err.splitlines()[-1]
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "spare").rename(tmp_path / "run")
+    assert main([*flags(moved), "--resume"]) == 2
+    assert f"data was '{tmp_path / 'x.csv'}', now '{moved}" in capsys.readouterr().err
+
+
 def test_resume_after_the_text_has_changed_is_refused(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
