@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,22 @@ def test_whole_numbers_are_one_class_however_they_are_written(tmp_path: Path) ->
     (tmp_path / "b.jsonl").write_text("\n".join([lines[4], lines[4].replace("2.0", "4")]))
     splits = read(data=str(tmp_path / "b.jsonl"))
     assert [e.label for e in splits.train] == [("2", "3"), ("3", "4")]
+
+
+def test_what_is_missing_in_a_list_of_classes_is_no_class(tmp_path: Path) -> None:
+    labels = (["x", None], ["", "y"], [math.nan, " "], [])
+    rows = [{"text": f"film {i}", "label": label} for i, label in enumerate(labels)]
+    splits = read(data=write_rows(tmp_path / "a.jsonl", rows))
+    assert [e.label for e in splits.train] == [("x",), ("y",), (), ()]
+    assert "2 rows of train without any label, taken as of none of the classes" in splits.notes
+
+
+@pytest.mark.parametrize("label", [{"x": 1}, [["x"]], [{"name": "x"}]])
+def test_a_label_that_is_no_name_is_refused_with_its_line(tmp_path: Path, label: Any) -> None:
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": label}]
+    said = re.escape(f"a.jsonl, line 2: 'label' holds {label!r}; expected the name of a class")
+    with pytest.raises(InputError, match=said):
+        read(data=write_rows(tmp_path / "a.jsonl", rows))
 
 
 def test_classes_that_are_likely_one_are_told(tmp_path: Path) -> None:

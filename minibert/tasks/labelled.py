@@ -270,7 +270,14 @@ def _own_example(settings: FinetuneSettings, path: Path, split: str, row: Row) -
     if settings.text_pair_column:
         value = column(row, settings.text_pair_column, path, "--text-pair-column")
         pair = text_of(value, path, row)
-    label = _label(column(row, names[1], path, "--label-column"), settings.label_separator)
+    value = column(row, names[1], path, "--label-column")
+    try:
+        label = _label(value, settings.label_separator)
+    except TypeError:
+        raise InputError(
+            f"{path}, line {row.line}: {names[1]!r} holds {value!r:.60}; expected the name of a "
+            f"class, or a list of names"
+        ) from None
     given = row.values.get("id")
     name = f"{split}:{row.line}" if given in (None, "") else str(given)
     return LabelledText(name, clean_text(text), label, None if pair is None else clean_text(pair))
@@ -289,18 +296,32 @@ def text_of(value: Any, path: Path, row: Row) -> str:
     return value
 
 
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value  # NaN, which JSON of Python has for what is missing
+
+
 def _name(value: Any) -> str:
-    """The name of a class; a number that came through a column with gaps, as 1.0, is its 1."""
+    """The name of a class; a number that came through a column with gaps, as 1.0, is its 1.
+
+    Raises:
+        TypeError: it is something else, as in JSON lines it may be.
+    """
+    if isinstance(value, list | dict):
+        raise TypeError(f"{value!r:.60} is no name")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip()
 
 
 def _label(value: Any, separator: str | None) -> Label | None:
-    """A class, or the classes of a text: a list, or names between separators."""
+    """A class, or the classes of a text: a list, or names between separators.
+
+    Raises:
+        TypeError: as `_name`.
+    """
     if isinstance(value, list):
-        return tuple(sorted({_name(one) for one in value}))
-    if value is None or value != value:  # NaN, which JSON of Python has for what is missing
+        return tuple(sorted({_name(one) for one in value if not _is_missing(one)} - {""}))
+    if _is_missing(value):
         return None
     name = _name(value)
     if separator:
