@@ -31,6 +31,7 @@ from minibert.tasks.batches import Feature, TaskData, infer, pad
 from minibert.tasks.classification import (
     ClassificationTask,
     confusion_text,
+    per_class_text,
     score,
     tfidf_baseline,
 )
@@ -522,6 +523,18 @@ def test_score_of_known_probabilities() -> None:
     figures = score(np.array([[0.9, 0.1], [0.25, 0.75], [0.5, 0.5]]), np.array([0, 0, 0]))
     assert figures["accuracy"] == pytest.approx(2 / 3)
     assert figures["loss"] == pytest.approx(-np.log([0.9, 0.25, 0.5]).mean())
+
+
+def test_tables_show_a_class_on_one_line_however_it_is_called() -> None:
+    names = ("a\nb", "c\td", "x" * 300)
+    figures = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
+    for text in (
+        per_class_text(dict.fromkeys(names, figures)),
+        confusion_text(names, [[1, 0, 0], [0, 2, 0], [0, 0, 3]]),
+    ):
+        *_, first, second, third = text.splitlines()
+        assert (first[:5], second[:5], third[:61]) == ("a b  ", "c d  ", "x" * 59 + "… ")
+        assert len({len(line) for line in text.splitlines()[-4:]}) == 1
 
 
 def test_confusion_table_shows_every_count() -> None:

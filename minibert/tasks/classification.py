@@ -46,6 +46,7 @@ from minibert.tasks.labelled import (
     read_own,
     read_own_test,
     same_text,
+    shown,
     told,
 )
 from minibert.tasks.labelled_sets import PUBLIC
@@ -434,7 +435,7 @@ def is_regression(config: BertConfig) -> bool:
 
 
 def _told(label: str | list[str]) -> str:
-    return label if isinstance(label, str) else ", ".join(label) or "none"
+    return shown(label) if isinstance(label, str) else ", ".join(map(shown, label)) or "none"
 
 
 class ClassificationPredictor(Predictor):
@@ -543,22 +544,23 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 def per_class_text(per_class: dict[str, dict[str, float]], head: str = "class") -> str:
     """Precision, recall, F1 and support of each class as a small table."""
-    width = max(9, *(len(label) + 2 for label in per_class))
+    width = max(9, *(len(shown(label)) + 2 for label in per_class))
     keys = ("precision", "recall", "f1", "support")
     lines = [f"{head:<{width}}" + "".join(f"{key:>11}" for key in keys)]
     for label, figures in per_class.items():
         cells = "".join(f"{figures[key]:>11.4f}" for key in keys[:3])
-        lines.append(f"{label:<{width}}{cells}{figures['support']:>11,}")
+        lines.append(f"{shown(label):<{width}}{cells}{figures['support']:>11,}")
     return "\n".join(lines)
 
 
 def confusion_text(labels: Sequence[str], matrix: list[list[int]]) -> str:
     """The confusion matrix as a small table: rows true, columns predicted."""
-    width = max(9, *(len(label) + 2 for label in labels))
-    head = f"{'true':<{width}}" + "".join(f"{label:>{width}}" for label in labels)
+    names = [shown(label) for label in labels]
+    width = max(9, *(len(name) + 2 for name in names))
+    head = f"{'true':<{width}}" + "".join(f"{name:>{width}}" for name in names)
     rows = [
-        f"{label:<{width}}" + "".join(f"{count:>{width},}" for count in row)
-        for label, row in zip(labels, matrix, strict=True)
+        f"{name:<{width}}" + "".join(f"{count:>{width},}" for count in row)
+        for name, row in zip(names, matrix, strict=True)
     ]
     return "\n".join([f"confusion (columns: predicted)\n{head}", *rows])
 

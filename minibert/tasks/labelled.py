@@ -28,6 +28,7 @@ _MARKUP = re.compile(
 )
 _BRACKETED = re.compile(r"<[a-zA-Z/][^<>]{0,40}>")  # all of them, and <sighs>, <MSFT.O>
 _TOLD = 3  # labels or ids that a note names
+_WIDEST_NAME = 60  # characters of a label that are shown
 Label = str | tuple[str, ...]
 
 
@@ -71,10 +72,16 @@ def same_text(example: LabelledText) -> str:
     return " ".join(f"{example.text} {example.text_pair or ''}".lower().split())
 
 
+def shown(name: str) -> str:
+    """A name for a table or a line: without line breaks and tabs, and not too long."""
+    line = " ".join(name.split())
+    return line if len(line) <= _WIDEST_NAME else f"{line[: _WIDEST_NAME - 1]}…"
+
+
 def told(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - _TOLD:,} more" if len(names) > _TOLD else ""
-    return ", ".join(names[:_TOLD]) + more
+    return ", ".join(map(shown, names[:_TOLD])) + more
 
 
 def noticed(
