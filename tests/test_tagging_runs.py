@@ -154,6 +154,17 @@ def test_evaluate_repeats_the_figures_and_takes_other_data(learnt: Path, world: 
         minibert.evaluate(learnt, data=conll(world / "strange.conll", strange))
 
 
+def test_a_file_that_is_scored_is_told_as_test(
+    learnt: Path, world: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found = minibert.evaluate(
+        learnt, data=str(world / "test.conll"), predictions=tmp_path / "found.jsonl"
+    )
+    assert found["scored"] == "test"
+    assert "found: 23 test sentences with" in capsys.readouterr().err
+    assert (tmp_path / "found.jsonl").read_text() == (learnt / "predictions.jsonl").read_text()
+
+
 def test_a_folder_with_a_test_file_alone_is_scored(learnt: Path, tmp_path: Path) -> None:
     conll(tmp_path / "test.txt", tagged(4, 3))
     found = minibert.evaluate(learnt, data=str(tmp_path))

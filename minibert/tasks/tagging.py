@@ -122,7 +122,8 @@ class TaggingTask(Task[Sentence, Tagged]):
         return splits
 
     def read_to_score(self, source: Source) -> Splits[Sentence]:
-        paths = self._paths(source)
+        # What is to be scored is no training data, though a file's name says nothing of that.
+        paths = self._paths(source) if source.path.is_dir() else {"test": source.path}
         return self._splits(source, paths) if paths else self.read(source)
 
     def _paths(self, source: Source) -> dict[str, Path]:
