@@ -60,6 +60,7 @@ def evaluate(
     task = predictor.task
     given = {name: value for name, value in layout.items() if value is not None}
     _check_layout(task, given, data)
+    learnt = task.settings.data
     if data is not None:
         task.settings = _settings_for(task.settings, data, given)
     source = task.find_data()
@@ -71,6 +72,11 @@ def evaluate(
     if data is None:
         _check_unchanged(folder, splits, task.settings.dev_only)
     examples, scored = _part_to_score(task, splits, split, is_other)
+    if is_other and (scored == "all" or not splits.train) and _is_same_file(source.path, learnt):
+        log_line(
+            "learnt",
+            f"{source.path} is what {folder} was trained on; the figures say little of other texts",
+        )
     found = task.predict(predictor.model, examples, batch_size, predictor.runtime)
     if predictions is not None:
         rows = [task.row(e, p) for e, p in zip(examples, found, strict=True)]
@@ -83,6 +89,11 @@ def evaluate(
         **task.score(examples, found),
         **task.details(examples, found),
     }
+
+
+def _is_same_file(path: Path, other: str | None) -> bool:
+    """Whether both name one file; of folders the parts tell what was learnt from."""
+    return other is not None and path.is_file() and path.resolve() == Path(other).resolve()
 
 
 def _check_unchanged(folder: Path, splits: Splits[Any], dev_only: bool) -> None:

@@ -589,6 +589,21 @@ def test_evaluate_scores_the_test_split_of_a_run_that_left_it_alone(world: Path)
     assert (found["scored"], found["num_eval"]) == ("test", 12)
 
 
+def test_evaluate_tells_that_a_file_is_what_the_model_learnt_from(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_rows(world / "learnt.csv", rows_of(10))
+    folder = tune(world, "learnt", task="classification", data=data, max_steps=1)
+    other = write_rows(tmp_path / "other.csv", rows_of(4))
+    capsys.readouterr()
+    minibert.evaluate(folder, data=other)
+    minibert.evaluate(folder)  # its dev split alone
+    assert "was trained on" not in capsys.readouterr().err
+    monkeypatch.chdir(world)
+    minibert.evaluate(folder, data="learnt.csv")
+    assert f"learnt: learnt.csv is what {folder} was trained on" in capsys.readouterr().err
+
+
 def test_a_large_confusion_matrix_is_left_out(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_rows(world / "wide.csv", rows_of(20))
     options = {"task": "classification", "data": data, "max_steps": 1}
