@@ -117,6 +117,13 @@ def _texts_of(values: dict[str, Any], verb: str) -> list[_Line]:
         content = read_text(path)
         if _is_json(content):
             raise InputError(f"--input {path} is JSON; expected a text or an object a line")
+        from minibert.tasks.inputs import holds_tags
+
+        if holds_tags(content):
+            raise InputError(
+                f"--input {path} holds a word and its tag a line, which would be read as texts; "
+                f"`minibert evaluate FOLDER --data {path} --predictions FILE` gives their tags"
+            )
         lines = _lines(content)
     if not lines:
         raise InputError(f"nothing to {verb}; give TEXT, --input FILE, or - for standard input")

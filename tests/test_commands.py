@@ -87,6 +87,7 @@ def write_wrong_things(world: Path) -> None:
         (world / f"{name}.json").write_text(json.dumps(content))
     (world / "broken.json").write_text("{")
     (world / "many.json").write_text('{\n"text": "a fine film"\n}\n')
+    (world / "tags.conll").write_text("-DOCSTART- O\n\nAnn B-PER\nleft O\n\n")
     (world / "list.json").write_text('[{"text": "a fine film"}]\n')
     shutil.copytree(world / "finetuned", world / "damaged_run")
     (world / "damaged_run/run.json").write_text("{}")
@@ -271,6 +272,10 @@ BAD_OTHERS = {
     "a table without rows": ("predict W/finetuned --input W/head.csv", ["holds no row below"]),
     "JSON of several lines": ("predict W/finetuned --input W/many.json", ["many.json is JSON;"]),
     "a list of objects": ("predict W/finetuned --input W/list.json", ["an object a line"]),
+    "columns of tags": (
+        "predict W/finetuned --input W/tags.conll",
+        ["tags.conll holds a word and its tag a line", "minibert evaluate FOLDER --data"],
+    ),
     "missing input": ("predict W/finetuned --input W/none.txt", ["none.txt is not a file"]),
     "input not utf-8": ("predict W/finetuned --input W/latin.txt", ["latin.txt", "UTF-8"]),
     "no batch": ("predict W/finetuned text --batch-size 0", ["--batch-size"]),

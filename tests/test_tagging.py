@@ -38,6 +38,7 @@ from minibert.tasks.entities import (
     tags_of,
     to_bio,
 )
+from minibert.tasks.inputs import holds_tags
 from minibert.tasks.splits import Parts, parts_of
 from minibert.tasks.tagged import (
     Sentence,
@@ -337,6 +338,22 @@ def test_columns_are_read_as_conll_has_them(tmp_path: Path) -> None:
     packed = tmp_path / "train.txt.gz"
     packed.write_bytes(gzip.compress(CONLL.encode()))
     assert read_columns(packed, "train") == read_columns(path, "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("Ann NNP B-PER\nleft VBD O\n\nOslo NNP S-LOC\n", True),
+        ("-DOCSTART- -X- O\r\n\r\nAnn\tB-PER\r\nleft\tO\r\n", True),
+        ("It is vitamin B-12\nand blood of group O\nor none\n", False),
+        ("blood of group O\nanother O\n", False),
+        ("the plan B-2\n", False),
+        ("Ann\nleft\n", False),
+        ("", False),
+    ],
+)
+def test_columns_of_tags_are_told_from_texts(content: str, found: bool) -> None:
+    assert holds_tags(content) == found
 
 
 def test_columns_can_be_chosen_and_odd_white_space_belongs_to_words(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
-"""Tables of what is to be answered: each row as a line that a task's `parse_line` reads."""
+"""Tables of what is to be answered: each row as a line that a task's `parse_line` reads.
+
+Beside that, what is no list of texts to answer though its lines look so.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from minibert.tasks.tables import Row, column, json_values, kind_of, read_table,
 # The names of a row's columns -> key of the object that `parse_line` reads -> column.
 Columns = Callable[[Collection[str]], dict[str, str]]
 _FLAGS = ("--text-column", "--text-pair-column")
+_TAG = re.compile(r"O|[BIESLUMW]-.+")
 
 
 def read_inputs(path: Path, columns: Columns) -> list[tuple[int, str]]:
@@ -34,6 +39,17 @@ def read_inputs(path: Path, columns: Columns) -> list[tuple[int, str]]:
             text = value if isinstance(value, str) else json.dumps(value)
         found.append((line, text))
     return found
+
+
+def holds_tags(content: str) -> bool:
+    """Whether a file is columns to learn tags from: every line ends in a tag, one in an entity's.
+
+    A single line may be a text.
+    """
+    lines = [line.split() for line in content.split("\n") if line[:10] != "-DOCSTART-"]
+    rows = [fields for fields in lines if fields]
+    is_whole = all(len(fields) > 1 and _TAG.fullmatch(fields[-1]) for fields in rows)
+    return len(rows) > 1 and is_whole and any(fields[-1] != "O" for fields in rows)
 
 
 def _picked(path: Path, row: Row, columns: Columns) -> str:
