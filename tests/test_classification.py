@@ -33,7 +33,7 @@ from minibert.tasks.classification import (
     class_weights,
     positive_weights,
 )
-from minibert.tasks.labelled import LabelledText
+from minibert.tasks.labelled import LabelledText, read_own_test
 from minibert.tasks.labelled_sets import (
     PUBLIC,
     read_ag_news,
@@ -127,6 +127,17 @@ def test_a_label_that_is_no_name_is_refused_with_its_line(tmp_path: Path, label:
     said = re.escape(f"a.jsonl, line 2: 'label' holds {label!r}; expected the name of a class")
     with pytest.raises(InputError, match=said):
         read(data=write_rows(tmp_path / "a.jsonl", rows))
+
+
+def test_a_list_of_one_class_is_that_class_to_a_model_of_one_a_text(tmp_path: Path) -> None:
+    rows = [{"text": f"film {i}", "label": "xy"[i % 2]} for i in range(4)]
+    train = write_rows(tmp_path / "a.jsonl", rows)
+    test = write_rows(tmp_path / "b.jsonl", [row | {"label": [row["label"]]} for row in rows])
+    splits = read(data=train, test_data=test)
+    assert [e.label for e in splits.test or ()] == ["x", "y", "x", "y"]
+    settings = FinetuneSettings(task="classification", data=test)
+    scored = read_own_test(settings, ("x", "y")).test or ()
+    assert [e.label for e in scored] == ["x", "y", "x", "y"]
 
 
 def test_classes_that_are_likely_one_are_told(tmp_path: Path) -> None:

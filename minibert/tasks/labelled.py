@@ -137,8 +137,8 @@ def read_own(settings: FinetuneSettings) -> Splits[LabelledText]:
     notes += _alike(classes)
     dev = _known_part(settings, settings.dev_data, "dev", classes, notes)
     test = _known_part(settings, settings.test_data, "test", classes, notes)
-    if is_multi:
-        full, dev, test = _as_sets(full), dev and _as_sets(dev), test and _as_sets(test)
+    alike = _as_sets if is_multi else _as_names
+    full, dev, test = alike(full), dev and alike(dev), test and alike(test)
     sizes = [f"{len(full):,} rows of {len(classes)} classes to train on"]
     return Splits(full, test, settings.data, (*sizes, *notes, *noticed(full, dev, test)), dev)
 
@@ -176,6 +176,14 @@ def _as_sets(examples: list[LabelledText]) -> list[LabelledText]:
     return [e._replace(label=(e.label,)) if isinstance(e.label, str) else e for e in examples]
 
 
+def _as_names(examples: list[LabelledText]) -> list[LabelledText]:
+    """Examples of which each has one class, for a model of those: a list of one is its name."""
+    return [
+        e._replace(label=e.label[0]) if isinstance(e.label, tuple) and len(e.label) == 1 else e
+        for e in examples
+    ]
+
+
 def read_own_test(
     settings: FinetuneSettings, classes: tuple[str, ...], multi: bool = False
 ) -> Splits[LabelledText]:
@@ -195,7 +203,7 @@ def read_own_test(
     if test is None:
         name = settings.label_column or "label"
         raise InputError(f"{settings.data}: {name} (--label-column) holds no label")
-    test = _as_sets(test) if multi else test
+    test = _as_sets(test) if multi else _as_names(test)
     size = f"{len(test):,} rows to score"
     return Splits([], test, settings.data, (size, *notes, *noticed((), None, test)))
 
