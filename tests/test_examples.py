@@ -291,6 +291,15 @@ def test_spans_keep_words_whole(pieces: WordPiece) -> None:
             assert len(chosen & {*word}) in (0, len(word))
 
 
+def test_no_span_reaches_across_a_special_token(pieces: WordPiece) -> None:
+    builder = builder_of(pieced_corpus(4, 1), pieces, masking="span")
+    border = 11
+    ids = np.array([CLS, *[FIRST] * 10, SEP, *[FIRST] * 10, SEP])
+    for seed in range(50):
+        chosen, spans = builder._choose(np.random.default_rng(seed), ids, 12)
+        assert not {*spans[chosen < border].tolist()} & {*spans[chosen > border].tolist()}
+
+
 # --- pairs -------------------------------------------------------------------------------------
 
 
@@ -329,6 +338,16 @@ def test_most_pairs_fill_the_length(words: WordPiece) -> None:
     assert (sizes < 64).mean() > 0.01  # a tenth aims at a shorter length
 
 
+def test_shorter_lengths_are_any_from_two_tokens_on(words: WordPiece) -> None:
+    builder = builder_of(own_tokens([[4] * 4] * 4, 16), words)
+    rng = np.random.default_rng(0)
+    drawn = [builder._target(rng, 10) for _ in range(4000)]
+    assert {*drawn} == {*range(2, 11)}
+    counts = np.bincount(drawn)[2:10]  # of 4000 a tenth, shared by nine lengths
+    assert counts.min() > 25
+    assert counts.max() < 70
+
+
 @pytest.mark.parametrize("sentences", [(2, 2), (2, 3), (3, 8), (20, 40)])
 def test_half_of_the_pairs_are_random(words: WordPiece, sentences: tuple[int, int]) -> None:
     builder = builder_of(own_tokens(random_lengths(55, sentences, (5, 12)), 500), words)
@@ -339,6 +358,29 @@ def test_half_of_the_pairs_are_random(words: WordPiece, sentences: tuple[int, in
             break
     assert {*labels} == {0, 1}
     assert np.mean(labels) == pytest.approx(0.5, abs=0.03)  # type: ignore[arg-type]
+
+
+def test_random_pairs_are_as_long_as_true_ones(
+    words: WordPiece, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = builder_of(own_tokens([[3] * 40] * 20, 120), words)
+    monkeypatch.setattr(builder, "_target", lambda rng, longest: 30)  # whole sentences
+    longest = {0: 0, 1: 0}
+    for example in epoch_of(builder):
+        assert example.next_sentence_label is not None
+        size = len(example.input_ids) - 3
+        longest[example.next_sentence_label] = max(size, longest[example.next_sentence_label])
+    assert longest == {0: 30, 1: 30}
+
+
+def test_pairs_are_parted_behind_any_sentence_but_the_last(
+    words: WordPiece, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = builder_of(own_tokens([[3] * 40] * 20, 120), words)
+    monkeypatch.setattr(builder, "_target", lambda rng, longest: 12)  # four sentences
+    firsts = [e.first_length - 2 for e in epoch_of(builder)]
+    shares = {length: count / len(firsts) for length, count in Counter(firsts).items()}
+    assert shares == pytest.approx(dict.fromkeys((3, 6, 9), 1 / 3), abs=0.1)
 
 
 def test_random_next_comes_from_anywhere_in_any_other_document(words: WordPiece) -> None:
@@ -607,6 +649,7 @@ def test_shifted_examples_differ_in_their_place_alone(pieces: WordPiece) -> None
         p is not None and p + len(e.input_ids) <= 64 for p, e in zip(places, shifted, strict=True)
     )
     assert set(range(10)) | set(range(35, 44)) <= {p for p in places if p is not None}
+    assert max(p or 0 for p, e in zip(places, shifted, strict=True) if len(e.input_ids) == 20) == 44
     assert {e.first_position for e in plain} == {None}
     batch = collate(shifted[:8], builder.options.max_predictions)
     assert batch["first_positions"].tolist() == places[:8]
