@@ -65,7 +65,7 @@ def test_without_a_gradient_only_matrices_shrink(tiny_config: BertConfig) -> Non
 def test_first_step_is_bias_corrected() -> None:
     model = nn.Linear(3, 1, bias=False)
     before = model.weight.detach().clone()
-    model.weight.grad = torch.tensor([[1e-2, -5.0, 300.0]])
+    model.weight.grad = torch.tensor([[1e-4, -5.0, 300.0]])  # epsilon is far below each
     build_optimizer(model, learning_rate=0.1, weight_decay=0.0).step()
     # Corrected moments make the first step the rate itself, with the gradient's sign.
     step = torch.tensor([[-0.1, 0.1, -0.1]])
@@ -108,24 +108,26 @@ def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(
         assert parts[id(parameter)] == (wanted if matrix else None), name
 
 
-def test_a_step_of_muon_is_momentum_made_orthogonal(tiny_config: BertConfig) -> None:
+@pytest.mark.parametrize("name", ["attention.qkv", "feed_forward.up", "feed_forward.down"])
+def test_a_step_of_muon_is_momentum_made_orthogonal(tiny_config: BertConfig, name: str) -> None:
     model = BertForPreTraining(tiny_config)
     optimizer = build_muon(model, learning_rate=0.1, weight_decay=0.5, momentum=0.5)
-    qkv = model.bert.layers[0].attention.qkv.weight
-    width = tiny_config.hidden_size
-    mean = torch.zeros_like(qkv)
+    weight = model.bert.layers[0].get_submodule(name).weight
+    parts = 3 if name == "attention.qkv" else 1
+    longest = max(weight.shape[0] // parts, weight.shape[1])
+    mean = torch.zeros_like(weight)
     for seed in range(2):
         torch.manual_seed(seed)
-        gradient, before = torch.randn(qkv.shape), qkv.detach().clone()
+        gradient, before = torch.randn(weight.shape), weight.detach().clone()
         optimizer.zero_grad()
-        qkv.grad = gradient.clone()
+        weight.grad = gradient.clone()
         optimizer.step()
         mean = 0.5 * mean + 0.5 * gradient
         ahead = 0.5 * gradient + 0.5 * mean
         # Query, key and value each; 0.2 sqrt(max(rows, columns)) makes the step AdamW's size.
-        steps = torch.cat([orthogonalised(part[None])[0] for part in ahead.split(width)])
-        expected = before * (1 - 0.1 * 0.5) - 0.1 * 0.2 * width**0.5 * steps
-        torch.testing.assert_close(qkv.detach(), expected, rtol=0, atol=2e-3)
+        steps = torch.cat([orthogonalised(part[None])[0] for part in ahead.chunk(parts)])
+        expected = before * (1 - 0.1 * 0.5) - 0.1 * 0.2 * longest**0.5 * steps
+        torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=2e-3)
 
 
 def test_a_rate_set_on_the_groups_is_the_rate_of_both_parts(tiny_config: BertConfig) -> None:
