@@ -299,6 +299,14 @@ def test_every_kind_of_error_is_named_with_its_context() -> None:
     assert error_lines([], []) == ["no errors"]
 
 
+def test_the_kinds_of_errors_share_the_lines_of_a_listing() -> None:
+    rows = 40
+    gold, found = [["B-PER", "O"]] * rows, [["O", "B-LOC"]] * rows  # one missed, one spurious
+    lines = error_lines(entity_errors(gold, found), [["Ana", "May"]] * rows, limit=20)
+    cases = [line.split(":")[0] for line in lines if " | " in line]
+    assert cases == ["missed"] * 10 + ["spurious"] * 10
+
+
 def test_errors_and_hits_account_for_every_entity() -> None:
     rng = random.Random(4)
     gold = [random_tags(rng, True) for _ in range(200)]
