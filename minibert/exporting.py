@@ -76,8 +76,8 @@ def export(
     """
     if dtype not in DTYPES:
         raise InputError(f"--dtype is {dtype!r}; expected {' or '.join(DTYPES)}")
-    if part_mib is not None and part_mib < 1:
-        raise InputError(f"--part-mib is {part_mib}, must be at least 1")
+    if part_mib is not None and (not isinstance(part_mib, int) or part_mib < 1):
+        raise InputError(f"--part-mib is {part_mib!r}, must be a whole number of at least 1")
     path, output = open_model_folder(str(folder)), Path(output)
     _check_finished(path)
     found = _joined(path) if (path / _PARTS).is_file() else read_tensors(path)
