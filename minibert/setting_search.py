@@ -52,7 +52,7 @@ DEFAULT_GRID: dict[str, tuple[float | str, ...]] = {
 
 def search_settings(
     settings: FinetuneSettings,
-    tried: Mapping[str, Sequence[float | str]] | None = None,
+    tried: Mapping[str, Sequence[float | str] | float | str] | None = None,
     trials: int | None = None,
     jobs: int = 1,
 ) -> dict[str, Any]:
@@ -60,7 +60,8 @@ def search_settings(
 
     Args:
         settings: of every trial; with `seeds` above 1 a trial is the mean over them.
-        tried: values by the name of a setting in `SEARCHED`; by default `DEFAULT_GRID`.
+        tried: values, or one of them, by the name of a setting in `SEARCHED`; by default
+            `DEFAULT_GRID`.
         trials: so many of the grid, drawn by the seed; by default all of it.
         jobs: so many fine-tunings at a time, each with its share of the cores.
 
@@ -227,7 +228,7 @@ def _trials(
 
 
 def _grid(
-    settings: FinetuneSettings, tried: Mapping[str, Sequence[float | str]]
+    settings: FinetuneSettings, given: Mapping[str, Sequence[float | str] | float | str]
 ) -> list[dict[str, float | str]]:
     """Every combination, values in the order given, settings in that of `SEARCHED`.
 
@@ -236,6 +237,7 @@ def _grid(
     Raises:
         InputError: no values, values of a setting that is given, or ones that fail its checks.
     """
+    tried = {name: _values(values) for name, values in given.items()}
     for name, values in tried.items():
         if name not in SEARCHED:
             raise InputError(f"cannot search {name!r}{did_you_mean(name, SEARCHED)}")
@@ -245,7 +247,7 @@ def _grid(
             own = "another budget" if name == "epochs" else flag(name)
             raise InputError(f"{own} has no use beside {_try_flag(name)}; give one")
     if not tried:
-        tried = {n: v for n, v in DEFAULT_GRID.items() if not is_given(settings, n)}
+        tried = {n: [*v] for n, v in DEFAULT_GRID.items() if not is_given(settings, n)}
         if not tried:
             raise InputError("nothing to search; name values, as in --try-epochs 3 5")
     tried = {name: tried[name] for name in SEARCHED if name in tried}
@@ -256,6 +258,12 @@ def _grid(
     for point in grid:
         FinetuneSettings.from_dict(settings.to_dict() | point, "search-settings")
     return grid
+
+
+def _values(given: Any) -> list[float | str]:
+    """Values to try as a list, where there may be one alone, or an array of them."""
+    plain = given.tolist() if isinstance(given, np.ndarray) else given
+    return [plain] if isinstance(plain, (str, float, int)) else list(plain)
 
 
 def _try_flag(name: str) -> str:

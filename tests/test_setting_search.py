@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from samples import cut_to_positions, one_thread, quick_model  # noqa: F401
 
@@ -17,7 +18,15 @@ from minibert.cli import main
 from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
 from minibert.intermediate import data_before
-from minibert.setting_search import DEFAULT_GRID, SEARCHED, _add, drawn, ordered, search_settings
+from minibert.setting_search import (
+    DEFAULT_GRID,
+    SEARCHED,
+    _add,
+    _grid,
+    drawn,
+    ordered,
+    search_settings,
+)
 from minibert.settings import Default, FinetuneSettings
 from minibert.tasks import find_task
 from minibert.tasks.classification import ClassificationTask
@@ -296,6 +305,20 @@ def test_what_cannot_be_searched_is_said(
     with pytest.raises(InputError, match=said):
         search_settings(settings(model, tmp_path / "out", **values), tried)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("alone", "listed"),
+    [
+        ({"learning_rate": 1e-3}, {"learning_rate": [1e-3]}),
+        ({"truncation": "head"}, {"truncation": ["head"]}),
+        ({"learning_rate": np.array([1e-3, 1e-4])}, {"learning_rate": [1e-3, 1e-4]}),
+        ({"batch_size": iter([8, 16])}, {"batch_size": [8, 16]}),
+    ],
+)
+def test_values_may_be_one_alone_or_an_array(alone: Any, listed: Any) -> None:
+    given = FinetuneSettings(task="sst2")
+    assert _grid(given, alone) == _grid(given, listed)
 
 
 def test_what_is_given_is_left_out_of_the_default_grid(
