@@ -269,13 +269,22 @@ class RunSettings:
     @classmethod
     def check_names(cls, values: dict[str, Any], source: str) -> None:
         """Raises InputError as `from_dict` does, whatever else the values would be refused for."""
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        for name, value in values.items():
-            if name not in known:
-                raise InputError(f"{source}: unknown key {name!r}{did_you_mean(name, known)}")
-            if not _fits(value, str(known[name].type)):
-                kind = re.sub(r"Literal\[(.*)]", r"\1", str(known[name].type))
-                raise InputError(f"{source}: {name} is {value!r}, expected {kind}")
+        check_fields(cls, values, source)
+
+
+def check_fields(kind: type[Any], values: dict[str, Any], source: str) -> None:
+    """Compares values, by name, with the fields of a dataclass.
+
+    Raises:
+        InputError: an unknown name (the nearest one is offered) or a value of another type.
+    """
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for name, value in values.items():
+        if name not in known:
+            raise InputError(f"{source}: unknown key {name!r}{did_you_mean(name, known)}")
+        if not _fits(value, str(known[name].type)):
+            expected = re.sub(r"Literal\[(.*)]", r"\1", str(known[name].type))
+            raise InputError(f"{source}: {name} is {value!r}, expected {expected}")
 
 
 def flag(name: str) -> str:
@@ -306,6 +315,8 @@ def _fits(value: Any, annotation: str) -> bool:
         if part == f"Literal[{value!r}]":
             return True
         if part == "list[str]" and isinstance(value, list):
+            return all(isinstance(v, str) for v in value)
+        if part == "tuple[str, ...]" and isinstance(value, tuple):
             return all(isinstance(v, str) for v in value)
     return False
 

@@ -27,7 +27,7 @@ from minibert.recipes import file_settings
 from minibert.runs import dev_figure, learning_seconds, log_line, of_seed, weights_digest
 from minibert.runtime import find_device
 from minibert.series import Job, carry_out_all, check_alone, claimed
-from minibert.settings import NO_TASK, FinetuneSettings, flag
+from minibert.settings import NO_TASK, FinetuneSettings, check_fields, flag
 from minibert.starts import start_folder, with_recipe, within_positions
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
@@ -133,19 +133,16 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
         The content of suite.json.
 
     Raises:
-        InputError: several processes, no model, no data or no such device; or runs in the folder
-            that had other settings.
+        InputError: several processes, no model, no data or no such device; an option of another
+            type; or runs in the folder that had other settings.
         Interrupted: by a signal; the same call goes on.
     """
     check_alone()
-    known = {f.name for f in dataclasses.fields(Plan)}
-    for name in options:
-        if name not in known:
-            raise InputError(f"evaluate_suite: unknown key {name!r}{did_you_mean(name, known)}")
     given: dict[str, Any] = {
         name: str(value) if isinstance(value, Path) else value for name, value in options.items()
     }
-    given |= {n: tuple(listed(options[n])) for n in ("tasks", "settings") if options.get(n)}
+    given |= {n: tuple(listed(options[n] or ())) for n in ("tasks", "settings") if n in options}
+    check_fields(Plan, given, "evaluate_suite")
     plan = Plan(model=str(model), **given)
     find_device(plan.device)  # before a baseline, which takes minutes
     folder = start_folder(FinetuneSettings(task="suite", model=plan.model))

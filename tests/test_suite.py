@@ -444,6 +444,9 @@ def test_where_a_set_is_found(tmp_path: Path) -> None:
         ({"precision": "fp8"}, "--precision 'fp8' is unknown"),
         ({"data": "nowhere"}, "--data nowhere is not a folder"),
         ({"device": "cuda:99"}, "--device cuda:99 is not there"),
+        ({"seeds": "3"}, "seeds is '3', expected int"),
+        ({"seeds": 2.5}, "seeds is 2.5, expected int"),
+        ({"overwrite": "no"}, "overwrite is 'no', expected bool"),
         ({"limits": 3}, "unknown key 'limits'; did you mean 'limit'"),
     ],
 )
