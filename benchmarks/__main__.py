@@ -97,6 +97,7 @@ def _draw(folder: Path, results: report.Results) -> None:
 
 def run(works: list[str], rounds: int, texts: list[Path], folder: Path) -> report.Results:
     """Measures works one after the other; writes the folder after each."""
+    folder.mkdir(parents=True, exist_ok=True)  # before anything is measured for it
     results = report.load(folder)
     taken: list[float] = []
     for number, name in enumerate(works):
@@ -107,7 +108,6 @@ def run(works: list[str], rounds: int, texts: list[Path], folder: Path) -> repor
             _say(f"{name} not run: {entry['error']}")
         taken.append(entry["took_seconds"])
         report.add(results, name, entry)
-        folder.mkdir(parents=True, exist_ok=True)
         _draw(folder, results)  # first, for the page shows it
         report.save(folder, results)
     _say(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         works = find_works(args.only)
         texts = _find_texts(args.text)
         run(works, args.rounds, texts, args.output)
-    except InputError as error:
+    except (InputError, OSError) as error:
         _say(f"benchmarks: {error}")
         return 2
     except KeyboardInterrupt:

@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError:
         print("curve: no matplotlib; pip install 'minibert[benchmarks]'", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"curve: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -7,7 +7,6 @@ adds to what is there, so that parts can be measured one after the other.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import platform
 import statistics
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks import turns
-from minibert.files import write_atomically, write_json
+from minibert.files import read_json, write_atomically, write_json
 from minibert.version import __version__
 
 Results = dict[str, dict[str, Any]]
@@ -71,8 +70,7 @@ def environment() -> dict[str, str]:
 def load(folder: Path) -> Results:
     """Results of earlier runs, none where there are none."""
     path = folder / "benchmarks.json"
-    results: Results = json.loads(path.read_text()) if path.is_file() else {}
-    return results
+    return read_json(path, "") if path.is_file() else {}
 
 
 def in_order(results: Results) -> Results:

@@ -138,6 +138,22 @@ def test_results_are_written_after_every_benchmark(tmp_path: Path, fakes: dict[s
     assert set(results_in(tmp_path)) == {"one/good", "one/broken"}
 
 
+def test_nothing_is_measured_for_a_folder_that_cannot_be_written(
+    tmp_path: Path, fakes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: list[str] = []
+    for fake in fakes.values():
+        fake.measure = lambda name, *_: measured.append(name)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "benchmarks.json").write_text("{damaged")
+    for name, says in {"file": "File exists", "damaged": "is not valid JSON"}.items():
+        assert main(["--output", str(tmp_path / name)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("benchmarks: ") and says in line
+    assert not measured
+
+
 def test_a_benchmark_that_cannot_be_imported_is_named(
     tmp_path: Path, fakes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +294,9 @@ def test_a_curve_has_a_picture_for_each_part_that_was_logged(
     assert pictures[0].read_text().count('id="axes_') == 2
     assert curve.main([str(tmp_path / "none"), "--output", str(pictures[0])]) == 2
     assert "has no metrics.jsonl" in capsys.readouterr().err
+    missing = tmp_path / "none" / "one.svg"
+    assert curve.main([str(tmp_path), "--output", str(missing)]) == 2
+    assert capsys.readouterr().err.startswith("curve: [Errno 2]")
 
 
 def test_a_probe_scores_every_layer_on_reviews_that_it_has_not_learnt_from(
