@@ -324,6 +324,17 @@ def test_logged_loss_is_the_mean_of_the_window(tmp_path: Path) -> None:
         assert row["loss"] != pytest.approx(means[-1], rel=1e-3)
 
 
+def test_logged_gradient_norm_is_the_mean_of_the_window(tmp_path: Path) -> None:
+    def norms(log_every: int) -> list[float]:
+        options = {"max_steps": 6, "log_every": log_every}
+        rows = rows_at_rest(tmp_path / f"every-{log_every}", [2, 5, 9], **options)
+        return [row["grad_norm"] for row in rows if "loss" in row]
+
+    each = norms(1)
+    assert len({*each}) >= 3
+    assert norms(2) == pytest.approx([sum(each[i : i + 2]) / 2 for i in (0, 2, 4)])
+
+
 def test_rows_carry_the_keys_of_the_contract(tmp_path: Path) -> None:
     rows = rows_at_rest(tmp_path / "run", [4, 4], max_steps=4, log_every=1, eval_every=2)
     steps = [row for row in rows if "loss" in row]
@@ -607,6 +618,15 @@ def test_schedule_ends_with_a_budget_of_steps_or_epochs(
     assert 0 < rates[-1] < 0.06
 
 
+def test_a_budget_that_ends_within_a_step_leaves_that_step_a_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates = rates_of(Budget(epochs=2.1), monkeypatch, warmup_ratio=0.0)
+    assert len(rates) == 11  # of a fifth of an epoch each
+    middles = [(i + 0.5) / 5 for i in range(10)] + [2.05]
+    assert rates == pytest.approx([1 - middle / 2.1 for middle in middles], abs=1e-6)
+
+
 def test_the_loop_takes_the_schedule_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"schedule": "constant-then-linear", "decay_ratio": 0.5}
     rates = rates_of(Budget(max_steps=10), monkeypatch, **options)
@@ -659,6 +679,24 @@ def test_the_best_weights_are_those_at_the_end(tmp_path: Path) -> None:
     assert (state.best, state.best_step, len(seen)) == (0.9, 4, 4)
     assert same_tensors(weights_of(model), seen[1])
     assert not same_tensors(seen[1], seen[3])
+
+
+def test_a_run_that_goes_on_saves_no_sooner_than_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock goes on as well; five minutes are those since the last checkpoint."""
+    data, saved = Repeated(line_steps([4])), []
+    with RunFolder(tmp_path / "run") as folder:
+        first = make_loop(make_line(), data, max_steps=4, folder=folder)
+        first.take_step()
+        first._seconds_before = 1000.0
+        first.save()
+        real = train.save_checkpoint
+        monkeypatch.setattr(
+            train, "save_checkpoint", lambda *given: saved.append(given[1]) or real(*given)
+        )
+        fit(make_loop(make_line(), data, max_steps=4, folder=folder), resume=True)
+    assert saved == [4]
 
 
 def test_timing_a_step_changes_nothing() -> None:
