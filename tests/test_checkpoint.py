@@ -394,6 +394,17 @@ def test_where_all_name_the_damaged_best_weights_the_last_goes_on_without_them(
     assert len(list(tmp_path.glob("step-*"))) == 2
 
 
+def test_damaged_best_weights_excuse_no_other_damage(tmp_path: Path) -> None:
+    model, optimizer = make()
+    save_best(tmp_path, 1, model)
+    for step in (2, 3):
+        save_checkpoint(tmp_path, step, model, optimizer, {"loop": {"best_step": 1, "step": step}})
+    flip(tmp_path / "best-000000001.safetensors")
+    flip(tmp_path / "step-000000003/model.safetensors")
+    state = load_last_checkpoint(tmp_path, model, optimizer) or {}
+    assert state["loop"]["step"] == 2
+
+
 def test_a_file_that_cannot_be_read_now_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,13 @@ def test_a_document_that_is_most_of_the_text_is_trained_on(count: int, nsp: str)
     assert len(starts) == len({*starts}) == count
 
 
+def test_of_few_documents_a_longer_one_is_held_out_as_well() -> None:
+    """Up to 1.5 times their share of the documents: here three quarters of the tokens."""
+    first = split_documents(store_of([[[FIRST]] * 10] * 4, 10), "nsp")[1].offsets(0)[0] // 10
+    corpus = [[[FIRST]] * (22 if i == first else 10) for i in range(4)]
+    assert split_documents(store_of(corpus, 10), "nsp")[1].tokens == 32
+
+
 @pytest.mark.parametrize("place", range(5))
 def test_where_half_the_text_is_one_document_the_shortest_are_held_out(place: int) -> None:
     lengths = [10] * 5
