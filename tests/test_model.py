@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from dataclasses import replace
 
@@ -249,6 +250,22 @@ def test_dropout_is_off_in_eval_and_on_in_training(tiny_config: BertConfig, name
     first, second = model(ids).last_hidden_state, model(ids).last_hidden_state
     assert not torch.allclose(first, expected)
     assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize(("name", "places"), [("embeddings", 1), ("layers.0", 2), ("layers.1", 2)])
+def test_dropout_stands_behind_embeddings_and_both_sublayers(
+    tiny_config: BertConfig, name: str, places: int
+) -> None:
+    model = BertModel(tiny_config).eval()
+    ids, calls, acting = torch.randint(1, 80, (2, 8)), itertools.count(), [-1]
+    model.get_submodule(f"{name}.dropout").register_forward_hook(
+        lambda part, given, out: out.flip(-1) if next(calls) in acting else out
+    )
+    plain = model(ids).last_hidden_state
+    assert next(calls) == places
+    for place in range(places):
+        calls, acting = itertools.count(), [place]
+        assert not torch.allclose(model(ids).last_hidden_state, plain, rtol=0.0, atol=1e-4)
 
 
 def test_classifier_dropout_overrides_the_hidden_one(tiny_config: BertConfig) -> None:
