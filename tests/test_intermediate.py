@@ -21,12 +21,13 @@ from minibert.errors import InputError
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
 from minibert.flags import settings_from
-from minibert.intermediate import intermediate_settings
+from minibert.intermediate import data_before, intermediate_settings
 from minibert.recipes import Recipe
 from minibert.run_folder import RunFolder, read_metrics
 from minibert.runs import RunResult
 from minibert.settings import FinetuneSettings
 from minibert.starts import with_recipe
+from minibert.tasks import find_task
 from minibert.train import NonFiniteError
 
 LOOP: dict[str, Any] = {
@@ -214,6 +215,18 @@ def test_dropout_is_that_of_the_model_and_not_of_the_other_task(
     run = tune(model, tmp_path / "run", **sets)
     drawn = [BertConfig.from_pretrained(f) for f in (run.folder / "intermediate", run.folder)]
     assert [c.hidden_dropout_prob for c in drawn] == [0.3, 0.1]
+
+
+def test_a_test_split_of_the_other_task_counts_for_nothing(sets: dict[str, Any]) -> None:
+    """It is not learnt from, and the run before, which leaves it alone, knows nothing of it."""
+    settings = FinetuneSettings(**sets)
+    source = find_task(settings.task)(settings).find_data()
+    before = data_before(settings, source)
+    rows = "a storm\t1\na river\t0\n"
+    (Path(sets["intermediate_data"]) / "sentences_test.tsv").write_text(rows)
+    first = find_task("sst2")(FinetuneSettings(task="sst2", data=sets["intermediate_data"]))
+    assert first.read(first.find_data()).test
+    assert data_before(settings, source) == before
 
 
 def test_a_dev_split_that_is_left_out_is_cut_anew(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,15 @@ def test_an_index_is_of_its_sentences_and_its_model(world: Path, tmp_path: Path)
     config.write_text(json.dumps(json.loads(config.read_text()) | {"do_lower_case": False}))
     search(other, file, ["storm"], cache_dir=kept)
     assert len(list(kept.iterdir())) == 4
+
+
+def test_an_index_is_of_how_its_sentences_are_cut(world: Path) -> None:
+    embedder: Any = minibert.load_embedder(world / "model")
+    settings, keys = embedder.task.settings, []
+    for change in ({}, {"truncation": "tail"}, {"max_seq_length": 16}):
+        embedder.task.settings = replace(settings, **change)
+        keys.append(retrieval._key(embedder, world / "model", ["storm"]))
+    assert len({*keys}) == 3
 
 
 def test_the_command_prints_a_line_for_each_hit(

@@ -306,6 +306,25 @@ def test_masked_words_are_scored_anew_where_the_data_has_another_text(
     assert texts == ["wiki.txt", "enwiki-valid.txt.xz"]
 
 
+def test_times_are_told_to_be_of_the_most_jobs_of_any_call(
+    model: str, short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "masked_word_figures", lambda *given: {})
+    monkeypatch.setattr(suite, "carry_out_all", lambda jobs, overwrite, taken, *given: taken([]))
+    for jobs, told in ((2, 2), (1, 2), (3, 3)):
+        given = options(tmp_path / "out", short, "rte", jobs=jobs)
+        assert evaluate_suite(model, **given)["jobs"] == told
+
+
+@pytest.mark.parametrize(("name", "scale"), [("stsb", 100), ("squad", 1)])
+def test_dev_figures_have_the_scale_of_the_others(name: str, scale: float) -> None:
+    entry, side = ENTRIES[name], a_suite()["tasks"]["imdb"]["random"]
+    figures = {entry.figure: 0.5, f"dev_{entry.figure}": 0.25, "seconds": 1.0}
+    suite._add(side, entry, 0, figures)
+    assert (side["figures"], side["dev"]) == ({"0": 0.5 * scale}, {"0": 0.25 * scale})
+    assert (side["mean"], side["dev_mean"]) == (0.5 * scale, 0.25 * scale)
+
+
 def test_a_missing_run_of_one_task_is_not_made_up_by_another() -> None:
     suite = a_suite()
     three = suite["tasks"]["imdb"]["model"]
@@ -637,6 +656,9 @@ def test_bits_per_character_are_those_of_the_formula(model: str, tmp_path: Path)
     went_on = held_out_figures(folder, None) | {"tokens": 3e6, "seconds": 60.0}
     page = as_markdown(a_suite(mlm=went_on))
     assert "It went on from another model, with 3.0 M tokens in 60 s." in page
+    run["settings"]["random_weights"] = True  # which took its vocabulary alone
+    (folder / "run.json").write_text(json.dumps(run))
+    assert "went_on" not in held_out_figures(folder, None)
     (folder / "results.json").unlink()
     assert held_out_figures(folder, None) == {}
     assert "no figures of pretraining" in as_markdown(a_suite())
