@@ -160,6 +160,14 @@ def test_a_huge_document_is_cut_into_a_bounded_number_of_stretches(
     assert len(training) + len(held_out) == 30
 
 
+def test_a_sentence_belongs_to_the_part_that_it_starts_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "_PART_TOKENS", 50)
+    training, _ = split_documents(store_of([[[FIRST] * 30] * 4] * 4, 10), "nsp")
+    begin = training.offsets(0)[0]
+    parts = [training.offsets(0, part) - begin for part in range(training.num_parts(0))]
+    assert [part.tolist() for part in parts] == [[0, 30, 60], [60, 90, 120], [120]]
+
+
 def test_memory_to_start_with_does_not_grow_with_the_corpus(words: WordPiece) -> None:
     """From the open store to the first batch: 250 times the documents, the same peak."""
     peaks = []

@@ -331,6 +331,21 @@ def test_no_mark_is_written_and_length_is_kept(tiny_config: BertConfig) -> None:
             assert len(text.ids) + text.is_whole <= longest
 
 
+def test_a_text_that_is_cut_has_the_score_of_what_is_written(tiny_config: BertConfig) -> None:
+    model = make(tiny_config)
+    with torch.no_grad():
+        model.decoder.bias[EOS] = -9.0
+        ids, mask = sources([6])
+        settings = GenerationSettings(num_beams=3, length_penalty=1.0, max_length=5)
+        (text,) = generate(model, ids, mask, settings)
+        assert (len(text.ids), text.is_whole) == (5, False)
+        scores = [
+            log_probs_without_cache(model, ids, mask, text.ids[:at])[word].item()
+            for at, word in enumerate(text.ids)
+        ]
+    assert text.score == pytest.approx(sum(scores) / length_divisor(5, 1.0), rel=1e-4)
+
+
 def test_settings_out_of_range_are_named() -> None:
     with pytest.raises(InputError, match="num_beams is 0.*length_penalty is -1.*max_length is 0"):
         GenerationSettings(num_beams=0, length_penalty=-1, max_length=0)
