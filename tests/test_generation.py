@@ -144,6 +144,16 @@ def test_one_beam_is_greedy_search(tiny_config: BertConfig) -> None:
     assert {text.is_whole for text in found} == {True, False}  # both ways of ending were met
 
 
+def test_with_one_beam_the_first_end_is_the_end(tiny_config: BertConfig) -> None:
+    """However much better a longer text would be after division."""
+    model = make(tiny_config, spread=0.05)
+    with torch.no_grad():
+        model.decoder.bias[EOS] = 3.0  # the likeliest at every step
+    settings = GenerationSettings(num_beams=1, length_penalty=50.0)
+    for text in generate(model, *sources([6, 4]), settings):
+        assert (text.ids, text.is_whole) == ([], True)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.5])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_beam_that_holds_everything_finds_the_optimum(
