@@ -421,7 +421,8 @@ def with_strays(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def with_the_decoder_bias_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The MLM bias stored as the decoder's alone."""
     rest = dict(tensors)
-    return {**rest, "cls.predictions.decoder.bias": rest.pop("cls.predictions.bias")}
+    bias = rest.pop("cls.predictions.bias")
+    return {**rest, "cls.predictions.decoder.bias": bias}
 
 
 @pytest.mark.parametrize("rewrite", [with_old_norms, with_strays, with_the_decoder_bias_only])
