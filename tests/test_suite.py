@@ -613,11 +613,32 @@ def test_means_deviations_and_gaps_are_those_worked_out_by_hand() -> None:
     row = next(r for r in as_markdown(a_suite()).splitlines() if r.startswith("| imdb"))
     cells = [cell.strip() for cell in row.split("|")]
     # Mean 82, deviations -2, -1, 3: the sample's variance is 14 / 2.
-    assert cells[2:8] == [
-        *("test accuracy", f"82.00 ± {math.sqrt(7):.2f}", "–"),
+    assert cells[2:9] == [
+        *("test accuracy", f"82.00 ± {math.sqrt(7):.2f}", "–", "–"),
         *("TF-IDF 88.00, NB-SVM 91.00", "-9.00", "accuracy 83.00"),
     ]
-    assert cells[9:11] == ["22,500 / 25,000", "3 min (2 min)"]
+    assert cells[10:12] == ["22,500 / 25,000", "3 min (2 min)"]
+
+
+def test_the_gain_over_random_weights_is_tested_by_welch() -> None:
+    pytest.importorskip("scipy")
+
+    def gain(*values: float) -> str:
+        made = a_suite()
+        side = made["tasks"]["imdb"]["random"]
+        for seed, value in enumerate(values):
+            figures = {"accuracy": value, "dev_accuracy": value, "seconds": 1.0}
+            suite._add(side, Entry("accuracy", "accuracy"), seed, figures)
+        page = as_markdown(made)
+        cell = next(r for r in page.splitlines() if r.startswith("| imdb")).split("|")[5].strip()
+        assert ("Welch" in page) == ("(p " in cell)
+        return cell
+
+    assert gain(0.8) == "+2.00"  # one seed does not deviate
+    # Means 82 and 80, squared errors 7/3 and 1/3: t = sqrt(3/2), 2.56 degrees of freedom.
+    assert gain(0.79, 0.80, 0.81) == "+2.00 (p 0.32)"
+    # Every seed alike: t = 2 / sqrt(7/3), with the two degrees of freedom of the model's seeds.
+    assert gain(0.5, 0.5, 0.5) == "+32.00 (p 0.0023)"
 
 
 def test_the_page_escapes_what_others_wrote_and_its_chart_is_whole() -> None:
