@@ -125,10 +125,12 @@ def split_documents(store: TokenStore, nsp: str) -> tuple[Documents, Documents]:
         count = min(sentences, max(20, sentences // 64), _MOST_STRETCHES)
         starts = np.linspace(0, sentences, count + 1).astype(np.int64)
     elif count < 4:
+        lack = "for sentence pairs from different documents"
+        if nsp == "sop":
+            lack = "to train on some and to hold two out for sentence pairs"
         raise InputError(
             f"the corpus has {count} document(s) and {store.counts.sentences} sentence(s), too few "
-            f"for sentence pairs from different documents (a blank line ends a document); "
-            f"--nsp none trains without pairs"
+            f"{lack} (a blank line ends a document); --nsp none trains without pairs"
         )
     if nsp == "nsp" and store.counts.single_sentence_documents == count:
         raise InputError(

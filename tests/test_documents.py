@@ -137,6 +137,8 @@ def test_fewer_than_four_documents_are_refused_for_pairs(nsp: str, count: int) -
     with pytest.raises(InputError, match="--nsp none") as caught:
         split_documents(store, nsp)
     assert f"{count} document(s) and {2 * count} sentence(s)" in str(caught.value)
+    # Only of random next sentences is the other one of another document.
+    assert ("from different documents" in str(caught.value)) == (nsp == "nsp")
 
 
 @pytest.mark.parametrize("sentences", [4, 19, 20, 21, 1000])
