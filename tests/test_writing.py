@@ -503,6 +503,19 @@ def test_a_folder_of_own_lines_has_its_own_splits(tmp_path: Path) -> None:
     assert turned.train[0].source == pairs(5)[0]["de"]
 
 
+@pytest.mark.parametrize("part", ["dev", "test"])
+def test_an_empty_part_is_not_taken_for_none(tmp_path: Path, part: str) -> None:
+    write_lines(tmp_path, pairs(5), "train")
+    write_lines(tmp_path, [], "empty")
+    train = {"data": str(tmp_path / "train.en"), "target_data": str(tmp_path / "train.de")}
+    empty = {
+        f"{part}_data": str(tmp_path / "empty.en"),
+        f"{part}_target_data": str(tmp_path / "empty.de"),
+    }
+    with pytest.raises(InputError, match=f"{part} holds no pair"):
+        read(**train, **empty)
+
+
 def test_a_public_set_is_looked_over_as_own_data_is(tmp_path: Path) -> None:
     for part in ("train", "val", "test_2016_flickr"):
         write_lines(tmp_path, pairs(3), part)

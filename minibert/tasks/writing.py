@@ -209,11 +209,14 @@ class WritingTask(Task[TextPair, WrittenText]):
         s = self.settings
         assert s.data is not None
         train = self._own_part(s.data, s.target_data, "train", "--data")
-        dev = s.dev_data and self._own_part(s.dev_data, s.dev_target_data, "dev", "--dev-data")
-        test = s.test_data and self._own_part(
-            s.test_data, s.test_target_data, "test", "--test-data"
+        dev, test = (
+            self._own_part(path, target, split, f"--{split}-data") if path else None
+            for split, path, target in (
+                ("dev", s.dev_data, s.dev_target_data),
+                ("test", s.test_data, s.test_target_data),
+            )
         )
-        return self.own_splits(train, dev or None, test or None)
+        return self.own_splits(train, dev, test)
 
     def read_to_score(self, source: Source) -> Splits[TextPair]:
         if not source.path.is_file():
