@@ -162,7 +162,7 @@ def _key(embedder: Any, folder: Path, texts: list[str]) -> str:
     digest = hashlib.sha256(repr(facts).encode())
     digest.update((folder / "config.json").read_bytes())
     for text in texts:
-        digest.update(f"{text}\n".encode())
+        digest.update(f"{text!r}\n".encode())  # a text of a table may have line breaks
     return digest.hexdigest()[:16]
 
 

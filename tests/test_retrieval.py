@@ -158,6 +158,12 @@ def test_an_index_is_of_its_sentences_and_its_model(world: Path, tmp_path: Path)
     assert len(list(kept.iterdir())) == 4
 
 
+def test_texts_that_are_parted_elsewhere_have_an_index_of_their_own(world: Path) -> None:
+    embedder: Any = minibert.load_embedder(world / "model")
+    parted = (["storm\nriver", "castle"], ["storm", "river\ncastle"])
+    assert len({retrieval._key(embedder, world / "model", texts) for texts in parted}) == 2
+
+
 def test_an_index_is_of_how_its_sentences_are_cut(world: Path) -> None:
     embedder: Any = minibert.load_embedder(world / "model")
     settings, keys = embedder.task.settings, []
