@@ -110,6 +110,26 @@ def _shorten(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(n.removesuffix(".weight").removesuffix(".bias") for n in names))
 
 
+def weights_file(folder: Path) -> Path:
+    """The file that holds the weights of a model folder.
+
+    Raises:
+        InputError: there is none, or there are several, each with a part of the weights.
+    """
+    names = ("model.safetensors", "pytorch_model.bin")
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    for name in names:
+        if (folder / f"{name}.index.json").is_file():
+            raise InputError(
+                f"{folder} holds its weights in several files, which {name}.index.json lists; "
+                f"expected one, as save_pretrained(..., max_shard_size='100GB') of transformers "
+                f"writes it"
+            )
+    raise InputError(f"{folder} holds neither {' nor '.join(names)}")
+
+
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a model folder, under the names they are stored by.
 
@@ -119,15 +139,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = folder / "model.safetensors"
-    if path.is_file():
+    path = weights_file(folder)
+    if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (SafetensorError, ValueError) as error:
             raise InputError(f"{path} is damaged or truncated ({error}); fetch it again") from None
-    path = folder / "pytorch_model.bin"
-    if not path.is_file():
-        raise InputError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and pickle raise a dozen kinds for a damaged file

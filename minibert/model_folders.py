@@ -113,7 +113,11 @@ def _fetched(repository: str, revision: str | None, cache_dir: str | None) -> Pa
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{unusable} ({reason})") from None
     if not (folder / "model.safetensors").is_file():
-        raise InputError(f"{name} has no model.safetensors, and nothing else is fetched from a hub")
+        is_parted = (folder / "model.safetensors.index.json").is_file()
+        more = "; its weights lie in several files" if is_parted else ""
+        raise InputError(
+            f"{name} has no model.safetensors, and nothing else is fetched from a hub{more}"
+        )
     if launched().rank == 0 and revision != folder.name:
         pinned = f"--model {repository}@{folder.name} names this revision for good"
         print(f"hub: {name} is now {folder.name}; {pinned}", file=sys.stderr, flush=True)

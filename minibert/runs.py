@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from minibert.config import BertConfig
+from minibert.convert import weights_file
 from minibert.errors import InputError
 from minibert.estimate import Memory, run_folder_bytes, step_memory, told_bytes
 from minibert.files import read_json
@@ -419,11 +420,8 @@ def finished_run(folder: RunFolder) -> RunResult:
 
 def weights_digest(folder: Path) -> str:
     """A digest of a model folder's weights file, to know it again by."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as handle:
-                return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
-    raise InputError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
+    with weights_file(folder).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
 
 
 def dev_figure(results: Mapping[str, Any]) -> tuple[str, float]:

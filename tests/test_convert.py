@@ -19,11 +19,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minibert.config import BertConfig
-from minibert.convert import name_table, published_tensors, save_tensors, to_published
+from minibert.convert import (
+    name_table,
+    published_tensors,
+    save_tensors,
+    to_published,
+    weights_file,
+)
 from minibert.errors import InputError
 from minibert.heads import BertForPreTraining, BertForSequenceClassification
 from minibert.losses import masked_lm_loss, next_sentence_loss
 from minibert.model import BertModel
+from minibert.runs import weights_digest
 from minibert.token_heads import BertForQuestionAnswering, BertForTokenClassification
 
 Batch = dict[str, Tensor]
@@ -647,6 +654,19 @@ def test_missing_weights_are_named(tiny_config: BertConfig, tmp_path: Path) -> N
     folder = make_folder(tmp_path / "m", tiny_config)
     with pytest.raises(InputError, match=r"m holds neither model\.safetensors nor pytorch_model"):
         BertModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_in_several_files_are_named(
+    tiny_config: BertConfig, tmp_path: Path, name: str
+) -> None:
+    folder = make_folder(tmp_path / "m", tiny_config)
+    (folder / f"{name}.index.json").write_text("{}")
+    for read in (BertModel.from_pretrained, weights_digest):
+        with pytest.raises(InputError, match=rf"several files, which {name}\.index\.json lists"):
+            read(folder)
+    (folder / "model.safetensors").touch()
+    assert weights_file(folder).name == "model.safetensors"
 
 
 def test_a_folder_that_is_a_file_or_nothing_is_named(

@@ -149,6 +149,7 @@ class Hub(ThreadingHTTPServer):
             "some/model": {p.name: p.read_bytes() for p in folder.iterdir()}
             | {"pytorch_model.bin": b"never", "code.py": b"never", "onnx/config.json": b"{}"},
             "old/bin": {"config.json": b"{}", "pytorch_model.bin": b"never"},
+            "in/parts": {"config.json": b"{}", "model.safetensors.index.json": b"{}"},
         }
         self.main = COMMIT  # what the branch stands at
         self.asked: list[str] = []
@@ -305,6 +306,7 @@ def test_without_a_network_the_command_ends_with_status_2(
         ("some/model@gone", "some/model has no revision 'gone'"),
         ("some/model@", "names no revision"),
         ("old/bin", "old/bin has no model.safetensors"),
+        ("in/parts", "fetched from a hub; its weights lie in several files"),
         ("so--me/mo..del", "is neither a model folder nor a hub id that can be fetched"),
         ("a/b/c", "is not a model folder"),
     ],
