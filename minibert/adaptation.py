@@ -78,6 +78,7 @@ def adapt(
     """
     settings = task.settings
     figures, files = _learn_text(task, splits, source, start, run)
+    RunFolder(run).respell(adapt=settings.adapt)
     notes = {
         "text": settings.adapt,
         "files": len(files),
@@ -106,10 +107,7 @@ def _learn_text(
 ) -> tuple[dict[str, Any], list[Path]]:
     """The figures of the pretraining run that adapts, and the files that it read."""
     settings = task.settings
-    places = settings.adapt or []
-    if OWN_TEXT in places:
-        _write_own_text(run / _TEXT, task, splits, source)
-        places = [str(run / _TEXT) if place == OWN_TEXT else place for place in places]
+    places = _places(task, splits, source, run)
     try:
         files, _ = readable_files(find_files(places, "--adapt"))
         if named := [file for file in files if file != run / _TEXT]:
@@ -123,6 +121,35 @@ def _learn_text(
     except InputError as error:
         text = error.without_flag if isinstance(error, ReadingError) else str(error)
         raise InputError(text if text.startswith("--adapt") else f"--adapt: {text}") from None
+
+
+def check_same_text(task: Task[Any, Any], splits: Splits[Any], source: Source, run: Path) -> None:
+    """Compares the text that a finished run adapted to with what there is now.
+
+    Raises:
+        InputError: it is another, or it cannot be read.
+    """
+    settings, adapted = task.settings, RunFolder(run / _FOLDER)
+    if settings.adapt is None or not (adapted.path / "run.json").is_file():
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        places = _places(task, splits, source, Path(folder))
+        adapted.check_same_data(_fingerprint(places, settings.cache_dir), what="of --adapt ")
+    RunFolder(run).respell(adapt=settings.adapt)
+
+
+def _places(task: Task[Any, Any], splits: Splits[Any], source: Source, folder: Path) -> list[str]:
+    """Where the text lies; that of the task itself is written into the folder."""
+    places = task.settings.adapt or []
+    if OWN_TEXT in places:
+        _write_own_text(folder / _TEXT, task, splits, source)
+    return [str(folder / _TEXT) if place == OWN_TEXT else place for place in places]
+
+
+def _fingerprint(places: list[str], cache_dir: str | None) -> str:
+    """That of the text in the run.json of the run that adapts to it."""
+    files, _ = readable_files(find_files(places, "--adapt"))
+    return data_fingerprint(files, ReaderOptions(), Path(cache_dir) if cache_dir else None)
 
 
 def own_text(task: Task[Any, Any], splits: Splits[Any], source: Source) -> tuple[list[str], str]:
@@ -229,12 +256,10 @@ def _pretraining(
 
 def _has_same_content(run: RunFolder, settings: PretrainSettings) -> bool:
     """Whether a run learns from the same text, and began with the same weights."""
-    files, _ = readable_files(find_files(settings.corpus))
-    cache = Path(settings.cache_dir) if settings.cache_dir else None
     assert settings.model is not None
     digest = None if settings.random_weights else weights_digest(Path(settings.model))
     begun = run.read_run()
-    text = data_fingerprint(files, ReaderOptions(), cache)
+    text = _fingerprint(settings.corpus, settings.cache_dir)
     return (begun.get("data_fingerprint"), begun["resolved"].get("start_weights")) == (text, digest)
 
 

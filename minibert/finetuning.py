@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from minibert.adaptation import adapt, check_text, made_before_training
+from minibert.adaptation import adapt, check_same_text, check_text, made_before_training
 from minibert.compiling import compile_if_it_pays
 from minibert.config import BertConfig
 from minibert.earlier_stages import EarlierStages
@@ -72,6 +72,8 @@ from minibert.tokenizer import WordPiece
 from minibert.train import Loop, LoopSettings, NonFiniteError
 from minibert.world import World, join_world
 
+# Of data and how it is parted what a simple method reaches, for runs that share both.
+Baselines = dict[tuple[Any, ...], dict[str, float]]
 _MUCH_UNKNOWN = 0.05  # share of unknown pieces in train that is worth a line
 
 
@@ -160,7 +162,7 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
     if settings.seeds > 1:
         # Before a folder is made: either may fail. The first line of a run says what data it is.
         log_line("data", find_task(settings.task)(settings).find_data().said)
-        run_one = functools.partial(_finetune_once, recipe=recipe)
+        run_one = functools.partial(_finetune_once, recipe=recipe, baselines={})
         return repeat(settings, run_one, choose_model, _BeforeSeeds(settings))
     return _finetune_once(settings, recipe)
 
@@ -197,10 +199,11 @@ class _BeforeSeeds:
         parts = parts_of(self.task, self.splits, settings.dev_fraction, settings.limit)
         _learn(self.task, parts.train, start)
 
-    def check_finished(self, runs: Sequence[Path]) -> None:
-        """Looks at what each of the runs learnt before its task."""
+    def check_finished(self, folder: RunFolder) -> None:
+        """Looks at the text, and at what each of the runs learnt before its task."""
+        check_same_text(self.task, self.splits, self.source, folder.path)
         data = data_before(self.task.settings, self.source)
-        for run in runs:
+        for run in folder.seed_runs():
             check_same_before(run, data)
 
     def adapt(self, start: Path, run: Path) -> EarlierStage | None:
@@ -211,23 +214,27 @@ class _BeforeSeeds:
 
 
 def _finetune_once(
-    settings: FinetuneSettings, recipe: str, left_out: Collection[str] = ()
+    settings: FinetuneSettings,
+    recipe: str,
+    left_out: Collection[str] = (),
+    baselines: Baselines | None = None,
 ) -> RunResult:
     """One run with one seed.
 
     Args:
         recipe: the line about what was filled in.
         left_out: texts that are neither learnt from nor chosen by; as `cleaning.folded` has them.
+        baselines: those of runs before, to which this one adds its own.
     """
     started = time.perf_counter()
     task = find_task(settings.task)(settings)
     with join_world() as world:
         if settings.dry_run:
-            return _Run(None, task, world, started, left_out).carry_out(recipe)
+            return _Run(None, task, world, started, left_out, baselines).carry_out(recipe)
         output = settings.output or f"runs/{task.name}"
         kept = (*made_before_training(settings), *([INTERMEDIATE] if settings.intermediate else []))
         with RunFolder(output, world.is_main, kept) as folder:
-            return _Run(folder, task, world, started, left_out).carry_out(recipe)
+            return _Run(folder, task, world, started, left_out, baselines).carry_out(recipe)
 
 
 @dataclass
@@ -251,9 +258,11 @@ class _Run:
         world: World,
         started: float,
         left_out: Collection[str],
+        baselines: Baselines | None,
     ) -> None:
         self.folder, self.task, self.world = folder, task, world
         self.left_out = left_out
+        self.baselines = {} if baselines is None else baselines
         self.settings, self.started = task.settings, started
         # Seconds of a budget in minutes that the scoring at the end was planned to take, and that
         # are kept for it by now.
@@ -272,15 +281,8 @@ class _Run:
         if recipe:
             log_line("recipe", recipe)
         splits, parts = self._read()
-        if folder is not None and self.begun is not None:
-            folder.check_same_data(splits.fingerprint, settings.to_dict())
-            if folder.is_main:
-                folder.respell_data(settings.to_dict())  # for evaluate, and --config with run.json
-            if folder.results is not None:
-                check_same_before(folder.path, data_before(settings, self.source))
-                return finished_run(folder)
-            if "budget" not in self.begun["resolved"]:  # stopped in an earlier stage
-                self.stopped, self.begun = self.begun, None
+        if (ended := self._gone_on_with(splits)) is not None:
+            return ended
         self.runtime = start_or_replay_runtime(settings, self.begun, self.world)
         start = self._start(splits, parts.train)
         features = flat(task.encode(parts.train))
@@ -323,7 +325,7 @@ class _Run:
         start.tokenizer.save(folder.path)
         task.save(folder.path)
         results = _results(task, splits, parts, predictions)
-        results |= _baseline(task, parts) if baseline is None else baseline
+        results |= self._known_baseline(splits, parts) if baseline is None else baseline
         results |= {
             f"dev_{loop.settings.select}": state.best,
             "best_step": state.best_step,
@@ -351,6 +353,26 @@ class _Run:
         log_line("split", text)
         return splits, parts
 
+    def _gone_on_with(self, splits: Splits[Any]) -> RunResult | None:
+        """Compares a run that goes on with its data now; its result where it had ended.
+
+        Raises:
+            InputError: they are not what it began with.
+        """
+        folder, settings = self.folder, self.settings
+        if folder is None or self.begun is None:
+            return None
+        folder.check_same_data(splits.fingerprint, settings.to_dict())
+        if folder.is_main:
+            folder.respell_data(settings.to_dict())  # for evaluate, and --config with run.json
+        if folder.results is not None:
+            check_same_text(self.task, splits, self.source, folder.path)
+            check_same_before(folder.path, data_before(settings, self.source))
+            return finished_run(folder)
+        if "budget" not in self.begun["resolved"]:  # stopped in an earlier stage
+            self.stopped, self.begun = self.begun, None
+        return None
+
     def _start(self, splits: Splits[Any], train: list[Any]) -> _Start:
         """The chosen model with the task's head, placed.
 
@@ -371,7 +393,12 @@ class _Run:
         record = run_record("finetune", settings, splits.fingerprint, self.runtime)
         record["resolved"] = {"start": str(folder), "start_weights": digest}
         stages = EarlierStages(
-            self.task, self.source, self.folder, _finetune_once, self.begun, self.stopped
+            self.task,
+            self.source,
+            self.folder,
+            functools.partial(_finetune_once, baselines=self.baselines),
+            self.begun,
+            self.stopped,
         )
         earlier = stages.carry_out(splits, folder, record)
         self.started += stages.seconds
@@ -514,6 +541,17 @@ class _Run:
         kept = self.planned + min(1.0, loop.done) * (scoring - self.planned)
         loop.move_end(self.kept - kept)
         self.kept = kept
+
+    def _known_baseline(self, splits: Splits[Any], parts: Parts) -> dict[str, float]:
+        """`_baseline`, which no seed changes: of several the first to need it computes it.
+
+        With a budget in minutes each does, before it trains, so that all train for as long.
+        """
+        settings = self.settings
+        key = self.task.name, splits.fingerprint, settings.limit, settings.dev_fraction
+        if key not in self.baselines:
+            self.baselines[key] = _baseline(self.task, parts)
+        return self.baselines[key]
 
     def _record(
         self, splits: Splits[Any], start: _Start, loop: Loop, data: TaskData

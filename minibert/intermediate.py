@@ -146,11 +146,7 @@ def check_same_before(run: Path, data: str) -> None:
     between = RunFolder(run / INTERMEDIATE)
     if not data or not (between.path / "run.json").is_file():  # not yet begun
         return
-    try:
-        between.check_same_data(data)
-    except InputError as error:
-        text = str(error).removeprefix("--resume: ")
-        raise InputError(f"--resume: of --intermediate-task {text}") from None
+    between.check_same_data(data, what="of --intermediate-task ")
 
 
 def _count(splits: Splits[Any]) -> int:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +50,7 @@ class BeforeSeeds(Protocol):
     def check(self, start: Path) -> None:
         """Refuses data that cannot be used with the model that all seeds start from."""
 
-    def check_finished(self, runs: Sequence[Path]) -> None:
+    def check_finished(self, folder: RunFolder) -> None:
         """Refuses runs that had other data than there is, but for their own fingerprint."""
 
     def adapt(self, start: Path, run: Path) -> EarlierStage | None:
@@ -87,7 +87,7 @@ def repeat(
                 folder.check_same_data(first.fingerprint, settings.to_dict())
                 folder.respell_data(settings.to_dict())
             if folder.results is not None:
-                first.check_finished(folder.seed_runs())
+                first.check_finished(folder)
                 return finished_run(folder)
         start = _start(settings, choose, folder.read_run()["resolved"] if goes_on else {})
         model = Path(start["start"])

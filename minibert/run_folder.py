@@ -263,11 +263,14 @@ class RunFolder:
             raise InputError(f"{path} is damaged: it lacks {', '.join(lacking)}")
         return run
 
-    def check_same_data(self, fingerprint: str, now: Mapping[str, Any] | None = None) -> None:
+    def check_same_data(
+        self, fingerprint: str, now: Mapping[str, Any] | None = None, what: str = ""
+    ) -> None:
         """Compares the data of a run that is to go on with what it was begun with.
 
         Args:
             now: the settings that name where it lies now, for the message.
+            what: whose data it is, for the message, as in "of --adapt ".
 
         Raises:
             InputError: they differ.
@@ -281,8 +284,8 @@ class RunFolder:
                 if name in now and now[name] != then.get(name)
             )
             raise InputError(
-                f"--resume: {moved}the data fingerprint was {before}, now {fingerprint}: the text "
-                f"or the labels have changed; --overwrite starts anew"
+                f"--resume: {what}{moved}the data fingerprint was {before}, now {fingerprint}: the "
+                f"text or the labels have changed; --overwrite starts anew"
             )
 
     def check_same_settings(self, command: str, now: dict[str, Any]) -> None:
@@ -311,7 +314,7 @@ class RunFolder:
         return [
             f"{name} was {then.get(name)!r}, now {now.get(name)!r}"
             for name in sorted(then.keys() | now.keys())
-            if name not in _MAY_DIFFER and then.get(name) != now.get(name)
+            if then.get(name) != now.get(name) and not _may_differ(name, then, now)
         ]
 
     def respell_data(self, now: Mapping[str, Any]) -> None:
@@ -343,6 +346,12 @@ class RunFolder:
         whole = content.rfind(b"\n") + 1
         if self.metrics.exists() and self.metrics.stat().st_size != whole:
             os.truncate(self.metrics, whole)
+
+
+def _may_differ(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a setting may be another than it was; text to adapt to only where it lies."""
+    is_named = name == "adapt" and None not in (then.get(name), now.get(name))
+    return name in _MAY_DIFFER or is_named
 
 
 def _is_object(run: dict[str, Any], key: str) -> bool:

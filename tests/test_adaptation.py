@@ -379,6 +379,43 @@ def test_resume_knows_its_own_files_by_what_they_hold(
     assert (folder / "adapted/model.safetensors").stat().st_mtime_ns == first
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_text_may_move_but_not_change(world: Path, tmp_path: Path, seeds: int) -> None:
+    text, place = tmp_path / "text.txt", str(tmp_path / "run")
+    shutil.copy2(world / "own.txt", text)
+    given: dict[str, Any] = {"adapt_epochs": 0.1, "max_steps": 1, "seeds": seeds}
+    run = tune(world, place, adapt=[str(text)], **given)
+    given["resume"] = True
+    for name in ("finished.txt", "begun.txt"):
+        text = text.rename(tmp_path / name)
+        again = tune(world, place, adapt=[str(text)], **given)
+        assert again.figures["loss"] == run.figures["loss"]
+        record = json.loads((run.folder / "run.json").read_text())
+        assert record["settings"]["adapt"] == [str(text)]
+        (run.folder / "results.json").unlink()  # of the second it has not ended
+    (run.folder / "results.json").write_text("{}")
+    text.write_text(text.read_text().replace("storm", "river"))
+    with pytest.raises(InputError, match="--resume: of --adapt the data fingerprint was"):
+        tune(world, place, adapt=[str(text)], **given)
+    with pytest.raises(InputError, match=r"adapt was \['.*begun.txt'\], now None"):
+        tune(world, place, **{**given, "adapt_epochs": None})
+
+
+def test_a_finished_run_knows_the_task_s_own_text(world: Path, tmp_path: Path) -> None:
+    reviews = shutil.copytree(world / "reviews", tmp_path / "reviews")
+    unsup = reviews / "train/unsup"
+    unsup.mkdir()
+    for i in range(8):
+        (unsup / f"{i}_0.txt").write_text(f"a winter harbor valley {i} . the market {i} .")
+    given: dict[str, Any] = {"data": str(reviews), "adapt": "auto", "adapt_epochs": 0.1}
+    run = tune(world, str(tmp_path / "run"), **given, max_steps=1)
+    assert tune(world, str(run.folder), **given, max_steps=1, resume=True).figures == run.figures
+    (unsup / "0_0.txt").write_text("silver river bridge miller .")
+    with pytest.raises(InputError, match="--resume: of --adapt the data fingerprint was"):
+        tune(world, str(run.folder), **given, max_steps=1, resume=True)
+    assert "harbor" in (run.folder / "adapted.jsonl").read_text()
+
+
 def test_seeds_whose_adaptation_fails_leave_nothing(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
+from typing import Any
 
+import pytest
+from samples import quick_model, write_reviews
+
+from minibert.finetuning import finetune
 from minibert.repeats import _summary
+from minibert.tasks.classification import ClassificationTask
 
 
 def test_whole_numbers_are_those_of_all_seeds() -> None:
@@ -34,3 +40,22 @@ def test_what_a_seed_lacks_has_no_mean() -> None:
         assert "tfidf_f1" not in found
         assert found["dev_accuracy"] == 0.5
         assert found["seeds"] == [{"seed": seed, **run} for seed, run in runs.items()]
+
+
+def test_the_baseline_is_computed_once_for_all_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def baseline(self: Any, train: list[Any], test: list[Any]) -> dict[str, float]:
+        asked.append(len(train))
+        return {"tfidf_accuracy": 0.5}
+
+    monkeypatch.setattr(ClassificationTask, "baseline", baseline)
+    run = finetune(
+        **{"task": "imdb", "data": str(write_reviews(tmp_path / "reviews", count=4)), "seeds": 2},
+        **{"model": quick_model(tmp_path), "output": str(tmp_path / "run"), "max_steps": 1},
+        **{"max_seq_length": 32, "device": "cpu", "precision": "fp32"},
+    )
+    assert len(asked) == 1
+    assert [own["tfidf_accuracy"] for own in run.figures["seeds"]] == [0.5, 0.5]
