@@ -403,9 +403,14 @@ def _baselines(
         baselines: 0..100, by name. baselines_lack: why there are none, or empty.
     """
     path = folder / "baselines.json"
-    basis = {"data": fingerprint, "limit": task.settings.limit, "num_train": len(parts.train)}
+    basis = {
+        "version": task.baselines_version,
+        "data": fingerprint,
+        "limit": task.settings.limit,
+        "num_train": len(parts.train),
+    }
     kept = read_json(path, "") if path.is_file() else {}
-    if kept.get("basis") != basis:
+    if {"version": 1} | kept.get("basis", {}) != basis:  # older files have none
         log_line("baseline", f"{task.name}, on the same {len(parts.train):,} examples")
         try:
             figures = task.baselines(parts.train, parts.test)

@@ -8,6 +8,7 @@ import math
 import shutil
 import xml.etree.ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from minibert.suite import ENTRIES, Entry, evaluate_suite
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
 from minibert.tasks.base import find_set
+from minibert.tasks.splits import Parts
 
 pytest.importorskip("sklearn")
 QUICK: dict[str, Any] = {"max_steps": 2, "device": "cpu", "precision": "fp32"}
@@ -118,6 +120,33 @@ def test_baselines_are_of_the_same_split_and_computed_once(
     # The times of an earlier call are kept, too.
     assert len(made["tasks"]["rte"]["model"]["wall_seconds"]) == 1
     assert evaluate_suite(model, **options(tmp_path, short, "rte")) == made
+
+
+def test_baselines_of_an_older_method_are_computed_anew(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def baselines(train: list[str], test: list[str]) -> dict[str, float]:
+        asked.append(len(train))
+        return {"majority_accuracy": 0.5}
+
+    task: Any = SimpleNamespace(
+        **{"name": "rte", "baselines_version": 1, "baselines": baselines},
+        settings=SimpleNamespace(limit=None),
+    )
+    parts = Parts(["a"], ["b"], ["b"], "dev")
+
+    def count() -> int:
+        found = suite._baselines(tmp_path, task, "data", parts, ENTRIES["rte"])
+        assert found["baselines"] == {"majority": 50.0}
+        return len(asked)
+
+    assert [count(), count()] == [1, 1]
+    kept = json.loads((tmp_path / "baselines.json").read_text())
+    del kept["basis"]["version"]  # as it was before there was one
+    (tmp_path / "baselines.json").write_text(json.dumps(kept))
+    assert count() == 1
+    task.baselines_version = 2
+    assert [count(), count()] == [2, 2]
 
 
 @pytest.mark.parametrize(("name", "baseline"), [("stsb", "TF-IDF cosine"), ("squad", "word over")])

@@ -119,6 +119,8 @@ class Task(ABC, Generic[E, P]):
         pairs: an example has a second text.
         is_open_ended: how long predictions take depends on what was learnt; see `rehearse`.
         uses: those of `FAMILY_SETTINGS` that the family reads; to give another is an error.
+        baselines_version: raise it when `baselines` gives other figures of the same examples: those
+            that are kept are then computed anew.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -134,6 +136,7 @@ class Task(ABC, Generic[E, P]):
     pairs: bool = False
     is_open_ended: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ()
+    baselines_version: ClassVar[int] = 1
     tokenizer: WordPiece
 
     def __init__(self, settings: FinetuneSettings) -> None:
