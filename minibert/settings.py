@@ -240,6 +240,8 @@ class RunSettings:
             )
         if self.resume != "no" and self.overwrite:
             found.append("--resume and --overwrite contradict each other; give one")
+        if self.resume == "yes" and self.dry_run:
+            found.append("--resume goes on with a run, and --dry-run keeps none; give one")
         if self.profile and self.dry_run:
             found.append("--profile needs a run, and --dry-run takes two steps; give one")
         return found

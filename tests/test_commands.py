@@ -903,6 +903,15 @@ def test_a_flag_replaces_the_budget_of_an_adaptation_in_a_file(
     assert (found.adapt_epochs, found.adapt_minutes) == left
 
 
+@pytest.mark.parametrize(
+    ("kind", "given"), [(PretrainSettings, {"corpus": ["-"]}), (FinetuneSettings, {"task": "imdb"})]
+)
+def test_a_dry_run_goes_on_with_nothing(kind: Any, given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="--resume goes on with a run, and --dry-run keeps none"):
+        kind.from_dict({**given, "dry_run": True, "resume": True})
+    kind.from_dict({**given, "dry_run": True, "resume": "auto"})
+
+
 def test_a_recipe_stands_between_the_defaults_and_what_is_given(
     world: Path, tmp_path: Path
 ) -> None:
