@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import gc
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,32 @@ def data_before(settings: FinetuneSettings, source: Source) -> str:
         return ""
     task = find_task(settings.task)(settings)
     return left_out_of(task, source, task.read(source)).data
+
+
+def learn_alike(one: FinetuneSettings, other: FinetuneSettings) -> bool:
+    """Whether two fine-tunings on the same data learn the same before it, from the same model."""
+    names = (*_SHARED, "intermediate_task", "intermediate_data", "micro_batch_size", "max_minutes")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def lend(lender: Path, run: Path, settings: FinetuneSettings) -> None:
+    """Makes a run that was stopped after the task before it, which is another's.
+
+    When it goes on, it compares that task's settings, data and start with its own.
+
+    Args:
+        lender: the folder of the other run. run: that of the new one, which is not there yet.
+        settings: of the new one.
+    """
+    run.parent.mkdir(parents=True, exist_ok=True)
+    made = run.with_name(f".{run.name}.tmp")
+    shutil.rmtree(made, ignore_errors=True)  # of a lending that was killed
+    hidden = shutil.ignore_patterns("checkpoints", ".*")
+    shutil.copytree(lender / INTERMEDIATE, made / INTERMEDIATE, ignore=hidden)
+    record = RunFolder(lender).read_run()
+    start = {name: record["resolved"][name] for name in ("start", "start_weights")}
+    RunFolder(made).write_run(record | {"settings": settings.to_dict(), "resolved": start})
+    made.rename(run)
 
 
 def check_same_before(run: Path, data: str) -> None:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from minibert.errors import InputError, Interrupted
 from minibert.files import write_json
 from minibert.finetuning import finetune
-from minibert.intermediate import INTERMEDIATE, check_same_before
+from minibert.intermediate import INTERMEDIATE, check_same_before, learn_alike, lend
 from minibert.machine import launched, num_cores, threads_were_asked_for
 from minibert.progress import clock
 from minibert.run_folder import RunFolder
@@ -108,14 +108,15 @@ def carry_out_all(jobs: Sequence[Job], overwrite: bool, taken: Taken, at_once: i
     waiting = [job for job in jobs if job.name not in finished]
     numbers = {job.name: number for number, job in enumerate(jobs, 1)}
 
-    def say(job: Job) -> None:
+    def begin(job: Job) -> None:
         left = seconds_left([j.kind for j in waiting], known)
         tail = "" if left is None else f"; about {clock(left / at_once)} left for all"
         log = f"; log {job.settings.output}.log" if at_once > 1 else ""
         log_line("run", f"{numbers[job.name]} of {len(jobs)}: {job.name}{log}{tail}")
+        _borrow(job, [other for other in jobs if other.name not in changed])
 
     carried = _in_turn if at_once == 1 else functools.partial(_side_by_side, at_once)
-    with contextlib.closing(carried(tuple(waiting), changed, say)) as ends:
+    with contextlib.closing(carried(tuple(waiting), changed, begin)) as ends:
         for job, figures, seconds in ends:
             waiting.remove(job)
             if "diverged" in figures:
@@ -179,6 +180,20 @@ def _results(job: Job) -> dict[str, Any] | None:
     return folder.results or ({"diverged": folder.diverged} if folder.diverged else None)
 
 
+def _borrow(job: Job, others: Sequence[Job]) -> None:
+    """Gives a job that has not begun what another has learnt before its task, if it is the same."""
+    run = Path(job.settings.output)
+    if not job.before or run.exists():
+        return
+    for other in others:
+        lender = Path(other.settings.output)
+        is_alike = (other.data, other.start, other.before) == (job.data, job.start, job.before)
+        has_learnt = (lender / INTERMEDIATE / "results.json").is_file()
+        if is_alike and has_learnt and learn_alike(other.settings, job.settings):
+            lend(lender, run, job.settings)
+            return
+
+
 def _ready(job: Job, anew: bool) -> tuple[FinetuneSettings, bool]:
     """The settings to run a job with, and whether it goes on from an earlier command."""
     begun = (Path(job.settings.output) / "run.json").is_file()
@@ -200,10 +215,10 @@ def _drop_checkpoints(job: Job) -> None:
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
 
-def _in_turn(jobs: Sequence[Job], changed: set[str], say: Callable[[Job], None]) -> Ends:
+def _in_turn(jobs: Sequence[Job], changed: set[str], begin: Callable[[Job], None]) -> Ends:
     """One after the other, in this process."""
     for job in jobs:
-        say(job)
+        begin(job)
         started = time.monotonic()
         settings, goes_on = _ready(job, job.name in changed)
         try:
@@ -229,7 +244,7 @@ class _Process(NamedTuple):
 
 
 def _side_by_side(
-    at_once: int, jobs: Sequence[Job], changed: set[str], say: Callable[[Job], None]
+    at_once: int, jobs: Sequence[Job], changed: set[str], begin: Callable[[Job], None]
 ) -> Ends:
     """Several at a time; where one fails or a signal comes, the others save their states first."""
     waiting, running = list(jobs), list[_Process]()
@@ -237,7 +252,7 @@ def _side_by_side(
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
-                    say(waiting[0])
+                    begin(waiting[0])
                     running.append(_started(waiting[0], changed, Path(folder), at_once))
                     waiting.pop(0)
                 one = next((r for r in running if r.process.poll() is not None), None)

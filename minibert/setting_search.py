@@ -223,7 +223,7 @@ def _trials(
     if recipe:
         log_line("recipe", recipe)
     if before := next((own.intermediate for own in settings_of.values() if own.intermediate), None):
-        log_line("intermediate", f"{before} is learnt anew before every trial")
+        log_line("intermediate", f"{before} comes first, learnt once for each seed of all trials")
     return settings_of
 
 

@@ -25,6 +25,7 @@ from minibert.intermediate import data_before, intermediate_settings
 from minibert.recipes import Recipe
 from minibert.run_folder import RunFolder, read_metrics
 from minibert.runs import RunResult
+from minibert.setting_search import search_settings
 from minibert.settings import FinetuneSettings
 from minibert.starts import with_recipe
 from minibert.tasks import find_task
@@ -156,6 +157,22 @@ def test_every_seed_has_one_of_its_own(model: Path, tmp_path: Path, sets: dict[s
     alone = tune(model, tmp_path / "alone", **sets, seed=1)
     assert torch.equal(weights(alone.folder)[QUERY], weights(run.folder / "seed-1")[QUERY])
     assert run.figures["seeds"][1]["loss"] == alone.figures["loss"]
+
+
+def test_trials_of_a_search_share_it(model: Path, tmp_path: Path, sets: dict[str, Any]) -> None:
+    values = {**LOOP, **sets, "model": str(model), "output": str(tmp_path / "search")}
+    found = search_settings(FinetuneSettings.from_dict(values), {"learning_rate": [1e-3, 1e-4]})
+    first, second = (tmp_path / f"search/learning-rate-{rate}/seed-0" for rate in (0.001, 0.0001))
+    changed = [
+        (run / "intermediate/model.safetensors").stat().st_mtime_ns for run in (first, second)
+    ]
+    assert changed[0] == changed[1]
+    alone = tune(model, tmp_path / "alone", **sets, learning_rate=1e-4, dev_only=True)
+    assert torch.equal(weights(alone.folder)[QUERY], weights(second)[QUERY])
+    own = json.loads((second / "results.json").read_text())
+    assert own["intermediate"]["steps"] == alone.figures["intermediate"]["steps"]
+    (dev,) = next(t["dev"] for t in found["trials"] if "0.0001" in t["name"]).values()
+    assert dev == alone.figures["dev_accuracy"]
 
 
 def test_adapting_comes_first(model: Path, tmp_path: Path, sets: dict[str, Any]) -> None:
