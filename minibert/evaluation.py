@@ -14,7 +14,7 @@ from minibert.model_folders import open_model_folder
 from minibert.predict import load, run_of
 from minibert.runs import log_line
 from minibert.settings import DATA_LAYOUT, FinetuneSettings, flag
-from minibert.tasks.base import Splits, Task
+from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.splits import parts_of
 
 
@@ -63,12 +63,8 @@ def evaluate(
     learnt = task.settings.data
     if data is not None:
         task.settings = _settings_for(task.settings, data, given)
-    source = task.find_data()
-    log_line("data", source.said)
     is_other = data is not None and split == "test"
-    splits = task.read_to_score(source) if is_other else task.read(source)
-    if splits.notes:
-        log_line("found", "; ".join(splits.notes))
+    source, splits = _read(task, is_other)
     if data is None:
         _check_unchanged(folder, splits, task.settings.dev_only)
     examples, scored = _part_to_score(task, splits, split, is_other)
@@ -89,6 +85,16 @@ def evaluate(
         **task.score(examples, found),
         **task.details(examples, found),
     }
+
+
+def _read(task: Task[Any, Any], is_other: bool) -> tuple[Source, Splits[Any]]:
+    """The data that a task's settings name, which is told; is_other: it is not the run's own."""
+    source = task.find_data()
+    log_line("data", source.said)
+    splits = task.read_to_score(source) if is_other else task.read(source)
+    if splits.notes:
+        log_line("found", "; ".join(splits.notes))
+    return source, splits
 
 
 def _is_same_file(path: Path, other: str | None) -> bool:

@@ -38,6 +38,7 @@ from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import FinetuneSettings, flag
 from minibert.starts import choose_model, with_recipe
 from minibert.tasks import find_task
+from minibert.tasks.base import Source
 
 # What may be tried, by the names of the settings, and what is tried where nothing is named.
 SEARCHED = (
@@ -93,20 +94,8 @@ def search_settings(
         first = settings_of[trial_name(chosen[0])]  # whose task before, by a recipe, is that of all
         one = Job("", "", first, fingerprint, start, data_before(first, source))
         runs = _jobs(settings_of, output.path, one)
-        select = base.select or task.metric
-        search: dict[str, Any] = {
-            "task": base.task,
-            "data": str(source.path),
-            "is_sample": source.is_sample,
-            "model": base.model,
-            "weights": start,
-            "limit": base.limit,
-            "seeds": base.seeds,
-            "figure": f"dev {select}",
-            "grid_size": len(grid) + sum(v not in grid for v in before),
-            "held": _held(first, chosen[0]),
-            "trials": [{"name": trial_name(v), "settings": v, "dev": {}} for v in chosen],
-        }
+        grid_size = len(grid) + sum(v not in grid for v in before)
+        search = _not_run(one, source, base.select or task.metric, grid_size, chosen)
 
         def taken(ended: Sequence[tuple[Job, dict[str, Any]]]) -> None:
             for job, figures in ended:
@@ -132,6 +121,30 @@ def _claimed(settings: FinetuneSettings) -> RunFolder:
             f"--resume: there is no search in {where}; leave --resume out to begin one"
         )
     return claimed(where, "search.json")
+
+
+def _not_run(
+    one: Job, source: Source, select: str, grid_size: int, chosen: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The content of search.json before its trials.
+
+    Args:
+        one: with the settings of the first of the points that were chosen.
+    """
+    settings = one.settings
+    return {
+        "task": settings.task,
+        "data": str(source.path),
+        "is_sample": source.is_sample,
+        "model": settings.model,
+        "weights": one.start,
+        "limit": settings.limit,
+        "seeds": settings.seeds,
+        "figure": f"dev {select}",
+        "grid_size": grid_size,
+        "held": _held(settings, chosen[0]),
+        "trials": [{"name": trial_name(v), "settings": v, "dev": {}} for v in chosen],
+    }
 
 
 def _jobs(settings_of: Mapping[str, FinetuneSettings], output: Path, like: Job) -> list[Job]:
