@@ -93,8 +93,8 @@ def _cleaned_once(line: str) -> str:
 
 
 def folded(text: str) -> str:
-    """What two texts are compared by: their letters and digits alone, in one case."""
-    return _NOT_FOLDED.sub("", text.casefold())
+    """What two texts are compared by: their letters and digits alone, composed and in one case."""
+    return _NOT_FOLDED.sub("", unicodedata.normalize("NFC", text).casefold())
 
 
 @dataclass

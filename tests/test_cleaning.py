@@ -149,6 +149,7 @@ def test_keys_are_eight_bytes_each_and_found_again() -> None:
 
 def test_folding_keeps_letters_and_digits() -> None:
     assert folded("Straße, No. 7_b!") == "strasseno7b"
+    assert folded("Cafe\u0301") == folded("CAF\u00c9") != folded("Cafe")
 
 
 def test_the_command_prints_its_counts(
