@@ -81,24 +81,35 @@ class RunFolder:
         self._made = not self.path.exists()
         self._parents = [p for p in self.path.parents if not p.exists()]
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            lock = self._locked()
         except NotADirectoryError:
             raise InputError(f"--output {self.path} lies below a file; name a folder") from None
-        lock = (self.path / ".lock").open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            lock.close()
-            raise InputError(
-                f"{self.path} is in use by process {owner}; wait for it or choose another --output"
-            ) from None
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         self._lock = lock
         return self
+
+    def _locked(self) -> TextIO:
+        """The lock's file, taken; anew where another process, leaving, has removed it meanwhile."""
+        path = self.path / ".lock"
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = path.open("a+")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                owner = lock.read().strip() or "unknown"
+                lock.close()
+                raise InputError(
+                    f"{self.path} is in use by process {owner}; wait for it or choose another "
+                    f"--output"
+                ) from None
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    return lock
+            lock.close()
 
     def __exit__(
         self,

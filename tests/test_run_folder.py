@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 from typing import Any
 
 import pytest
 from samples import one_thread  # noqa: F401
 
+from minibert.errors import InputError
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
 from minibert.pretraining import pretrain
@@ -95,3 +97,21 @@ def test_a_stop_while_old_seeds_are_removed_leaves_a_run(
 def stopped(path: Path, ignore_errors: bool = False) -> None:
     if not ignore_errors:
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("others", [[".lock"], [".lock", "."]])
+def test_a_lock_whose_file_was_removed_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: list[str]
+) -> None:
+    place, take = tmp_path / "run", fcntl.flock
+
+    def leave_and_take(*lock: Any) -> None:  # as one that ends without a run, just then
+        monkeypatch.undo()
+        (place / ".lock").unlink()
+        if "." in others:
+            place.rmdir()
+        take(*lock)
+
+    monkeypatch.setattr(fcntl, "flock", leave_and_take)
+    with RunFolder(place), pytest.raises(InputError, match="in use by process"):
+        RunFolder(place).__enter__()
