@@ -10,11 +10,9 @@ Shapes: B sources still being written, W hypotheses of each, V target vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -139,33 +137,6 @@ def rehearse(
     search.lengths = lengths
     while search.step():
         pass
-
-
-def generate_all(
-    model: BertForConditionalGeneration,
-    encoded: Sequence[np.ndarray | Sequence[int]],
-    pad_id: int,
-    settings: GenerationSettings | None = None,
-    batch_size: int = 64,
-) -> list[Generated]:
-    """`generate` for any number of sources, long ones batched with long ones; in their order.
-
-    Args:
-        encoded: ids of each source, with its special tokens. pad_id: of the source's padding.
-    """
-    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
-    device = next(model.parameters()).device
-    found: dict[int, Generated] = {}
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        ids = np.full((len(chosen), max(1, len(encoded[chosen[0]]))), pad_id, np.int64)
-        mask = np.zeros(ids.shape, np.int64)
-        for row, i in enumerate(chosen):
-            ids[row, : len(encoded[i])] = encoded[i]
-            mask[row, : len(encoded[i])] = 1
-        batch = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-        found |= zip(chosen, generate(model, *batch, settings), strict=True)
-    return [found[i] for i in range(len(encoded))]
 
 
 class _Search:

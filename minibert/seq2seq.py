@@ -14,12 +14,10 @@ W hypotheses of a source.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -574,12 +572,3 @@ def _source_of(memory: Tensor, attention_mask: Tensor | None, target: Layout) ->
         mask = None if mask is None else mask.index_select(0, order)
     broadcast = None if mask is None else mask[:, None, None, :]
     return Source(layout.take(memory), places, broadcast, (batch, length))
-
-
-def pad_targets(encoded: Sequence[np.ndarray | Sequence[int]]) -> Tensor:
-    """Labels (B, U) int64 of target ids that end with the end mark, IGNORE_INDEX behind them."""
-    length = max(len(ids) for ids in encoded)
-    labels = np.full((len(encoded), length), IGNORE_INDEX, np.int64)
-    for row, ids in enumerate(encoded):
-        labels[row, : len(ids)] = ids
-    return torch.from_numpy(labels)

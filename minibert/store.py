@@ -99,11 +99,6 @@ class TokenStore:
     def num_documents(self) -> int:
         return len(self.document_starts) - 1
 
-    def sentence_offsets(self, document: int) -> np.ndarray:
-        """Where the document's sentences start and end in `tokens`: n + 1 offsets."""
-        first, last = self.document_starts[document : document + 2]
-        return self.sentence_starts[first : last + 1]
-
 
 def _lengths(counts: Counts, dtype: np.dtype) -> dict[str, int]:
     """Bytes of each array of so much text; both indices begin with a 0."""

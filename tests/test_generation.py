@@ -18,7 +18,6 @@ from minibert.generation import (
     GenerationSettings,
     forbid_repeats,
     generate,
-    generate_all,
     length_divisor,
     rehearse,
 )
@@ -304,24 +303,16 @@ def test_padding_and_neighbours_change_no_text(tiny_config: BertConfig, beams: i
     assert len({tuple(text.ids) for text in together}) > 1
 
 
-def test_any_number_of_sources_come_back_in_their_order(tiny_config: BertConfig) -> None:
-    model = make(tiny_config, spread=0.2)
-    encoded = [torch.randint(5, 80, (n,)).tolist() for n in (3, 11, 5, 2, 8)]
-    settings = GenerationSettings(num_beams=2, max_length=9)
-    by_twos = generate_all(model, encoded, 0, settings, batch_size=2)
-    one_by_one = [generate(model, torch.tensor([ids]), None, settings)[0] for ids in encoded]
-    assert [text.ids for text in by_twos] == [text.ids for text in one_by_one]
-    assert generate_all(model, [], 0) == []
-
-
 def test_a_source_without_words_gets_a_text(tiny_config: BertConfig) -> None:
     model = make(tiny_config)
     settings = GenerationSettings(num_beams=3, max_length=6)
-    marks_alone, words = generate_all(model, [[2, 3], [2, 9, 8, 3]], 0, settings)
-    assert torch.tensor([marks_alone.score, words.score]).isfinite().all()
-    nothing, same = generate_all(model, [[], [2, 9, 8, 3]], 0, settings)  # not even marks
-    assert torch.tensor(nothing.score).isfinite()
-    assert same.ids == words.ids
+    ids = torch.tensor([[2, 3, 0, 0], [2, 9, 8, 3]])
+    for length in (2, 0):  # with its marks, and without
+        mask = torch.ones_like(ids)
+        mask[0, length:] = 0
+        empty, words = generate(model, ids * mask, mask, settings)
+        assert torch.tensor(empty.score).isfinite()
+        assert words.ids == generate(model, ids[1:], None, settings)[0].ids
 
 
 def test_the_same_model_writes_the_same_text_again(tiny_config: BertConfig) -> None:

@@ -125,12 +125,12 @@ def test_files_start_documents_of_their_own(words: WordPiece, cache: Path, tmp_p
     assert joined.document_starts.tolist() == [0, 2, 4]
 
 
-def test_sentence_offsets_bound_each_sentence_of_a_document(
+def test_starts_bound_each_sentence_of_each_document(
     words: WordPiece, cache: Path, tmp_path: Path
 ) -> None:
     opened = open_store([write(tmp_path / "a.txt", "w0 w1\nw2\n\nw3\n")], words, PLAIN, cache)
-    assert opened.sentence_offsets(0).tolist() == [0, 2, 3]
-    assert opened.sentence_offsets(1).tolist() == [3, 4]
+    assert opened.sentence_starts.tolist() == [0, 2, 3, 4]
+    assert opened.document_starts.tolist() == [0, 2, 3]
 
 
 @pytest.mark.parametrize(

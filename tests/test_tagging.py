@@ -696,15 +696,6 @@ def test_viterbi_finds_the_best_legal_sequence() -> None:
     assert illegal > 10  # so that the search was needed
 
 
-def test_argmax_decoding_is_legal_and_changes_letters_alone() -> None:
-    rng = np.random.default_rng(7)
-    for _ in range(100):
-        scores = rng.normal(size=(6, 5))
-        found = decode(scores, TAGS, legal="argmax")
-        plain = [TAGS[i] for i in scores.argmax(-1)]
-        assert found == to_bio(plain, "BIO")[0]
-
-
 def test_a_type_without_a_b_begins_with_i() -> None:
     """As of published taggers of CoNLL-2003: B-X only parts neighbours of one type."""
     tags = "O B-LOC B-MISC B-ORG I-LOC I-MISC I-ORG I-PER".split()

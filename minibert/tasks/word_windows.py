@@ -150,29 +150,24 @@ def stitch(windows: Sequence[Window], scores: Sequence[np.ndarray]) -> list[np.n
     return [np.concatenate(parts[number]) for number in sorted(parts)]
 
 
-def decode(log_probs: np.ndarray, tags: Sequence[str], legal: str = "viterbi") -> list[str]:
-    """The BIO tags of a sentence, always legal.
+def decode(log_probs: np.ndarray, tags: Sequence[str]) -> list[str]:
+    """The BIO tags of a sentence: the most probable of all legal sequences (Viterbi 1967).
+
+    Scores of transitions are 0 or forbidden. With a tiny model of random weights, trained for 50 s
+    on CoNLL-2003, F1 was 2.1 to 3.1 points above that of each word's best tag, an I-X that
+    continues nothing made a B-X.
 
     Of a model of IOB1 or IO (see `is_iob1`) each word's best tag, brought to BIO.
 
     Args:
         log_probs: (W, C) log probability of each tag at each word.
         tags: names of the C tags.
-        legal: "viterbi" takes the most probable of all legal sequences (Viterbi 1967; scores of
-            transitions are 0 or forbidden). "argmax" takes each word's best tag, and makes an I-X
-            that continues nothing a B-X. With a tiny model of random weights, trained for 50 s on
-            CoNLL-2003, the former's F1 was 2.1 to 3.1 points above the latter's.
     """
     best = [tags[i] for i in log_probs.argmax(-1)]
     if is_iob1(tags):
         return to_bio(best, "IOB1")[0]
     if all(_may_follow(one, other) for one, other in zip(["O", *best], best, strict=False)):
         return best  # the best of all sequences is legal
-    if legal == "argmax":
-        for i, (before, tag) in enumerate(zip(["O", *best], best.copy(), strict=False)):
-            if not _may_follow(before if i == 0 else best[i - 1], tag):
-                best[i] = f"B-{tag[2:]}"
-        return best
     return [tags[i] for i in _viterbi(log_probs, tags)]
 
 
