@@ -512,7 +512,7 @@ def test_an_empty_part_is_not_taken_for_none(tmp_path: Path, part: str) -> None:
         f"{part}_data": str(tmp_path / "empty.en"),
         f"{part}_target_data": str(tmp_path / "empty.de"),
     }
-    with pytest.raises(InputError, match=f"{part} holds no pair"):
+    with pytest.raises(InputError, match=f"{part} holds no pair; name texts"):
         read(**train, **empty)
 
 

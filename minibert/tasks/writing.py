@@ -550,7 +550,7 @@ def _odd(
         if part is None:
             continue
         if not part:
-            raise InputError(f"{name} holds no pair")
+            raise InputError(f"{name} holds no pair; name texts for it, or leave it out")
         empty = sum(not pair.target.strip() for pair in part)
         notes += [f"{empty:,} empty targets in {name}, scored as they are"] if empty else []
         shared = sum(pair.source in known for pair in part)
