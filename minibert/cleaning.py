@@ -48,7 +48,8 @@ _MOST_PASSES = 100  # over a line; what is nested deeper is no text, and would t
 _CONTROL = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]"
 )
-_NOT_FOLDED = re.compile(r"[\W_]+")
+_NOT_FOLDED = re.compile(r"[\x00-/:-@\[-`{-\x7f]+")  # what of ASCII is no letter and no digit
+_NO_LETTERS = re.compile(r"\W+")
 
 
 def _read_as_windows() -> dict[int, str]:
@@ -93,8 +94,17 @@ def _cleaned_once(line: str) -> str:
 
 
 def folded(text: str) -> str:
-    """What two texts are compared by: their letters and digits alone, composed and in one case."""
-    return _NOT_FOLDED.sub("", unicodedata.normalize("NFC", text).casefold())
+    """What two texts are compared by: their letters and digits alone, composed and in one case.
+
+    Vowel signs and accents that do not compose, as those of Devanagari and Thai, stay.
+    """
+    text = _NOT_FOLDED.sub("", unicodedata.normalize("NFC", text).casefold())
+    return _NO_LETTERS.sub(_marks, text)
+
+
+def _marks(found: re.Match[str]) -> str:
+    """Of characters that are no letters, those that belong to the letter before them."""
+    return "".join(c for c in found[0] if unicodedata.category(c)[0] == "M")
 
 
 @dataclass

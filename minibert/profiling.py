@@ -81,7 +81,9 @@ class StepProfiler:
                 times[event.name] += time
         total = max(1e-9, sum(times.values()))
         each = total / steps / 1e3
-        print(f"profile: {each:,.1f} ms a step, over {steps} step(s); the whole in {self.path}")
+        text = f"profile: {each:,.1f} ms a step, over {steps} step(s); the whole in {self.path}"
+        print(text, file=sys.stderr)
         for name in sorted(times, key=times.__getitem__, reverse=True)[:_ROWS]:
             share = times[name] / total
-            print(f"  {share:6.1%}  {times[name] / steps / 1e3:9.2f} ms  {name[:70]}", flush=True)
+            row = f"  {share:6.1%}  {times[name] / steps / 1e3:9.2f} ms  {name[:70]}"
+            print(row, file=sys.stderr, flush=True)

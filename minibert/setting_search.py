@@ -236,7 +236,9 @@ def _trials(
     if recipe:
         log_line("recipe", recipe)
     if before := next((own.intermediate for own in settings_of.values() if own.intermediate), None):
-        log_line("intermediate", f"{before} comes first; a trial takes what another has learnt of it")
+        log_line(
+            "intermediate", f"{before} comes first; a trial takes what another has learnt of it"
+        )
     return settings_of
 
 

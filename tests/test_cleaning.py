@@ -149,6 +149,7 @@ def test_keys_are_eight_bytes_each_and_found_again() -> None:
 
 def test_folding_keeps_letters_and_digits() -> None:
     assert folded("Straße, No. 7_b!") == "strasseno7b"
+    assert folded("\u0915\u0940 \u2013 \u201c7\u201d") == "\u0915\u09407"  # its vowel sign, too
     assert folded("Cafe\u0301") == folded("CAF\u00c9") != folded("Cafe")
 
 

@@ -409,8 +409,9 @@ def test_a_profile_holds_the_fourth_step_and_what_follows(
         return
     names = {event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"]}
     assert {f"ProfilerStep#{3 + i}" for i in range(traced)} <= names
-    assert f"ms a step, over {traced} step(s)" in printed.out
-    assert "aten::addmm" in printed.out
+    assert f"ms a step, over {traced} step(s)" in printed.err
+    assert not printed.out  # which carries results alone
+    assert "aten::addmm" in printed.err
 
 
 def test_a_profile_tells_of_steps_and_not_of_evaluations(
@@ -422,7 +423,7 @@ def test_a_profile_tells_of_steps_and_not_of_evaluations(
     options: dict[str, Any] = {"eval_every": 1, "evaluate": evaluate, "profile": True}
     rows_at_rest(tmp_path / "run", [4, 2], max_steps=8, **options)
     assert "aten::erfinv" in (tmp_path / "run/profile.json").read_text()
-    printed = capfd.readouterr().out
+    printed = capfd.readouterr().err
     assert "aten::addmm" in printed
     assert "aten::erfinv" not in printed
 
