@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.report import told_in_a_line
 from minibert import kernels, pretraining
 from minibert.heads import BertForPreTraining, MaskedLMHead, MaskedLMScore
 from minibert.losses import masked_lm_loss
@@ -230,7 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in range(seeds):
         for path in PATHS:
             folder = output / f"{path.replace(' ', '-')}-{seed}"
-            figures.setdefault(path, []).append(train(path, seed, dict(args), folder))
+            with told_in_a_line("gate"):
+                found = train(path, seed, dict(args), folder)
+            figures.setdefault(path, []).append(found)
             curves.setdefault(path, []).append(curve(folder))
     text = report(figures, curves, distances(output / "plain-0"))
     (output / "gate.md").write_text(text)

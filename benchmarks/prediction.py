@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 import minibert
+from benchmarks.report import told_in_a_line
 from benchmarks.turns import Timing, Variant, take_turns
 from minibert.config import BertConfig
 from minibert.files import bundled_data
@@ -177,8 +178,10 @@ def main() -> None:
     parser.add_argument("--data", help="its data; default: what the task finds by itself")
     parser.add_argument("--limit", type=int, default=25_000, help="test texts, at most")
     args = parser.parse_args()
+    with told_in_a_line("prediction"):
+        found = unchanged_labels(args.run, args.data, args.limit)
     print("| | labels as in fp32 | accuracy |\n|---|---|---|")
-    for precision, (same, accuracy) in unchanged_labels(args.run, args.data, args.limit).items():
+    for precision, (same, accuracy) in found.items():
         print(f"| {precision} | {same:.2%} | {accuracy:.2%} |")
 
 

@@ -11,6 +11,7 @@ learns from.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.report import told_in_a_line
+from minibert.errors import InputError
 from minibert.model import BertModel
 from minibert.model_folders import open_model_folder
 from minibert.tasks.labelled import LabelledText
@@ -77,9 +80,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--test", type=int, default=800, help="others to score")
     parser.add_argument("--length", type=int, default=256, help="tokens of a review")
     args = parser.parse_args(arguments)
-    texts, labels = drawn(read_imdb(args.data).train, args.train + args.test)
-    for name in args.models:
-        known = vectors(open_model_folder(name), texts, args.length)
+    with told_in_a_line("probe"):  # before minutes are spent on the vectors
+        if importlib.util.find_spec("sklearn") is None:
+            raise InputError("scikit-learn is not installed; pip install 'minibert[tasks]'")
+        folders = {name: open_model_folder(name) for name in args.models}
+        reviews, wanted = read_imdb(args.data).train, args.train + args.test
+        if len(reviews) < wanted:
+            raise InputError(
+                f"{args.data} has {len(reviews):,} reviews to train on, of which --train and "
+                f"--test want {wanted:,}"
+            )
+    texts, labels = drawn(reviews, wanted)
+    for name, folder in folders.items():
+        known = vectors(folder, texts, args.length)
         figures = {part: score(own, labels, args.train) for part, own in known.items()}
         print(f"| {name} | " + " | ".join(f"{p}: {100 * v:.1f}" for p, v in figures.items()) + " |")
         sys.stdout.flush()

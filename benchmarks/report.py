@@ -6,11 +6,13 @@ adds to what is there, so that parts can be measured one after the other.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks import turns
+from minibert.errors import InputError, Interrupted
 from minibert.files import read_json, write_atomically, write_json
 from minibert.version import __version__
 
@@ -38,6 +41,26 @@ BENCHMARKS = {
     "kernels": "benchmarks.kernels",
 }
 _PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "datasets")
+
+
+@contextlib.contextmanager
+def told_in_a_line(name: str) -> Iterator[None]:
+    """Ends a command whose input is wrong, or that was stopped, with one line.
+
+    Raises:
+        SystemExit: status 2 for what cannot be used, after a signal that of the signal.
+    """
+    try:
+        yield
+        return
+    except (InputError, OSError) as error:
+        status, text = 2, str(error)
+    except Interrupted as stop:
+        status, text = stop.status, str(stop)
+    except KeyboardInterrupt:
+        status, text = 130, "stopped; the same command goes on from what was finished"
+    print(f"{name}: {text}", file=sys.stderr, flush=True)
+    raise SystemExit(status)
 
 
 def load_module(benchmark: str) -> ModuleType:

@@ -31,7 +31,7 @@ from unittest import mock
 
 from tqdm import tqdm
 
-from benchmarks.report import over_seeds
+from benchmarks.report import over_seeds, told_in_a_line
 from minibert import pretraining, train
 from minibert.errors import InputError
 from minibert.examples import Example, ExampleBuilder, ExampleOptions, held_out_examples
@@ -150,10 +150,16 @@ def run_trial(settings: dict[str, Any]) -> None:
 
 
 def _prepare(trials: Sequence[Mapping[str, Any]]) -> None:
-    """Makes every vocabulary and the text's ids beforehand, for they are no part of a budget."""
+    """Makes every vocabulary and the text's ids beforehand, for they are no part of a budget.
+
+    Raises:
+        SystemExit: none could be made; each of the trials would end so, too.
+    """
     by_size = {trial["vocab_size"]: trial for trial in trials if not _is_done(trial)}
-    for trial in tqdm(by_size.values(), desc="vocabularies"):
-        _start({**trial, "dry_run": True, "resume": "no"})
+    bar = tqdm(by_size.values(), desc="vocabularies")
+    faults = [_start({**trial, "dry_run": True, "resume": "no"}) for trial in bar]
+    if faults and all(faults):
+        raise SystemExit(faults[0])
 
 
 def _is_done(settings: Mapping[str, Any]) -> bool:
@@ -282,7 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trial", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.trial:
-        run_trial(json.loads(args.trial))
+        with told_in_a_line("study"):
+            run_trial(json.loads(args.trial))
         return
     if not args.corpus:
         parser.error("--corpus is missing")
@@ -301,11 +308,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in args.only or CHANGES
     ]
     _check_same(args.output, base, common)
-    _prepare(trials)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for fault in tqdm(pool.map(_start, trials), total=len(trials), desc="trials"):
-            if fault:
-                tqdm.write(fault, file=sys.stderr)
+    with told_in_a_line("study"):
+        _prepare(trials)
+        _carry_out(trials, args.jobs)
     found: dict[str, list[dict[str, Any]]] = {}
     for name in CHANGES:
         for path in sorted(args.output.glob(f"{_slug(name)}/seed-*/results.json")):
@@ -320,6 +325,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             draw(found, args.output / "study.svg")
         except ImportError:
             print("no plot: matplotlib is not installed; pip install 'minibert[benchmarks]'")
+
+
+def _carry_out(trials: Sequence[Mapping[str, Any]], jobs: int) -> None:
+    """The trials, some at a time; what went wrong with one is printed, and the others go on."""
+    with ThreadPoolExecutor(jobs) as pool:
+        for fault in tqdm(pool.map(_start, trials), total=len(trials), desc="trials"):
+            if fault:
+                tqdm.write(fault, file=sys.stderr)
 
 
 def _place(args: argparse.Namespace, name: str, seed: int) -> Path:

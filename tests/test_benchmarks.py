@@ -13,11 +13,22 @@ import numpy as np
 import pytest
 from samples import make_model_folder, one_thread, write_corpus, write_reviews  # noqa: F401
 
-from benchmarks import corpus, curve, finetuning, pretraining, probe, report, tokenising, turns
+from benchmarks import (
+    corpus,
+    curve,
+    finetuning,
+    prediction,
+    pretraining,
+    probe,
+    report,
+    tokenising,
+    turns,
+)
 from benchmarks.__main__ import main
 from benchmarks.lengths import draw_lengths
 from benchmarks.text import OPTIONS, read_documents, write_text
 from minibert.config import BertConfig
+from minibert.errors import InputError, Interrupted
 from minibert.vocabulary import corpus_vocabulary
 
 WORKER = """
@@ -314,6 +325,64 @@ def test_a_probe_scores_every_layer_on_reviews_that_it_has_not_learnt_from(
     known = np.random.default_rng(0).normal(size=(40, 3))
     known[:, 1] += 9.0 * labels
     assert probe.score(known, labels, 30) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("models", "data", "said"),
+    [
+        (["model", "modle"], "aclImdb", "modle is not a model folder"),
+        (["model"], "aclimdb", "aclimdb"),
+        (["model"], "aclImdb", "has 24 reviews to train on, of which --train and --test want 25"),
+    ],
+)
+def test_a_probe_refuses_what_it_cannot_use_before_it_makes_vectors(
+    models: list[str],
+    data: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("sklearn", reason="logistic regression")
+    monkeypatch.chdir(tmp_path)
+    make_model_folder(tmp_path / "model")
+    write_reviews(tmp_path / "aclImdb")
+    monkeypatch.setattr(probe, "vectors", lambda *_: pytest.fail("vectors were made"))
+    with pytest.raises(SystemExit) as stop:
+        probe.main([*models, "--data", data, "--train", "20", "--test", "5"])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("probe: ") and said in told and told.count("\n") == 1
+
+
+def test_labels_of_what_is_no_run_are_refused_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reviews = write_reviews(tmp_path / "aclImdb")
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "run"), "--data", str(reviews)])
+    with pytest.raises(SystemExit) as stop:
+        prediction.main()
+    told = capsys.readouterr()
+    assert stop.value.code == 2 and told.out == ""
+    assert told.err.startswith("prediction: ") and "is not a model folder" in told.err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InputError("no"), 2),
+        (FileNotFoundError("no"), 2),
+        (Interrupted("no", 143), 143),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_a_command_that_cannot_go_on_says_so_in_a_line(
+    error: BaseException, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop, report.told_in_a_line("x"):
+        raise error
+    told = capsys.readouterr().err
+    assert stop.value.code == status and told.startswith("x: ") and told.count("\n") == 1
 
 
 def test_a_probes_vectors_do_not_depend_on_the_texts_beside_them(tmp_path: Path) -> None:

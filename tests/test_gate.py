@@ -51,6 +51,15 @@ def test_every_path_computes_what_the_plain_one_does(tmp_path: Path) -> None:
     assert apart["bf16"][1] > 1e-4  # it really is another arithmetic
 
 
+def test_a_corpus_that_is_not_there_is_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        gate.main(["--corpus", str(tmp_path / "none.txt"), "--output", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("gate: ")
+
+
 def test_the_plain_optimizer_steps_as_the_fused_one_does() -> None:
     stepped = []
     for levers in ((), ("optimizer",)):

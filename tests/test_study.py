@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from samples import write_corpus
@@ -43,12 +45,31 @@ def test_trials_sit_the_same_exam_and_are_not_repeated(
     assert page == (tmp_path / "out" / "study.md").read_text()
 
 
-def test_a_trial_that_fails_is_named_and_the_others_count(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_corpus_that_is_not_there_is_told_once_and_not_by_every_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["--corpus", "none.txt", "--only", "base", "cosine"]
+    with pytest.raises(SystemExit, match=r"seed-0: study: .*none\.txt"):
+        study.main(command)
+    assert "none.txt" not in capsys.readouterr().err
+
+
+def test_a_trial_that_fails_is_named_and_the_others_are_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = []
+
+    def start(settings: Mapping[str, Any]) -> str:
+        tried.append(Path(settings["output"]).parent.name)
+        return "" if settings.get("dry_run") else f"{tried[-1]}: it failed"
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "_start", start)
     with pytest.raises(SystemExit, match="no trial has ended"):
-        study.main(["--corpus", str(tmp_path / "none.txt"), "--only", "base"])
-    assert "none.txt" in capsys.readouterr().err
+        study.main(["--corpus", "text.txt", "--only", "base", "cosine"])
+    assert tried[1:] == ["base", "cosine"]  # after the vocabulary that both share
+    assert "cosine: it failed" in capsys.readouterr().err
 
 
 def test_the_page_has_means_over_seeds_and_what_the_base_lacks() -> None:
