@@ -72,7 +72,8 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[RunSettings]) -
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         if field.metadata["choices"]:
             options["choices"] = field.metadata["choices"]
-        if kind == "bool" and others:  # a switch that may also be set to a word
+        has_word = "Literal['auto']" in others
+        if kind == "bool" and has_word:  # a switch that may also be set to a word
             options |= {"nargs": "?", "const": True, "choices": ("auto",), "metavar": "auto"}
         elif kind == "bool":
             options["action"] = argparse.BooleanOptionalAction
@@ -83,13 +84,13 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[RunSettings]) -
         else:
             options["type"] = {"int": int, "float": float, "str": str}[kind]
             options["metavar"] = None if field.metadata["choices"] else kind.upper()
-            if "Literal['auto']" in others:
+            if has_word:
                 options |= {"type": _number_or_word, "metavar": f"{kind.upper()}|auto"}
             if word := field.metadata["optional"]:
                 options |= {"nargs": "?", "const": word}
         name = field.name.replace("_", "-")
         group.add_argument(f"--{name}", **options)
-        if kind == "bool" and others:
+        if kind == "bool" and has_word:
             off: dict[str, Any] = {
                 "dest": field.name,
                 "default": argparse.SUPPRESS,

@@ -658,6 +658,16 @@ def test_help_of_every_command_ends_with_0(
         assert first in out
 
 
+@pytest.mark.parametrize("switch", ["--lowercase", "--split-chinese"])
+def test_a_switch_without_a_word_neither_offers_nor_takes_one(
+    switch: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", "--corpus", "x.txt", switch, "auto"]) == 2
+    assert "unknown argument auto" in capsys.readouterr().err
+    assert main(["pretrain", "--help"]) == 0
+    assert f"{switch}, --no-{switch[2:]}" in capsys.readouterr().out
+
+
 def test_help_and_version_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"minibert {minibert.__version__}\n"
