@@ -38,11 +38,14 @@ class Parser(argparse.ArgumentParser):
         is_plain = any(action.nargs == argparse.PARSER for action in self._actions)
         parse = self.parse_known_args if is_plain else self.parse_known_intermixed_args
         found, unknown = parse(args, namespace)
+        if unknown and not unknown[0].startswith("-"):
+            raise InputError(
+                f"unknown argument {unknown[0]}; expected a flag before it (--help lists them)"
+            )
         if unknown:
             known = [o for a in self._actions for o in a.option_strings]
-            tail = did_you_mean(unknown[0].split("=")[0], known) if known else ""
-            kind = "flag" if unknown[0].startswith("-") else "argument"
-            raise InputError(f"unknown {kind} {unknown[0]}{tail}")
+            tail = did_you_mean(unknown[0].split("=")[0], known)
+            raise InputError(f"unknown flag {unknown[0]}{tail}")
         return found
 
 
