@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PARTS = "parts.json"  # beside weights that `exporting` has cut
+
 # Ours -> published. Several published tensors are laid one below the other (query, key, value).
 # Without a prefix: names of the backbone, which published checkpoints may write below "bert.".
 _BACKBONE = {
@@ -127,6 +129,9 @@ def weights_file(folder: Path) -> Path:
                 f"expected one, as save_pretrained(..., max_shard_size='100GB') of transformers "
                 f"writes it"
             )
+    if (folder / PARTS).is_file():
+        how = f"`minibert export {folder} --output DIR` puts them together"
+        raise InputError(f"{folder} holds its weights in parts; {how}")
     raise InputError(f"{folder} holds neither {' nor '.join(names)}")
 
 
@@ -134,7 +139,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a model folder, under the names they are stored by.
 
     Raises:
-        InputError: no weights file, or one that is truncated or not a plain tensor file.
+        InputError: no weights file, or one that is in parts, truncated or not a plain tensor file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

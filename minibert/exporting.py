@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minibert.config import BertConfig
-from minibert.convert import load_tensors, read_tensors, save_tensors, without_tied
+from minibert.convert import PARTS, load_tensors, read_tensors, save_tensors, without_tied
 from minibert.errors import InputError
 from minibert.files import read_json, write_atomically, write_json
 from minibert.model import BertModel
@@ -27,7 +27,6 @@ from minibert.tokenizer import WordPiece
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _WEIGHTS = "model.safetensors"
-_PARTS = "parts.json"
 _POOLING = "1_Pooling/config.json"
 # What a tokenizer or a sentence model may consist of; readers prefer some of them to others.
 _TOKENIZER = (
@@ -80,7 +79,7 @@ def export(
         raise InputError(f"--part-mib is {part_mib!r}, must be a whole number of at least 1")
     path, output = open_model_folder(str(folder)), Path(output)
     _check_finished(path)
-    found = _joined(path) if (path / _PARTS).is_file() else read_tensors(path)
+    found = _joined(path) if (path / PARTS).is_file() else read_tensors(path)
     tensors = without_tied(found)
     config = BertConfig.from_pretrained(path)
     check_vocabulary(WordPiece.from_pretrained(path), config)
@@ -128,7 +127,7 @@ def _check_finished(folder: Path) -> None:
 def _files_beside(folder: Path, log: bool) -> list[str]:
     """The files that belong to the model, weights and config aside; the log's if it is wanted."""
     own = {"vocab.txt", *(path.name for path in folder.glob("*.json"))}
-    own -= {"config.json", _PARTS, "profile.json", *_LOG}
+    own -= {"config.json", PARTS, "profile.json", *_LOG}
     own -= {name for name in own if name.startswith(".") or name.endswith(".index.json")}
     wanted = own | set(_LOG if log else ())
     if "modules.json" in own:  # a sentence model's list of its parts
@@ -139,7 +138,7 @@ def _files_beside(folder: Path, log: bool) -> list[str]:
 def _stale(output: Path) -> list[str]:
     """What an earlier model may have left, which would belie the new one."""
     parts = (part.name for part in output.glob(f"{_WEIGHTS}.part-*"))
-    return [_PARTS, *parts, *_LOG, *_OF_A_TASK, *_TOKENIZER, *_SENTENCES]
+    return [PARTS, *parts, *_LOG, *_OF_A_TASK, *_TOKENIZER, *_SENTENCES]
 
 
 def _check_output(folder: Path, output: Path, beside: set[str], overwrite: bool) -> None:
@@ -246,7 +245,7 @@ def _cut(folder: Path, part_bytes: int) -> None:
             content = handle.read(part_bytes)
             digest.update(content)
             (folder / name).write_bytes(content)
-    write_json(folder / _PARTS, {"bytes": size, "sha256": digest.hexdigest(), "parts": names})
+    write_json(folder / PARTS, {"bytes": size, "sha256": digest.hexdigest(), "parts": names})
     os.unlink(weights)
 
 
@@ -258,7 +257,7 @@ def _joined(folder: Path) -> dict[str, Tensor]:
     """
     from safetensors.torch import load
 
-    listed = read_json(folder / _PARTS, "")
+    listed = read_json(folder / PARTS, "")
     content = bytearray()
     for name in listed.get("parts", []):
         part = folder / Path(str(name)).name

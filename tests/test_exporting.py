@@ -165,6 +165,8 @@ def test_parts_are_put_together_again(model: Path, tmp_path: Path) -> None:
     exporting._cut(tmp_path / "parts", 20_000)
     parts = sorted((tmp_path / "parts").glob("model.safetensors*"))
     assert [p.stat().st_size for p in parts[:-1]] == [20_000] * (len(whole) // 20_000)
+    with pytest.raises(InputError, match=r"in parts; `minibert export .*parts --output DIR`"):
+        minibert.BertModel.from_pretrained(tmp_path / "parts")
     export(tmp_path / "parts", tmp_path / "joined", dtype="fp32")
     assert (tmp_path / "joined" / "model.safetensors").read_bytes() == whole
     content = bytearray(parts[1].read_bytes())
