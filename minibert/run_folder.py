@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -370,7 +370,10 @@ def _is_object(run: dict[str, Any], key: str) -> bool:
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; evaluations carry `eval_…` keys."""
+    """The whole rows of a run's metrics.jsonl; evaluations carry `eval_…` keys.
+
+    A run that was killed, or that writes it just now, may leave part of a row at its end.
+    """
     path = Path(folder) / "metrics.jsonl"
-    lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    content = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in content.split("\n")[:-1]]

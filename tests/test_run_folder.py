@@ -13,7 +13,7 @@ from minibert.errors import InputError
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
 from minibert.pretraining import pretrain
-from minibert.run_folder import RunFolder
+from minibert.run_folder import RunFolder, read_metrics
 from minibert.settings import FinetuneSettings
 from minibert.tasks import FAMILIES
 
@@ -92,6 +92,13 @@ def test_a_stop_while_old_seeds_are_removed_leaves_a_run(
         assert folder.check_may_start("no", overwrite=True) is False
         folder.clear()
         assert [path.name for path in folder.path.iterdir()] == [".lock"]
+
+
+def test_a_row_that_is_not_whole_yet_is_no_row(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+    for cut in ("", '{"st', '{"step": 2}'):  # the last one may go on
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + cut)
+        assert read_metrics(tmp_path) == [{"step": 1}]
 
 
 def stopped(path: Path, ignore_errors: bool = False) -> None:
