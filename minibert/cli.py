@@ -103,8 +103,9 @@ def _texts_of(values: dict[str, Any], verb: str) -> list[_Line]:
     Raises:
         InputError: there are none, or they cannot be read.
     """
-    lines = _typed(values["texts"])
-    if values["input"] is not None:
+    is_piped = values["input"] == "-" and not values["texts"]
+    lines = _typed(["-"] if is_piped else values["texts"])
+    if values["input"] is not None and not is_piped:
         if lines:
             raise InputError("give texts or --input, not both")
         path = Path(values["input"])

@@ -63,6 +63,11 @@ def evaluate(
     learnt = task.settings.data
     if data is not None:
         task.settings = _settings_for(task.settings, data, given)
+    elif learnt is not None and not Path(learnt).exists():
+        raise InputError(
+            f"{folder} learnt from {learnt}, which is not there, or not seen from this folder; "
+            f"--data names what to score"
+        )
     is_other = data is not None and split == "test"
     source, splits = _read(task, is_other)
     if data is None:

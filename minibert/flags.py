@@ -70,7 +70,8 @@ def add_settings(parser: argparse.ArgumentParser, settings: type[RunSettings]) -
         kind, *others = str(field.type).split(" | ")
         text = field.metadata["help"].replace("%", "%%")
         default = None if field.default is dataclasses.MISSING else field.default
-        if default not in (None, "", False) and "default" not in text:
+        is_told = default is not None and default is not False and default != ""
+        if is_told and "default" not in text:
             text += f" (default {default})"
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         if field.metadata["choices"]:

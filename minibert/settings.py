@@ -596,7 +596,8 @@ class FinetuneSettings(RunSettings):
         1, "runs with seed, seed + 1, ... in one folder, for mean and standard deviation"
     )
     freeze_layers: int | None = setting(
-        None, "keep the embeddings and this many of the lowest layers as they are"
+        None,
+        "keep the embeddings and this many of the lowest layers as they are, in the task itself",
     )
     dev_fraction: float = setting(0.1, "share of train that is cut off as dev split")
     limit: int | None = setting(None, "use this many training examples, drawn class by class")

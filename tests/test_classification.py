@@ -589,6 +589,9 @@ def test_evaluate_refuses_data_that_has_changed_since_it_was_learnt_from(world: 
     with pytest.raises(InputError, match="grown.csv has changed since .*; --data names what to"):
         minibert.evaluate(folder)
     assert minibert.evaluate(folder, data=data)["num_eval"] == 90
+    (world / "grown.csv").rename(world / "moved.csv")
+    with pytest.raises(InputError, match="learnt from .*grown.csv, which is not there.* --data"):
+        minibert.evaluate(folder)
 
 
 def test_evaluate_scores_the_test_split_of_a_run_that_left_it_alone(world: Path) -> None:

@@ -744,9 +744,17 @@ def test_predict_gives_the_same_from_arguments_file_and_standard_input(
         assert row["probabilities"][row["prediction"]] == row["score"]
     (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS) + "\n")
     assert rows_of(["predict", folder, "--input", str(tmp_path / "texts.txt")], capsys) == rows
-    stdin = io.TextIOWrapper(io.BytesIO("\n".join(TEXTS).encode()), encoding="ascii")
-    monkeypatch.setattr(sys, "stdin", stdin)
-    assert rows_of(["predict", folder, "-"], capsys) == rows
+    for named in (["-"], ["--input", "-"]):
+        stdin = io.TextIOWrapper(io.BytesIO("\n".join(TEXTS).encode()), encoding="ascii")
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert rows_of(["predict", folder, *named], capsys) == rows
+
+
+def test_help_tells_a_default_of_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["finetune", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"--seed INT [^(]*\(default 0\)", told)
+    assert "(default False)" not in told and "(default None)" not in told
 
 
 def test_a_notebook_and_the_command_predict_alike(

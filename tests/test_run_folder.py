@@ -10,7 +10,7 @@ import pytest
 from samples import one_thread  # noqa: F401
 
 from minibert.errors import InputError
-from minibert.files import bundled_data
+from minibert.files import bundled_data, write_json
 from minibert.finetuning import finetune
 from minibert.pretraining import pretrain
 from minibert.run_folder import RunFolder, read_metrics
@@ -122,3 +122,9 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_none(
     monkeypatch.setattr(fcntl, "flock", leave_and_take)
     with RunFolder(place), pytest.raises(InputError, match="in use by process"):
         RunFolder(place).__enter__()
+
+
+def test_a_file_that_cannot_be_written_is_told_by_its_own_name(tmp_path: Path) -> None:
+    wanted = tmp_path / "lacking" / "run.json"
+    with pytest.raises(FileNotFoundError, match=f"'{wanted}'$"):
+        write_json(wanted, {})
