@@ -63,11 +63,8 @@ def evaluate(
     learnt = task.settings.data
     if data is not None:
         task.settings = _settings_for(task.settings, data, given)
-    elif learnt is not None and not Path(learnt).exists():
-        raise InputError(
-            f"{folder} learnt from {learnt}, which is not there, or not seen from this folder; "
-            f"--data names what to score"
-        )
+    else:
+        _check_there(folder, learnt)
     is_other = data is not None and split == "test"
     source, splits = _read(task, is_other)
     if data is None:
@@ -105,6 +102,14 @@ def _read(task: Task[Any, Any], is_other: bool) -> tuple[Source, Splits[Any]]:
 def _is_same_file(path: Path, other: str | None) -> bool:
     """Whether both name one file; of folders the parts tell what was learnt from."""
     return other is not None and path.is_file() and path.resolve() == Path(other).resolve()
+
+
+def _check_there(folder: Path, learnt: str | None) -> None:
+    if learnt is not None and not Path(learnt).exists():
+        raise InputError(
+            f"{folder} learnt from {learnt}, which is not there, or not seen from this folder; "
+            f"--data names what to score"
+        )
 
 
 def _check_unchanged(folder: Path, splits: Splits[Any], dev_only: bool) -> None:
