@@ -58,7 +58,7 @@ def told_in_a_line(name: str) -> Iterator[None]:
     except Interrupted as stop:
         status, text = stop.status, str(stop)
     except KeyboardInterrupt:
-        status, text = 130, "stopped; the same command goes on from what was finished"
+        status, text = 130, "stopped"
     print(f"{name}: {text}", file=sys.stderr, flush=True)
     raise SystemExit(status)
 

@@ -103,12 +103,14 @@ def _texts_of(values: dict[str, Any], verb: str) -> list[_Line]:
     Raises:
         InputError: there are none, or they cannot be read.
     """
-    is_piped = values["input"] == "-" and not values["texts"]
-    lines = _typed(["-"] if is_piped else values["texts"])
-    if values["input"] is not None and not is_piped:
+    texts, file = values["texts"], values["input"]
+    if file == "-" and not texts:
+        texts, file = ["-"], None
+    lines = _typed(texts)
+    if file is not None:
         if lines:
             raise InputError("give texts or --input, not both")
-        path = Path(values["input"])
+        path = Path(file)
         if not path.exists() or path.is_dir():
             raise InputError(f"--input {path} is not a file; expected one text a line")
         if table_kind(path):

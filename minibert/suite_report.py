@@ -29,22 +29,31 @@ def _spread(side: dict[str, Any]) -> str:
     return f"{side['mean']:.2f} ± {side['sd']:.2f}"
 
 
-def _gain(model: dict[str, Any], random: dict[str, Any]) -> str:
-    """The model less random weights, with the p of Welch's t-test where scipy is installed.
+def _p_value(task: dict[str, Any]) -> float | None:
+    """Of Welch's t-test of the model against random weights; None without scipy.
 
     Two seeds of each are the least for a test; where none deviates there is nothing to test by.
     """
-    if not (model["figures"] and random["figures"]):
-        return "–"
-    gap = f"{model['mean'] - random['mean']:+.2f}"
-    if None in (model["sd"], random["sd"]) or not (model["sd"] or random["sd"]):
-        return gap
+    model, random = task["model"], task["random"]
+    deviations = model.get("sd"), random.get("sd")
+    if None in deviations or not any(deviations):
+        return None
     try:
         from scipy.stats import ttest_ind_from_stats  # with scikit-learn, of the extra `tasks`
     except ImportError:
-        return gap
+        return None
     sides = [(side["mean"], side["sd"], len(side["figures"])) for side in (model, random)]
-    p = ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False).pvalue
+    return float(ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False).pvalue)
+
+
+def _gain(task: dict[str, Any]) -> str:
+    """The model less random weights, and whether seeds alone may part them so."""
+    model, random = task["model"], task["random"]
+    if not (model["figures"] and random["figures"]):
+        return "–"
+    gap, p = f"{model['mean'] - random['mean']:+.2f}", _p_value(task)
+    if p is None:
+        return gap
     return f"{gap} (p {p:.2g})" if p >= 1e-4 else f"{gap} (p < 0.0001)"
 
 
@@ -69,7 +78,7 @@ def _cells(name: str, task: dict[str, Any]) -> list[str]:
         f"{task['scored']} {task['figure']}",
         _spread(model),
         _spread(task["random"]),
-        _gain(model, task["random"]),
+        _gain(task),
         ", ".join(f"{method} {value:.2f}" for method, value in baselines.items()) or "–",
         gap,
         _dev(model),
@@ -117,7 +126,7 @@ def _caption(suite: dict[str, Any]) -> list[str]:
         f"once; where dev is what is scored, it chose the epoch, and the settings if they were "
         f"searched, too."
     )
-    if any(" (p " in _gain(task["model"], task["random"]) for task in suite["tasks"].values()):
+    if any(_p_value(task) is not None for task in suite["tasks"].values()):
         lines.append(
             "p is of Welch's t-test: the chance that seeds alone part the two as far as that."
         )
