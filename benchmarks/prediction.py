@@ -29,6 +29,7 @@ import minibert
 from benchmarks.report import told_in_a_line
 from benchmarks.turns import Timing, Variant, take_turns
 from minibert.config import BertConfig
+from minibert.errors import InputError
 from minibert.files import bundled_data
 from minibert.flops import measure_peak_flops, training_flops
 from minibert.heads import BertForSequenceClassification
@@ -155,17 +156,22 @@ def measure(name: str, rounds: int, texts: list[Path]) -> dict[str, Any]:
 
 
 def unchanged_labels(run: Path, data: str | None, limit: int) -> dict[str, tuple[float, float]]:
-    """Share of labels as in fp32, and accuracy, of each precision on the IMDb test texts."""
+    """Share of labels as in fp32, and accuracy, of each precision on the IMDb test texts.
+
+    Raises:
+        InputError: the run or its data cannot be used, or it tells no classes.
+    """
+    loaded = {name: minibert.load(run, "cpu", name) for name in ("fp32", "bf16", "int8")}
+    learnt = loaded["fp32"].task
+    if not isinstance(learnt, ClassificationTask):
+        raise InputError(f"{run} is of {learnt.name}; expected a run of finetune.py --task imdb")
     task = ClassificationTask(FinetuneSettings(task="imdb", data=data))
     test = task.read(task.find_data()).test
     assert test is not None
     examples = limit_examples(task, test, limit)
     texts = [e.text for e in examples]
     labels = np.array([task.labels.index(str(e.label)) for e in examples])
-    answers = {
-        precision: minibert.load(run, "cpu", precision).probabilities(texts).argmax(1)
-        for precision in ("fp32", "bf16", "int8")
-    }
+    answers = {name: predictor.probabilities(texts).argmax(1) for name, predictor in loaded.items()}
     return {
         precision: (float((found == answers["fp32"]).mean()), float((found == labels).mean()))
         for precision, found in answers.items()

@@ -117,11 +117,11 @@ def _texts_of(values: dict[str, Any], verb: str) -> list[_Line]:
             raise InputError(
                 f"--input {path} is a table; expected one text a line (another name has it read so)"
             )
-        content = read_text(path)
-        if _is_json(content):
-            raise InputError(f"--input {path} is JSON; expected a text or an object a line")
-        from minibert.tasks.inputs import holds_tags
+        from minibert.tasks.inputs import holds_tags, is_json
 
+        content = read_text(path)
+        if is_json(content):
+            raise InputError(f"--input {path} is JSON; expected a text or an object a line")
         if holds_tags(content):
             raise InputError(
                 f"--input {path} holds a word and its tag a line, which would be read as texts; "
@@ -131,18 +131,6 @@ def _texts_of(values: dict[str, Any], verb: str) -> list[_Line]:
     if not lines:
         raise InputError(f"nothing to {verb}; give TEXT, --input FILE, or - for standard input")
     return lines
-
-
-def _is_json(content: str) -> bool:
-    """Whether a file is JSON as a whole, over several lines or a list of objects."""
-    text = content.strip()
-    if text[:1] not in ("[", "{"):
-        return False
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return "\n" in text or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
 
 
 def _print_answers(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from minibert import runs
-from minibert.progress import clock
+from minibert.progress import clock, counted
 from minibert.runs import compile_choice, log_line
 from minibert.settings import RunSettings
 from minibert.train import Loop, StepData
@@ -57,7 +57,7 @@ def verdict(timing: Timing, steps: float) -> str:
     return (
         f"{timing.eager:.3g} s a step eager, {timing.compiled:.3g} s compiled, "
         f"{clock(timing.cost)} to compile; {'saves' if saved >= 0 else 'loses'} "
-        f"{clock(abs(saved))} over {steps:,.0f} steps: "
+        f"{clock(abs(saved))} over {counted(round(steps), 'step')}: "
         f"{'used' if pays(timing, steps) else 'not used'} (auto)"
     )
 

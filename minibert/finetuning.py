@@ -33,6 +33,7 @@ from minibert.intermediate import (
 from minibert.machine import launched
 from minibert.model import init_weights
 from minibert.optim import Budget, build_optimizer
+from minibert.progress import counted
 from minibert.repeats import repeat
 from minibert.run_folder import RunFolder
 from minibert.runs import (
@@ -480,10 +481,11 @@ class _Run:
             return Budget(max_steps=settings.max_steps)
         epochs = settings.epochs or self.task.epochs
         steps = max(1, round(epochs * data.steps_per_epoch))
-        told = f"{epochs:g} epochs of {data.steps_per_epoch:,} steps"
+        told = f"{counted(epochs, 'epoch')} of {counted(data.steps_per_epoch, 'step')}"
         least = min(settings.least_steps, MOST_EPOCHS * data.steps_per_epoch)
         if steps < least:
-            steps, told = least, f"{told} would be few, so {least:,} steps (--min-steps, --epochs)"
+            told += f" would be few, so {counted(least, 'step')} (--min-steps, --epochs)"
+            steps = least
         log_line("budget", told)
         return Budget(max_steps=steps)
 

@@ -217,7 +217,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
 
 def _add_predict(predict: Parser) -> None:
     predict.add_argument("folder", metavar="FOLDER", help="a fine-tuned run folder")
-    predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts, or - for standard input")
+    _add_texts(predict, "texts", "TEXT")
     predict.add_argument(
         "--input",
         metavar="FILE",
@@ -234,9 +234,7 @@ def _add_predict(predict: Parser) -> None:
 
 def _add_search(search: Parser) -> None:
     search.add_argument("folder", metavar="FOLDER", help="a bi-encoder, or any model folder")
-    search.add_argument(
-        "queries", nargs="*", metavar="QUERY", help="texts, or - for standard input"
-    )
+    _add_texts(search, "queries", "QUERY")
     search.add_argument(
         "--input",
         metavar="FILE",
@@ -248,6 +246,13 @@ def _add_search(search: Parser) -> None:
     )
     search.add_argument("--top", type=int, default=5, help="sentences per query (default 5)")
     search.add_argument("--cache-dir", metavar="DIR", help="where the file's index is kept")
+
+
+def _add_texts(reader: Parser, name: str, shown: str) -> None:
+    """Texts as arguments; none is told by the command, which knows what else may bring them."""
+    reader.add_argument(
+        name, nargs="*", default=[], metavar=shown, help="texts, or - for standard input"
+    )
 
 
 def _add_inference(reader: Parser, rows: str) -> None:
@@ -290,9 +295,7 @@ def _add_evaluate(evaluate: Parser) -> None:
 
 def _add_masked(fill: Parser, score: Parser) -> None:
     for made_here in (fill, score):
-        made_here.add_argument(
-            "texts", nargs="*", metavar="TEXT", help="texts, or - for standard input"
-        )
+        _add_texts(made_here, "texts", "TEXT")
         made_here.add_argument(
             "--model", metavar="FOLDER", help="a pretrained model; default: that of finetune"
         )

@@ -28,7 +28,7 @@ from minibert.predict import load_embedder
 from minibert.quantised import Int8Linear
 from minibert.runs import log_line, weights_digest
 from minibert.tasks.base import text_in
-from minibert.tasks.inputs import read_inputs
+from minibert.tasks.inputs import is_json, read_inputs
 
 _BLOCK = 16384  # rows of the index that are compared at once
 _QUERIES = 256  # with so many queries
@@ -110,7 +110,10 @@ def sentences_of(file: Path, text_column: str | None = None) -> dict[str, tuple[
     elif text_column is not None:
         raise InputError("--text-column goes with a .csv, .tsv or .jsonl as --input")
     else:
-        lines = list(enumerate(read_text(file).split("\n"), 1))
+        content = read_text(file)
+        if is_json(content):
+            raise InputError(f"--input {file} is JSON; expected a sentence a line, or a .jsonl")
+        lines = list(enumerate(content.split("\n"), 1))
     found: dict[str, tuple[int, int]] = {}
     for number, line in lines:
         text = line.strip()

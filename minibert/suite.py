@@ -23,6 +23,7 @@ from minibert.finetuning import read_splits
 from minibert.held_out import held_out_figures, held_out_text, masked_word_figures
 from minibert.intermediate import data_before
 from minibert.model_folders import pinned
+from minibert.progress import counted
 from minibert.recipes import file_settings
 from minibert.runs import dev_figure, learning_seconds, log_line, of_seed, weights_digest
 from minibert.runtime import find_device
@@ -115,11 +116,11 @@ class Plan:
     def quick(self) -> str:
         """What makes it a quick look, empty where nothing does."""
         told = {
-            "training examples a task at most": self.limit,
-            "minutes a fine-tuning": self.max_minutes,
-            "steps a fine-tuning": self.max_steps,
+            ("training example", "a task at most"): self.limit,
+            ("minute", "a fine-tuning"): self.max_minutes,
+            ("step", "a fine-tuning"): self.max_steps,
         }
-        return ", ".join(f"{value:g} {what}" for what, value in told.items() if value)
+        return ", ".join(f"{counted(n, noun)} {each}" for (noun, each), n in told.items() if n)
 
 
 def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
@@ -377,11 +378,11 @@ def _side_settings(
     settings = within_positions(settings, positions)
     task = find_task(name)(settings)
     told = [f"rate {settings.learning_rate or task.learning_rate:g}"]
-    epochs = f"{settings.epochs or task.epochs:g} epochs"
+    epochs = counted(settings.epochs or task.epochs, "epoch")
     if settings.least_steps:
-        epochs += f", at least {settings.least_steps} steps"
-    steps = settings.max_steps and f"{settings.max_steps} steps"
-    minutes = settings.max_minutes and f"{settings.max_minutes:g} minutes"
+        epochs += f", at least {counted(settings.least_steps, 'step')}"
+    steps = settings.max_steps and counted(settings.max_steps, "step")
+    minutes = settings.max_minutes and counted(settings.max_minutes, "minute")
     told.append(steps or minutes or epochs)
     told += [f"batches of {settings.batch_size}", f"{settings.max_seq_length} tokens"]
     known = ("task", "random_weights", "batch_size", "max_seq_length", *_TOLD_FIRST)

@@ -34,7 +34,7 @@ from minibert.checkpoint import load_best, load_last_checkpoint, save_best, save
 from minibert.errors import Interrupted
 from minibert.optim import Budget, rate_share
 from minibert.profiling import StepProfiler
-from minibert.progress import clock
+from minibert.progress import clock, counted
 from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime
 from minibert.sharding import clip_gradients
@@ -494,12 +494,13 @@ class Loop:
         text += f"a step takes {seconds:.2f} s{' at its largest' if self.mean_step < 1 else ''}"
         steps, expected = budget.steps(seconds, share), self.expected_seconds(seconds, share)
         if budget.max_steps is not None:
-            text += f", {budget.max_steps:,} steps about {clock(expected)}"
+            text += f", {counted(budget.max_steps, 'step')} about {clock(expected)}"
         elif budget.epochs is not None:
-            text += f", {budget.epochs:g} epochs of about {1 / share:,.0f} steps each "
+            each = counted(round(1 / share), "step")
+            text += f", {counted(budget.epochs, 'epoch')} of about {each} each "
             text += f"about {clock(expected)}"
         elif budget.seconds is not None:
-            text += f", {clock(budget.seconds)} about {steps:,.0f} steps"
+            text += f", {clock(budget.seconds)} about {counted(round(steps), 'step')}"
         unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB on Linux
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         if self.world.is_main:

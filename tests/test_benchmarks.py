@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from samples import make_model_folder, one_thread, write_corpus, write_reviews  # noqa: F401
 
+import minibert
 from benchmarks import (
     corpus,
     curve,
@@ -29,6 +30,10 @@ from benchmarks.lengths import draw_lengths
 from benchmarks.text import OPTIONS, read_documents, write_text
 from minibert.config import BertConfig
 from minibert.errors import InputError, Interrupted
+from minibert.runtime import start_runtime
+from minibert.settings import FinetuneSettings
+from minibert.tasks import find_task
+from minibert.tasks.base import Predictor
 from minibert.vocabulary import corpus_vocabulary
 
 WORKER = """
@@ -365,6 +370,14 @@ def test_labels_of_what_is_no_run_are_refused_in_a_line(
     told = capsys.readouterr()
     assert stop.value.code == 2 and told.out == ""
     assert told.err.startswith("prediction: ") and "is not a model folder" in told.err
+
+
+def test_a_run_that_tells_no_classes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = find_task("conll2003")(FinetuneSettings(task="conll2003"))
+    runtime = start_runtime("cpu", "fp32", deterministic=True)
+    monkeypatch.setattr(minibert, "load", lambda *_: Predictor(None, task, runtime))
+    with pytest.raises(InputError, match="runs/ner is of conll2003; expected a run of"):
+        prediction.unchanged_labels(Path("runs/ner"), None, 1)
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,6 @@ BAD_FINETUNING = {
 }
 BAD_OTHERS = {
     "unknown command": ("pretrian", ["did you mean 'pretrain'"]),
-    "no folder": ("predict", ["FOLDER"]),
     "missing folder": ("predict W/none text", ["none is not a model folder"]),
     "pretrained only": ("predict W/pretrained text", ["without a classifier", "finetune"]),
     "no text": ("predict W/finetuned", ["nothing to predict"]),
@@ -429,6 +428,13 @@ def test_other_bad_commands_end_with_2_and_one_line(
     assert "Traceback" not in err
 
 
+def test_texts_that_may_come_from_a_file_are_not_told_as_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    message, _ = complaint(["predict"], 2, capsys)
+    assert message == "minibert: the following arguments are required: FOLDER"
+
+
 def test_a_run_that_does_not_start_leaves_no_parent_folder_either(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -593,11 +599,11 @@ def test_the_split_of_few_documents_tells_stretches_from_documents(
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ([], "budget: 3 epochs of 1 steps would be few, so 20 steps (--min-steps, --epochs)"),
-        (["--min-steps", "8"], "budget: 3 epochs of 1 steps would be few, so 8 steps"),
-        (["--min-steps", "0"], "budget: 3 epochs of 1 steps\n"),
-        (["--epochs", "4"], "budget: 4 epochs of 1 steps\n"),
-        (["--epochs", "4", "--min-steps", "6"], "budget: 4 epochs of 1 steps would be few, so 6 s"),
+        ([], "budget: 3 epochs of 1 step would be few, so 20 steps (--min-steps, --epochs)"),
+        (["--min-steps", "8"], "budget: 3 epochs of 1 step would be few, so 8 steps"),
+        (["--min-steps", "0"], "budget: 3 epochs of 1 step\n"),
+        (["--epochs", "4"], "budget: 4 epochs of 1 step\n"),
+        (["--epochs", "4", "--min-steps", "6"], "budget: 4 epochs of 1 step would be few, so 6 s"),
     ],
 )
 def test_few_examples_are_gone_through_more_often(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from minibert import progress
-from minibert.progress import Progress, clock
+from minibert.progress import Progress, clock, counted
 
 
 def test_what_was_done_before_counts_for_the_share_and_not_for_the_speed() -> None:
@@ -39,3 +39,11 @@ def test_without_a_terminal_a_line_appears_once_the_interval_is_over(
 )
 def test_times_are_told_as_people_do(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 steps"), (1, "1 step"), (1.0, "1 step"), (0.5, "0.5 steps"), (1800, "1,800 steps")],
+)
+def test_one_of_a_thing_is_told_in_the_singular(count: float, text: str) -> None:
+    assert counted(count, "step") == text

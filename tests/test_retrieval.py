@@ -207,6 +207,7 @@ def test_a_table_is_searched_by_a_column(world: Path, tmp_path: Path) -> None:
 BAD = {
     "no file": ("search W/model --input W/none.txt storm", "none.txt does not exist"),
     "a folder": ("search W/model --input W storm", "is a folder"),
+    "JSON": ("search W/model --input W/list.json storm", "list.json is JSON; expected a sentence"),
     "empty": ("search W/model --input W/empty.txt storm", "holds no sentence"),
     "not utf-8": ("search W/model --input W/latin.txt storm", "line 1: byte 3 is not UTF-8"),
     "no model": ("search W/none --input W/lines.txt storm", "none is not a model folder"),
@@ -230,6 +231,7 @@ def test_what_is_wrong_is_said_in_one_line(
     world: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     (world / "empty.txt").write_text("\n \n")
+    (world / "list.json").write_text('[{"text": "storm"}]\n')
     (world / "a.csv").write_text("body\nstorm\n")
     (world / "a.jsonl").write_text('{"n": 7}\n')
     (world / "latin.txt").write_bytes(b"caf\xe9\n")

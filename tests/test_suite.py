@@ -294,12 +294,12 @@ def test_what_a_call_was_stays_with_its_own_tasks(model: str, short: str, tmp_pa
 
     def check(second: str) -> None:
         page = (out / "suite.md").read_text()
-        assert "QUICK LOOK (rte): 1 steps a fine-tuning; not the figures" in page
+        assert "QUICK LOOK (rte): 1 step a fine-tuning; not the figures" in page
         assert f"QUICK LOOK (mrpc): {second}; not the figures" in page
         assert "with 2 seeds (rte) or one seed (mrpc), mean ± standard deviation, in" in page
         assert "### Searched on dev: rte from pretrained weights" in page
         assert "UNFINISHED" not in page
-        assert '<p class="warning">QUICK LOOK (rte): 1 steps' in (out / "suite.html").read_text()
+        assert '<p class="warning">QUICK LOOK (rte): 1 step' in (out / "suite.html").read_text()
 
     check("8 training examples a task at most, 2 steps a fine-tuning")
     # An older version said it once, of its last call.

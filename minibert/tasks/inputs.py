@@ -52,6 +52,18 @@ def holds_tags(content: str) -> bool:
     return len(rows) > 1 and is_whole and any(fields[-1] != "O" for fields in rows)
 
 
+def is_json(content: str) -> bool:
+    """Whether a file is JSON as a whole, over several lines or a list of objects."""
+    text = content.strip()
+    if text[:1] not in ("[", "{"):
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return "\n" in text or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
+
+
 def _picked(path: Path, row: Row, columns: Columns) -> str:
     """The columns of a row that the task reads, as JSON."""
     picked = {}
