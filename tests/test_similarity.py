@@ -412,6 +412,16 @@ def test_a_dev_split_of_one_score_chooses_nothing(tmp_path: Path) -> None:
         parts_of(task, task.read(task.find_data()), settings.dev_fraction, None)
 
 
+def test_answers_on_a_narrow_scale_are_told_apart() -> None:
+    pairs = [ScoredPair(str(i), "a", "b", 1e-6 * i / 8) for i in range(9)]
+    task = SimilarityTask(FinetuneSettings(task="similarity"))
+    for scale in (Scale(0.0, 1e-6), Scale(0.0, 5.0)):
+        task.scale = scale
+        found = task.decode(pairs, [], [[i / 8] for i in range(9)])
+        assert task.score(pairs, found)["spearman"] == pytest.approx(1)
+    assert task.decode(pairs, [], [[1 / 3]]) == [1.666667]  # of 0 to 5
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_half_a_surrogate_pair_is_one_unknown_character(world: Path, mode: str) -> None:
     model: Any = minibert.load(world / mode)

@@ -41,6 +41,11 @@ class Scale(NamedTuple):
         """What the model gives, as a score of the data."""
         return self.low + share * (self.high - self.low)
 
+    @property
+    def decimals(self) -> int:
+        """Decimal places of a score that part a million steps of the range, 6 at least."""
+        return 6 - min(0, math.floor(math.log10(self.high - self.low)))
+
 
 def same_pair(pair: ScoredPair) -> str:
     """What two copies of a pair share, whichever text is first."""

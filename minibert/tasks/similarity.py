@@ -248,7 +248,8 @@ class SimilarityTask(Task[ScoredPair, float]):
         outputs: list[list[float]],
     ) -> list[float]:
         # Rounded here, so that the figures are those of predictions.jsonl to the last digit.
-        return [round(self._scale.outside(float(np.mean(ws))), 6) for ws in outputs]
+        scale = self._scale
+        return [round(scale.outside(float(np.mean(ws))), scale.decimals) for ws in outputs]
 
     def score(
         self, examples: Sequence[ScoredPair], predictions: Sequence[float]
