@@ -348,6 +348,12 @@ def test_columns_are_read_as_conll_has_them(tmp_path: Path) -> None:
     assert read_columns(packed, "train") == read_columns(path, "train")
 
 
+def test_a_document_ends_the_sentence_before_it(tmp_path: Path) -> None:
+    text = "Ana B-PER\n-DOCSTART- O\nOslo B-LOC\nis O\n"  # as files put together may have it
+    sentences, _ = read_columns(write(tmp_path / "a.txt", text), "train")
+    assert [e.words for e in sentences] == [["Ana"], ["Oslo", "is"]]
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [

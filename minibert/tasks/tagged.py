@@ -113,8 +113,9 @@ def read_columns(
     """Reads columns as CoNLL-2003 has them: a word a line, a blank line after each sentence.
 
     Columns are parted by tabs where a line has one, else by spaces; other white space may be part
-    of a word. Lines that start with -DOCSTART- are left out, and so are comments before a sentence
-    (# ..., in other columns than the file's, or with no tag). Tags stay in the file's own scheme.
+    of a word. Lines that start with -DOCSTART- end a sentence as blank ones do; comments before a
+    sentence (# ..., in other columns than the file's, or with no tag) are left out. Tags stay in
+    the file's own scheme.
 
     Raises:
         InputError: no sentences, or a line with fewer or more columns than others (file and line
@@ -128,12 +129,10 @@ def read_columns(
     lines = [line.rstrip("\r") for line in (*read_text(path).split("\n"), "")]
     is_word = _hash_words(lines, tag_column)
     for number, line in enumerate(lines, 1):
-        if not line.strip(" \t"):
+        if not line.strip(" \t") or line.startswith("-DOCSTART-"):
             if words:
                 sentences.append(Sentence(f"{split}/{len(sentences)}", words, tags))
                 words, tags = [], []
-            continue
-        if line.startswith("-DOCSTART-"):
             continue
         fields = _fields(line)
         if not words and line.startswith("#") and not is_word(fields):
