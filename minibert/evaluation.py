@@ -35,7 +35,7 @@ def evaluate(
         data: in the task's public format, or as the run's own; by default the run's. Of data
             a single file all is scored; of splits the test, where it has no labels the dev, and
             where there is neither all.
-        split: "test" or "train".
+        split: "test" or "train"; of the run's own data "train" is what it learnt from.
         precision: of matrix products, "int8" included; None: that of the run.
         predictions: a file for one JSON object per example.
         layout: of `data`, the settings in `DATA_LAYOUT` that the task reads, such as text_column;
@@ -69,7 +69,7 @@ def evaluate(
     source, splits = _read(task, is_other)
     if data is None:
         _check_unchanged(folder, splits, task.settings.dev_only)
-    examples, scored = _part_to_score(task, splits, split, is_other)
+    examples, scored = _part_to_score(task, splits, split, data is not None)
     if is_other and (scored == "all" or not splits.train) and _is_same_file(source.path, learnt):
         log_line(
             "learnt",
@@ -144,6 +144,10 @@ def _part_to_score(
     task: Task[Any, Any], splits: Splits[Any], split: str, is_other: bool
 ) -> tuple[list[Any], str]:
     """The examples, and what results call them; is_other: they are not of the run's own data."""
+    dev_fraction, limit = task.settings.dev_fraction, task.settings.limit
+    if split == "train" and not is_other:
+        untested = dataclasses.replace(splits, test=None)
+        return parts_of(task, untested, dev_fraction, limit).train, "train"
     if split == "train":
         return splits.train, "train"
     if is_other and splits.test is None and splits.dev is None:
@@ -151,7 +155,7 @@ def _part_to_score(
     if is_other and splits.test is not None:  # whether a dev split could be cut is no matter
         task.check_parts([], splits.test)
         return splits.test, "test"
-    parts = parts_of(task, splits, task.settings.dev_fraction, None)
+    parts = parts_of(task, splits, dev_fraction, None)
     return parts.test, parts.scored
 
 

@@ -643,6 +643,17 @@ def test_evaluate_scores_dev_where_a_set_has_no_labelled_test(world: Path) -> No
     assert (alone["num_eval"], alone["scored"]) == (24, "all")
 
 
+def test_evaluate_scores_what_a_run_learnt_from_as_its_train_split(world: Path) -> None:
+    data = write_rows(world / "train-split.csv", rows_of(10))
+    options = {"task": "classification", "data": data, "max_steps": 1}
+    for name, more in (("train-split", {}), ("train-limit", {"limit": 6})):
+        folder = tune(world, name, **options, **more)
+        train = minibert.evaluate(folder, split="train")
+        assert (train["num_eval"], train["scored"]) == (results_of(folder)["num_train"], "train")
+    assert train["num_eval"] == 6
+    assert minibert.evaluate(folder, data=data, split="train")["num_eval"] == 30
+
+
 def test_evaluate_reads_own_columns_and_by_default_those_of_the_run(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
