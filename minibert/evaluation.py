@@ -13,7 +13,7 @@ from minibert.files import write_jsonl
 from minibert.model_folders import open_model_folder
 from minibert.predict import load, run_of
 from minibert.runs import log_line
-from minibert.settings import DATA_LAYOUT, FinetuneSettings, flag
+from minibert.settings import DATA_LAYOUT, DATA_PLACES, FinetuneSettings, flag
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.splits import parts_of
 
@@ -37,7 +37,7 @@ def evaluate(
             where there is neither all.
         split: "test" or "train"; of the run's own data "train" is what it learnt from.
         precision: of matrix products, "int8" included; None: that of the run.
-        predictions: a file for one JSON object per example.
+        predictions: a file for one JSON object per example, none of the data's.
         layout: of `data`, the settings in `DATA_LAYOUT` that the task reads, such as text_column;
             None: as in the run, but for target_data.
 
@@ -66,6 +66,7 @@ def evaluate(
     else:
         _check_there(folder, learnt)
     is_other = data is not None and split == "test"
+    _check_kept(task.settings, predictions)
     source, splits = _read(task, is_other)
     if data is None:
         _check_unchanged(folder, splits, task.settings.dev_only)
@@ -97,6 +98,13 @@ def _read(task: Task[Any, Any], is_other: bool) -> tuple[Source, Splits[Any]]:
     if splits.notes:
         log_line("found", "; ".join(splits.notes))
     return source, splits
+
+
+def _check_kept(settings: FinetuneSettings, predictions: str | Path | None) -> None:
+    """Refuses predictions that would take the place of a file of the data."""
+    for name in DATA_PLACES:
+        if predictions is not None and _is_same_file(Path(predictions), getattr(settings, name)):
+            raise InputError(f"--predictions {predictions} is a file of {flag(name)}; name another")
 
 
 def _is_same_file(path: Path, other: str | None) -> bool:

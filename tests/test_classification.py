@@ -643,6 +643,16 @@ def test_evaluate_scores_dev_where_a_set_has_no_labelled_test(world: Path) -> No
     assert (alone["num_eval"], alone["scored"]) == (24, "all")
 
 
+def test_predictions_are_not_written_over_the_data(world: Path) -> None:
+    data = write_rows(world / "kept.csv", rows_of(10))
+    before = Path(data).read_bytes()
+    folder = tune(world, "kept", task="classification", data=data, max_steps=1)
+    for options in ({"data": data}, {}):
+        with pytest.raises(InputError, match=r"--predictions .*kept.csv is a file of --data"):
+            minibert.evaluate(folder, **options, predictions=world / "." / "kept.csv")
+    assert Path(data).read_bytes() == before
+
+
 def test_evaluate_scores_what_a_run_learnt_from_as_its_train_split(world: Path) -> None:
     data = write_rows(world / "train-split.csv", rows_of(10))
     options = {"task": "classification", "data": data, "max_steps": 1}
