@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from minibert.errors import MissingExtraError
 from minibert.settings import FinetuneSettings
 from minibert.tasks.classical import (
+    TFIDF_WORD,
     Ngrams,
     interpolated,
     log_count_ratio,
@@ -92,6 +94,18 @@ def test_more_than_two_classes() -> None:
     labels = [name for name in words for _ in range(2)]
     for answers in (nb_svm_answers, tfidf_answers):
         assert answers(train, labels, ["ball", "law", "code code"]) == ["sport", "news", "tech"]
+
+
+def test_a_chinese_character_is_a_word() -> None:
+    train = ["很好的酒店", "酒店不错很好", "很差的酒店", "房间差"]
+    labels = ["pos", "pos", "neg", "neg"]
+    for answers in (nb_svm_answers, tfidf_answers):
+        assert answers(train, labels, ["服务差", "早餐好"]) == ["neg", "pos"]
+    text = "The wi-fi's x 房间大abc, naïve_1 日"
+    words = ["The", "wi", "fi", "房", "间", "大", "abc", "naïve_1", "日"]
+    assert re.findall(TFIDF_WORD, text) == words
+    plain = re.sub("[\u3400-\u9fff]", " ", text)  # where there is none, what scikit-learn takes
+    assert re.findall(TFIDF_WORD, plain) == re.findall(r"\b\w\w+\b", plain)
 
 
 def test_texts_that_teach_nothing_are_value_errors() -> None:

@@ -17,7 +17,11 @@ import numpy as np
 
 from minibert.errors import MissingExtraError
 
-_WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")  # a word, or a single mark
+# Chinese has no blanks between words: a character is one, as it is a piece of the model's.
+_CHINESE = r"\u3400-\u9fff\uf900-\ufaff"
+_LETTER = rf"[^\W{_CHINESE}]"
+_WORD = re.compile(rf"[{_CHINESE}]|{_LETTER}+(?:'{_LETTER}+)*|[^\w\s]")  # or a single mark
+TFIDF_WORD = rf"[{_CHINESE}]|{_LETTER}{{2,}}"  # of other scripts what scikit-learn takes for one
 _ROUNDS = 200  # of the SVM's solver; 12 s on IMDb
 # Of the logistic regression: a weight for each word and class, and what its solver takes for one,
 # measured as the peak of the process. 3 GB at most.
@@ -41,7 +45,10 @@ def tfidf_answers(train: Sequence[str], labels: Sequence[str], test: Sequence[st
     except ImportError:
         raise MissingExtraError(f"the TF-IDF baseline {_MISSING}") from None
     vectorizer = TfidfVectorizer(
-        ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(train) >= 100 else 1
+        ngram_range=(1, 2),
+        sublinear_tf=True,
+        min_df=2 if len(train) >= 100 else 1,
+        token_pattern=TFIDF_WORD,
     )
     counts = vectorizer.fit_transform(train)
     weights = counts.shape[1] * len(set(labels))

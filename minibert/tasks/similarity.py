@@ -33,6 +33,7 @@ from minibert.sentence_head import BertForSentenceEmbedding
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Predictor, Source, Splits, Task
 from minibert.tasks.batches import Feature, infer, inputs_of, pad
+from minibert.tasks.classical import TFIDF_WORD
 from minibert.tasks.classification import is_regression
 from minibert.tasks.labelled import clean_text
 from minibert.tasks.scored import (
@@ -414,7 +415,7 @@ def tfidf_cosines(train: Sequence[ScoredPair], test: Sequence[ScoredPair]) -> np
         raise MissingExtraError(
             "the TF-IDF baseline needs scikit-learn: pip install 'minibert[tasks]'"
         ) from None
-    vectorizer = TfidfVectorizer(sublinear_tf=True)
+    vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=TFIDF_WORD)
     vectorizer.fit([text for e in train for text in (e.text, e.text_pair)])
     first = vectorizer.transform([e.text for e in test])
     second = vectorizer.transform([e.text_pair for e in test])
