@@ -552,7 +552,10 @@ class Loop:
             return
         if self.folder:
             self.folder.append_metrics(row)
-        told = ("step", "epoch", "loss", "accuracy", "f1", "rate", "norm", "second")
+        told = (
+            *("step", "epoch", "loss", "accuracy", "f1", "rate", "norm", "second"),
+            f"eval_{self.settings.select}",  # such as spearman
+        )
         figures = "  ".join(f"{k} {_short(v)}" for k, v in row.items() if k.endswith(told))
         if bar.disable:
             print(figures, file=sys.stderr, flush=True)

@@ -682,6 +682,14 @@ def test_the_best_weights_are_those_at_the_end(tmp_path: Path) -> None:
     assert not same_tensors(seen[1], seen[3])
 
 
+def test_the_figure_that_chooses_the_weights_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"spearman": 0.25, "pearson": 0.5, "loss": 1.0}
+    options = {"max_steps": 2, "eval_every": 1, "evaluate": lambda: figures}
+    fit(make_loop(make_line(), Repeated(line_steps([4])), select="spearman", **options))
+    shown = [line for line in capsys.readouterr().err.splitlines() if "eval_" in line]
+    assert [line.partition("eval_")[2] for line in shown] == ["spearman 0.25  eval_loss 1"] * 2
+
+
 def test_a_run_that_goes_on_saves_no_sooner_than_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
