@@ -482,9 +482,19 @@ class FinetuneSettings(RunSettings):
     data: str | None = setting(None, "folder or file in the task's public format")
     dev_data: str | None = setting(None, "file of the dev split; default: cut from train")
     test_data: str | None = setting(None, "file of the test split; default: dev is scored")
-    text_column: str | None = setting(None, "column or key of the text; default text")
-    text_pair_column: str | None = setting(None, "column of the second text, for tasks on pairs")
-    label_column: str | None = setting(None, "column or key of the label; default label")
+    text_column: str | None = setting(
+        None,
+        "column or key of the text, of columns of tags a number from 0; default text, of tagging "
+        "the first or tokens",
+    )
+    text_pair_column: str | None = setting(
+        None, "column of the second text, for tasks on pairs; default of similarity text_pair"
+    )
+    label_column: str | None = setting(
+        None,
+        "column or key of the label, of columns of tags a number; default label, of similarity "
+        "score, of tagging the last or tags",
+    )
     target_column: str | None = setting(
         None, "column or key of the text to be written; default that of --label-column, or target"
     )

@@ -756,6 +756,15 @@ def test_predict_gives_the_same_from_arguments_file_and_standard_input(
         assert rows_of(["predict", folder, *named], capsys) == rows
 
 
+def test_help_tells_what_columns_a_family_reads_where_none_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["finetune", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for default in ("label, of similarity score, of tagging the last", "of similarity text_pair"):
+        assert f"default {default}" in said
+
+
 def test_help_tells_a_default_of_zero(capsys: pytest.CaptureFixture[str]) -> None:
     main(["finetune", "--help"])
     told = " ".join(capsys.readouterr().out.split())
