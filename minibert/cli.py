@@ -117,20 +117,25 @@ def _texts_of(values: dict[str, Any], verb: str) -> list[_Line]:
             raise InputError(
                 f"--input {path} is a table; expected one text a line (another name has it read so)"
             )
-        from minibert.tasks.inputs import holds_tags, is_json
-
         content = read_text(path)
-        if is_json(content):
-            raise InputError(f"--input {path} is JSON; expected a text or an object a line")
-        if holds_tags(content):
-            raise InputError(
-                f"--input {path} holds a word and its tag a line, which would be read as texts; "
-                f"`minibert evaluate FOLDER --data {path} --predictions FILE` gives their tags"
-            )
+        _check_texts(content, f"--input {path}", str(path))
         lines = _lines(content)
     if not lines:
         raise InputError(f"nothing to {verb}; give TEXT, --input FILE, or - for standard input")
     return lines
+
+
+def _check_texts(content: str, place: str, path: str = "TAGS") -> None:
+    """Raises InputError where lines are no texts, but parts of something else."""
+    from minibert.tasks.inputs import holds_tags, is_json
+
+    if is_json(content):
+        raise InputError(f"{place} is JSON; expected a text or an object a line")
+    if holds_tags(content):
+        raise InputError(
+            f"{place} holds a word and its tag a line, which would be read as texts; "
+            f"`minibert evaluate FOLDER --data {path} --predictions FILE` gives their tags"
+        )
 
 
 def _print_answers(
@@ -265,14 +270,16 @@ def _typed(words: list[str]) -> list[_Line]:
     """Texts from the command line, or for "-" the lines of standard input.
 
     Raises:
-        InputError: they are not UTF-8.
+        InputError: they are not UTF-8, or what is read is no text a line.
     """
     for number, text in enumerate(words, 1):
         if any("\ud800" <= c <= "\udfff" for c in text):  # how Python shows bytes it cannot read
             raise InputError(f"text {number} is not UTF-8")
     if words != ["-"]:
         return [_Line(f"text {number}", word) for number, word in enumerate(words, 1)]
-    return _lines(decoded(sys.stdin.buffer.read(), "standard input"))
+    content = decoded(sys.stdin.buffer.read(), "standard input")
+    _check_texts(content, "standard input")
+    return _lines(content)
 
 
 def _printable(text: str) -> str:

@@ -756,6 +756,28 @@ def test_predict_gives_the_same_from_arguments_file_and_standard_input(
         assert rows_of(["predict", folder, *named], capsys) == rows
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (
+            '[\n{"text": "storm"}\n]\n',
+            "standard input is JSON; expected a text or an object a line",
+        ),
+        ("Ann B-PER\nleft O\n", "standard input holds a word and its tag a line"),
+    ],
+)
+def test_standard_input_is_refused_where_a_file_would_be(
+    world: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    content: str,
+    named: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    message, _ = complaint(["predict", str(world / "finetuned"), "-"], 2, capsys)
+    assert named in message
+
+
 def test_help_tells_what_columns_a_family_reads_where_none_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
