@@ -168,13 +168,15 @@ def _part_to_score(
 
 
 def _check_layout(task: Task[Any, Any], given: dict[str, str], data: str | None) -> None:
-    """Raises InputError for what is no layout, is not of the task, or has no data to go with."""
+    """Raises InputError for what is no layout, is not of the task, or does not go with the data."""
     for name in given:
         if name not in DATA_LAYOUT:
             raise InputError(f"evaluate takes no {name!r}{did_you_mean(name, DATA_LAYOUT)}")
         if data is None:
             raise InputError(f"{flag(name)} goes with --data")
     task.check_uses(given)
+    if given:  # as refused where something is learnt from it
+        type(task)(FinetuneSettings.from_dict({"task": task.name, "data": data, **given}))
 
 
 def _settings_for(settings: FinetuneSettings, data: str, given: dict[str, str]) -> FinetuneSettings:

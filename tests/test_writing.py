@@ -190,6 +190,12 @@ def test_a_finished_folder_is_scored_again(
     assert main(command[:4]) == 2
     assert "name the second with --target-data" in capsys.readouterr().err
     table = write_jsonl(translated.parent / "more.jsonl", pairs(7, seed=6))
+    for data, extra, refused in (
+        (source, {"target_data": target, "text_column": "en"}, "--text-column is for a table"),
+        (source, {"target_data": target, "source_language": "de"}, "--source-language is for a fo"),
+    ):
+        with pytest.raises(InputError, match=refused):
+            minibert.evaluate(translated, data=data, **extra)
     command = ["evaluate", str(translated), "--data", table, "--text-column", "en"]
     for flag in ("--target-column", "--label-column"):
         assert main([*command, flag, "de"]) == 0
