@@ -64,7 +64,8 @@ _MULTI = "multi_label_classification"
 class Prediction:
     """One text's answer: the likeliest label, its probability, and all of them.
 
-    Of a text that may have several labels, prediction holds those more likely than not.
+    Of a text that may have several labels, prediction holds those more likely than not, and score
+    is that of the least sure yes or no, 0.5 to 1.
     """
 
     text: str
