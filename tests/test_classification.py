@@ -447,9 +447,21 @@ def test_weights_are_given_by_name() -> None:
         weights = class_weights(given, ("x", "y", "a=b"), {})
         assert weights is not None
         assert weights.tolist() == [1, 3, 2]
-    for given, wanted in (("z=1", "no class 'z'"), ("x", "expected none"), ("x=-1", "0 or more")):
-        with pytest.raises(InputError, match=wanted):
-            class_weights(given, ("x", "y"), {})
+    assert class_weights("x=0", ("x", "y"), {}).tolist() == [0, 1]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("z=1", "no class 'z'"),
+        ("x", "expected none"),
+        ("x=-1", "0 or more"),
+        ("x=0, y=0", "every weight is 0"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(given: str, wanted: str) -> None:
+    with pytest.raises(InputError, match=wanted):
+        class_weights(given, ("x", "y"), {})
 
 
 def test_losses_are_the_weighted_and_smoothed_sums() -> None:

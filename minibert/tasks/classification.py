@@ -464,7 +464,7 @@ def class_weights(given: str, labels: Sequence[str], counts: Mapping[str, int]) 
         counts: training examples of each class.
 
     Raises:
-        InputError: not a form that is known, an unknown class, or a weight below 0.
+        InputError: not a form that is known, an unknown class, a weight below 0, or none above it.
     """
     if given == "none":
         return None
@@ -479,6 +479,8 @@ def class_weights(given: str, labels: Sequence[str], counts: Mapping[str, int]) 
         weights[name] = weight
     if not all(0 <= w < float("inf") for w in weights.values()):
         raise InputError(f"--class-weights {given}: weights must be 0 or more")
+    if not any(weights.values()):
+        raise InputError(f"--class-weights {given}: every weight is 0, so nothing would be learnt")
     return torch.tensor(list(weights.values()))
 
 
