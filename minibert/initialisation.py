@@ -76,6 +76,8 @@ def unigram_bias(model: BertForPreTraining, log_prob: Tensor) -> None:
     fall a thousandfold.
 
     Args:
-        log_prob: (V,) nats, of the training text.
+        log_prob: (V,) nats, of the training text. Of further ids, which no token of the text has,
+            each begins as rare as the rarest: at 0 one alone would be foretold as often as all.
     """
+    model.mlm.bias.fill_(float(log_prob.min()))
     model.mlm.bias[: len(log_prob)] = log_prob.float()

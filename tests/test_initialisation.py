@@ -92,7 +92,8 @@ def test_the_first_predictions_are_the_frequencies() -> None:
     log_prob = (frequencies / frequencies.sum()).log()
     unigram_bias(model, log_prob)
     assert torch.equal(model.mlm.bias[:150], log_prob.float())
-    assert (model.mlm.bias[150:] == 0).all()  # tokens that the tokenizer lacks
+    # Ids that the tokenizer lacks, as where a vocabulary was rounded up, are foretold least.
+    assert model.mlm.bias.softmax(0)[150:].sum() < 0.05
     ids = torch.randint(5, 150, (2, 16), generator=torch.Generator().manual_seed(3))
     predicted = model(ids).mlm_logits[..., :150].log_softmax(-1).mean((0, 1))
     assert torch.corrcoef(torch.stack([predicted, log_prob.float()]))[0, 1] > 0.9
