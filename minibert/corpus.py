@@ -68,7 +68,8 @@ class Piece(NamedTuple):
 def find_files(corpus: str | Path | Iterable[str | Path], flag: str = "--corpus") -> list[Path]:
     """The text files behind paths, folders and globs, in a fixed order, each once.
 
-    Of what lies in a folder, names that begin with a dot are left out, and links are followed.
+    Of what lies in a folder, names that begin with a dot are left out, and links are followed. Of
+    what a glob matches, folders are left out.
 
     Args:
         corpus: one of these, or several.
@@ -91,8 +92,13 @@ def find_files(corpus: str | Path | Iterable[str | Path], flag: str = "--corpus"
         else:
             if path.exists():
                 raise InputError(f"{flag} {path} is not a plain file; expected one, or a folder")
-            matches = sorted(Path(m) for m in glob.glob(pattern, recursive=True))
-            matches = [m for m in matches if m.is_file()]
+            named = sorted(Path(m) for m in glob.glob(pattern, recursive=True))
+            matches = [m for m in named if m.is_file()]
+            if not matches and named:
+                raise InputError(
+                    f"{flag} {pattern} matches no file, but folders, which a glob leaves out; name "
+                    f"them, as the shell does without quotes, or their files, as in {pattern}/*.txt"
+                )
             if not matches:
                 raise InputError(f"{flag} {pattern} does not exist; expected a file or folder")
         for match in matches:

@@ -267,6 +267,13 @@ def test_globs_are_sorted_and_leave_folders_out(tmp_path: Path) -> None:
     assert deep == [tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "deep.txt" / "c.txt"]
 
 
+def test_a_glob_of_folders_alone_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "2001").mkdir()
+    write(tmp_path / "2001" / "a.txt", "x")
+    with pytest.raises(InputError, match=r"matches no file, but folders.*\*/\*\.txt"):
+        find_files([str(tmp_path / "*")])
+
+
 def test_each_file_comes_once_in_the_order_of_the_flags(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt", "c.txt"):
         write(tmp_path / name, "x")
