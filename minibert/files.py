@@ -169,8 +169,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes indented JSON, whole or not at all."""
+    """Writes indented JSON, whole or not at all.
+
+    Names of files need not be UTF-8; what of them is none stands as an escape, and is read as it
+    was.
+    """
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    text = _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 

@@ -19,7 +19,7 @@ from minibert.config import BertConfig
 from minibert.convert import weights_file
 from minibert.errors import InputError
 from minibert.estimate import Memory, run_folder_bytes, step_memory, told_bytes
-from minibert.files import read_json
+from minibert.files import read_json, whole_characters
 from minibert.flops import measure_peak_flops, training_flops
 from minibert.layerwise import Layerwise
 from minibert.losses import IGNORE_INDEX
@@ -499,5 +499,6 @@ def closing_table(results: dict[str, Any], folder: Path) -> None:
         )
         rows.append((key, clock(value) if key == "seconds" else text))
     width = max(len(key) for key, _ in rows)
-    print("\n".join(f"{key:<{width}}  {text}" for key, text in rows))
-    print(f"{'folder':<{width}}  {folder}", flush=True)
+    rows.append(("folder", str(folder)))
+    lines = "\n".join(f"{key:<{width}}  {text}" for key, text in rows)
+    print(whole_characters(lines), flush=True)  # names of files need not be UTF-8

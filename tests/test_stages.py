@@ -59,7 +59,8 @@ def pretrained(world: Path) -> RunResult:
 
 def pretrain_in(world: Path, output: str, **options: Any) -> RunResult:
     where = {"output": str(world / output), "cache_dir": str(world / "cache")}
-    return pretrain(corpus=[str(world / "corpus.txt")], **{**LOOP, **where, **options})
+    corpus = [str(world / "corpus.txt")]
+    return pretrain(**{"corpus": corpus, **LOOP, **where, **options})
 
 
 def finetune_in(world: Path, output: str, **options: Any) -> RunResult:
@@ -109,6 +110,18 @@ def test_paths_of_a_list_are_taken_as_strings(world: Path) -> None:
     pretrain(corpus=files, dry_run=True, vocab_size=60, cache_dir=world / "cache", **LOOP)
     settings = FinetuneSettings.from_dict({"task": "imdb", "adapt": [*files, "auto"]})
     assert settings.adapt == [str(files[0]), "auto"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 there")
+def test_a_text_may_have_a_name_that_is_not_utf8(world: Path) -> None:
+    text = world / os.fsdecode(b"caf\xe9.txt")
+    shutil.copy(world / "corpus.txt", text)
+    run = pretrain_in(world, "latin", corpus=[str(text)], preset="tiny", vocab_size=60)
+    assert run.figures["dataset"] == text.name
+    again = pretrain_in(
+        world, "latin", corpus=[str(text)], preset="tiny", vocab_size=60, resume=True
+    )
+    assert again.figures == run.figures
 
 
 def test_values_beside_settings_are_refused_by_name(world: Path) -> None:
