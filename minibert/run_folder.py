@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from minibert.errors import InputError
-from minibert.files import read_json, remove, sync, write_json
+from minibert.files import read_json, remove, sync, whole_characters, write_json
 from minibert.settings import DATA_PLACES, FinetuneSettings, PretrainSettings
 
 # What a run writes, and so what --overwrite removes; anything else in the folder is left alone.
@@ -63,7 +63,8 @@ class RunFolder:
         kept: names of ours that `clear` leaves, such as what a run makes before its first step.
 
     Raises:
-        InputError: another process is using it (its process id is named), or the path is a file.
+        InputError: another process is using it (its process id is named), or the path is a file or
+            not UTF-8.
     """
 
     def __init__(self, path: str | Path, is_main: bool = True, kept: Collection[str] = ()) -> None:
@@ -78,6 +79,8 @@ class RunFolder:
             return self
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--output {self.path} is a file; name a folder")
+        if (shown := whole_characters(str(self.path))) != str(self.path):
+            raise InputError(f"--output {shown} is not UTF-8, as weights files want; name another")
         self._made = not self.path.exists()
         self._parents = [p for p in self.path.parents if not p.exists()]
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,13 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_none(
     monkeypatch.setattr(fcntl, "flock", leave_and_take)
     with RunFolder(place), pytest.raises(InputError, match="in use by process"):
         RunFolder(place).__enter__()
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(InputError, match="caf\ufffd is not UTF-8"), RunFolder(folder):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_cannot_be_written_is_told_by_its_own_name(tmp_path: Path) -> None:
