@@ -47,7 +47,7 @@ class ReaderOptions:
     """How text is cut into documents and sentences.
 
     one_sentence_per_line: a line is a sentence as it stands; otherwise lines are split.
-    document_per_file: a file is one document; otherwise a blank line ends a document.
+    document_per_file: a `.txt` file is one document; otherwise a blank line ends a document.
     text_field: the key of the text in `.jsonl`, where every line is a document.
     encoding_errors: "strict" stops at bytes that are not UTF-8, "replace" reads them as U+FFFD.
     """

@@ -340,7 +340,9 @@ def _add_clean(clean: Parser) -> None:
         help="documents whose first letters and digits agree are one (default 200; 0: never)",
     )
     clean.add_argument("--overwrite", action="store_true", help="replace FILE")
-    clean.add_argument("--document-per-file", action="store_true", help="a file is one document")
+    clean.add_argument(
+        "--document-per-file", action="store_true", help="a file is one document; not a .jsonl"
+    )
     clean.add_argument("--text-field", default="text", metavar="KEY", help="of .jsonl")
     clean.add_argument("--encoding-errors", choices=("strict", "replace"), default="strict")
 

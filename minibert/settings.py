@@ -335,7 +335,9 @@ class PretrainSettings(RunSettings):
     corpus: list[str] = setting([], "text files, folders or globs: .txt .jsonl, also .gz .xz .bz2")
     text_field: str = setting("text", "key of the text in .jsonl, one document a line")
     one_sentence_per_line: bool = setting(False, "lines are sentences as they stand")
-    document_per_file: bool = setting(False, "a file is one document, blank lines or not")
+    document_per_file: bool = setting(
+        False, "a file is one document, blank lines or not; of .jsonl it stays each line"
+    )
     encoding_errors: str = setting(
         "strict", "bytes that are not UTF-8: stop, or U+FFFD", choices=("strict", "replace")
     )
