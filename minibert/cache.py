@@ -55,7 +55,10 @@ def data_fingerprint(
     Args:
         cache_dir: where the digests of a large corpus are kept; `default_cache_dir()` when None.
     """
-    content = json.dumps([_digests(files, cache_dir), asdict(options), reader.READER_VERSION])
+    version: list[Any] = [reader.READER_VERSION]
+    if any(map(reader.is_wikitext, files)):  # which was read as other text once
+        version.append("wikitext")
+    content = json.dumps([_digests(files, cache_dir), asdict(options), *version])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

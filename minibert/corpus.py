@@ -1,8 +1,9 @@
 """Text files -> documents -> sentences.
 
-In: `.txt` and `.jsonl` files, plain or compressed, folders or globs of them. Out: documents as
-lists of sentences, in the order of the files, read in pieces so that neither a file nor a
-document has to fit into memory, nor a line of `.txt` (one of `.jsonl` has to, as JSON asks).
+In: `.txt`, `.jsonl` and WikiText's `.tokens` files, plain or compressed, folders or globs of them.
+Out: documents as lists of sentences, in the order of the files, read in pieces so that neither a
+file nor a document has to fit into memory, nor a line of `.txt` (one of `.jsonl` has to, as JSON
+asks).
 `store.py` turns them into token ids once.
 """
 
@@ -38,6 +39,12 @@ _OF_A_MODEL = {"tokenizer.json", "tokenizer_config.json", "config.json"}
 _VOCABULARIES = {"vocab.txt", "merges.txt"}  # beside one of these
 _JSON_OBJECT = re.compile(rb'\{[ \t]*"(?:[^"\\\n]|\\.)*"[ \t]*:')  # how one begins
 _JSON = re.compile(r'\s*(\{\s*"|\[\s*["{\[])')  # over several lines, or a list of it or of texts
+# WikiText (Merity et al. 2016): the line of an article's title, and of any heading; a mark within a
+# word or number; a word that its publishers left out.
+_TITLE = re.compile(r" *= (?!= )(.+?)(?<! =) = *")
+_HEADING = re.compile(r" *(?:= )+(.+?)(?: =)+ *")
+_INNER_MARK = re.compile(r" @([-,.])@ ")
+_UNKNOWN_WORD = re.compile(r" ?<unk>")
 # Endings of files whose fields or markup would be read as prose.
 _NO_TEXT = {".json": "JSON", ".csv": "a table", ".tsv": "a table", ".html": "HTML", ".htm": "HTML"}
 
@@ -47,7 +54,8 @@ class ReaderOptions:
     """How text is cut into documents and sentences.
 
     one_sentence_per_line: a line is a sentence as it stands; otherwise lines are split.
-    document_per_file: a `.txt` file is one document; otherwise a blank line ends a document.
+    document_per_file: a file but `.jsonl` is one document; otherwise a blank line ends a document,
+        of WikiText the next title.
     text_field: the key of the text in `.jsonl`, where every line is a document.
     encoding_errors: "strict" stops at bytes that are not UTF-8, "replace" reads them as U+FFFD.
     """
@@ -88,7 +96,9 @@ def find_files(corpus: str | Path | Iterable[str | Path], flag: str = "--corpus"
         elif path.is_dir():
             matches = _files_below(path)
             if not matches:
-                raise InputError(f"{flag} {path} holds no .txt or .jsonl file (also .gz .xz .bz2)")
+                raise InputError(
+                    f"{flag} {path} holds no .txt, .jsonl or .tokens file (also .gz .xz .bz2)"
+                )
         else:
             if path.exists():
                 raise InputError(f"{flag} {path} is not a plain file; expected one, or a folder")
@@ -128,8 +138,8 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _kind(path: Path) -> str | None:
-    """ "txt" or "jsonl" by the file's name, compression endings aside; None for other files."""
-    return {".txt": "txt", ".jsonl": "jsonl"}.get(_ending(path))
+    """A file's kind of text by its name, compression endings aside; None for other files."""
+    return {".txt": "txt", ".jsonl": "jsonl", ".tokens": "wikitext"}.get(_ending(path))
 
 
 def _ending(path: Path) -> str:
@@ -166,6 +176,18 @@ def content_digest(path: Path) -> str:
 def is_json_lines(path: Path) -> bool:
     """Whether every line of a file is a document."""
     return _kind(path) == "jsonl"
+
+
+def is_wikitext(path: Path) -> bool:
+    """Whether a file is WikiText as it is published, with words and marks parted by spaces."""
+    return _kind(path) == "wikitext"
+
+
+def plain_line(line: str) -> str:
+    """A line of WikiText as other text has it: no signs of headings, words as they were."""
+    heading = _HEADING.fullmatch(line)
+    text = _INNER_MARK.sub(r"\1", heading[1] if heading else line)
+    return _UNKNOWN_WORD.sub("", text)
 
 
 def is_compressed(path: Path) -> bool:
@@ -365,14 +387,18 @@ def read_pieces(path: Path, options: ReaderOptions) -> Iterator[Piece]:
     if is_json_lines(path):
         yield from _json_documents(path, options)
         return
+    wikitext = is_wikitext(path)
     lines: list[str] = []
     size, starts = 0, True
     for line in _lines(path, options.encoding_errors, longest=_BLOCK):
+        ends = _TITLE.fullmatch(line) is not None if wikitext else not line.strip()
+        if ends and not options.document_per_file:
+            if lines:
+                yield Piece(lines, starts)
+            lines, size, starts = [], 0, True
+        if wikitext:
+            line = plain_line(line)
         if not line.strip():
-            if not options.document_per_file:
-                if lines:
-                    yield Piece(lines, starts)
-                lines, size, starts = [], 0, True
             continue
         lines.append(line)
         size += len(line)

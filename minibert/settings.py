@@ -332,7 +332,9 @@ class PretrainSettings(RunSettings):
         "peak rate; default 1e-3 up to 256 hidden units, then 0.256 / hidden; twice that with "
         "muon, half of it with --model",
     )
-    corpus: list[str] = setting([], "text files, folders or globs: .txt .jsonl, also .gz .xz .bz2")
+    corpus: list[str] = setting(
+        [], "text files, folders or globs: .txt .jsonl .tokens, also .gz .xz .bz2"
+    )
     text_field: str = setting("text", "key of the text in .jsonl, one document a line")
     one_sentence_per_line: bool = setting(False, "lines are sentences as they stand")
     document_per_file: bool = setting(

@@ -109,7 +109,11 @@ def _stretch(files: list[Path], begin: int, size: int, options: ReaderOptions) -
         for line in reader.lines_from(path, begin):
             taken += len(line)
             text = line.decode(errors="replace")
-            yield _json_text(text, options.text_field) if reader.is_json_lines(path) else text
+            if reader.is_json_lines(path):
+                text = _json_text(text, options.text_field)
+            elif reader.is_wikitext(path):
+                text = reader.plain_line(text.rstrip("\r\n"))
+            yield text
             if taken >= size:
                 return
         begin = 0

@@ -161,7 +161,7 @@ BAD_PRETRAINING = {
     "nameless corpus": ("--corpus=", ["--corpus ''", "expected"]),
     "corpus of no plain file": ("--corpus /dev/null", ["/dev/null is not a plain file"]),
     "binary corpus": ("--corpus W/binary.txt", ["binary.txt is binary"]),
-    "empty folder": ("--corpus W/folder", ["holds no .txt or .jsonl"]),
+    "empty folder": ("--corpus W/folder", ["holds no .txt, .jsonl"]),
     "one document": ("--corpus W/one.txt", ["1 document", "--nsp none"]),
     "one sentence": ("--corpus W/sentence.txt --vocab-size 40", ["1 sentence", "--nsp none"]),
     "one sentence alone": ("--corpus W/sentence.txt --vocab-size 40 --nsp none", ["1 sentence"]),

@@ -114,6 +114,23 @@ def test_long_document_comes_in_parts_and_starts_once(tmp_path: Path) -> None:
     assert documents(path) == [[line] * 500, ["last"]]
 
 
+WIKITEXT = """ \n = A = B = \n \n A @-@ B is \u201c <unk> \u201d , 1 @,@ 000 @.@ 5 m .\r
+ \n = = Plot = = \n \n Two . It = 2 .\n \n = Next = \n \n End .\n"""
+
+
+def test_wikitext_is_documents_of_plain_lines(tmp_path: Path) -> None:
+    (tmp_path / "wiki.train.tokens").write_text(WIKITEXT, encoding="utf-8", newline="")
+    (found,) = find_files(tmp_path)
+    first = ["A = B", " A-B is \u201c \u201d , 1,000.5 m .", "Plot", " Two . It = 2 ."]
+    assert documents(found) == [first, ["Next", " End ."]]
+    assert documents(found, ReaderOptions(document_per_file=True)) == [[*first, "Next", " End ."]]
+
+
+def test_other_text_keeps_what_wikitext_would_lose(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", " = A = \n 1 @-@ 2 <unk>\n")
+    assert documents(path) == [[" = A = ", " 1 @-@ 2 <unk>"]]
+
+
 # --- JSON lines --------------------------------------------------------------------------------
 
 
@@ -312,7 +329,7 @@ def test_missing_corpus_is_named(tmp_path: Path, name: str) -> None:
 
 def test_folder_without_text_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", "x")
-    with pytest.raises(InputError, match=r"holds no \.txt or \.jsonl") as caught:
+    with pytest.raises(InputError, match=r"holds no \.txt, \.jsonl or \.tokens") as caught:
         find_files([str(tmp_path)])
     assert str(tmp_path) in str(caught.value)
 

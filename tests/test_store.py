@@ -237,6 +237,11 @@ def test_second_open_reads_what_the_first_wrote(
     assert second.data_fingerprint == first.data_fingerprint == data_fingerprint([path], PLAIN)
 
 
+def test_the_same_bytes_as_wikitext_are_other_text(tmp_path: Path) -> None:
+    plain, wikitext = (write(tmp_path / name, " = w1 = \n") for name in ("a.txt", "a.tokens"))
+    assert data_fingerprint([plain], PLAIN) != data_fingerprint([wikitext], PLAIN)
+
+
 def test_changed_content_of_the_same_size_and_time_gives_another_store(
     words: WordPiece, cache: Path, tmp_path: Path
 ) -> None:

@@ -108,6 +108,11 @@ def test_json_lines_are_sampled_by_their_text_and_broken_ones_passed_over(
     assert [t for t in sample([path], PLAIN, 1) if t] == ["one\ntwo", "last"]
 
 
+def test_wikitext_is_sampled_as_plain_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tokens", " = Title = \n \n one @-@ way <unk>\n")
+    assert [t for t in sample([path], PLAIN, 1) if t.strip()] == ["Title", " one-way"]
+
+
 def test_a_sampled_json_line_longer_than_a_block_is_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
