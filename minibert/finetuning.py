@@ -323,7 +323,7 @@ class _Run:
         )
         if not self.world.is_main:
             return RunResult(folder.path, {}, start.model)
-        start.tokenizer.save(folder.path)
+        start.tokenizer.save(folder.path, start.model.config.max_position_embeddings)
         task.save(folder.path)
         results = _results(task, splits, parts, predictions)
         results |= self._known_baseline(splits, parts) if baseline is None else baseline

@@ -189,8 +189,13 @@ class WordPiece:
             and added <= set(SPECIAL_TOKENS)
         )
 
-    def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.json, vocab.txt and tokenizer_config.json in the published layout."""
+    def save(self, folder: str | Path, max_length: int | None = None) -> None:
+        """Writes tokenizer.json, vocab.txt and tokenizer_config.json in the published layout.
+
+        Args:
+            max_length: tokens that the model has positions for, special ones included, to which
+                transformers then cuts texts with `truncation=True`; ours go by the model itself.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "tokenizer.json", lambda p: self.backend.save(str(p)))
@@ -204,6 +209,8 @@ class WordPiece:
             "strip_accents": _normalizer_option(self.backend, "strip_accents"),
             **dict(zip(names, SPECIAL_TOKENS, strict=True)),
         }
+        if max_length is not None:
+            settings["model_max_length"] = max_length
         write_json(folder / "tokenizer_config.json", settings)
 
     @classmethod

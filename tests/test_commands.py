@@ -428,6 +428,13 @@ def test_other_bad_commands_end_with_2_and_one_line(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("name", ["pretrained", "finetuned"])
+def test_a_folder_tells_other_readers_how_many_tokens_it_takes(world: Path, name: str) -> None:
+    config = json.loads((world / name / "config.json").read_text())
+    told = json.loads((world / name / "tokenizer_config.json").read_text())["model_max_length"]
+    assert told == config["max_position_embeddings"]
+
+
 def test_texts_that_may_come_from_a_file_are_not_told_as_missing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -30,6 +30,7 @@ from minibert.errors import InputError
 from minibert.heads import BertForPreTraining, BertForSequenceClassification
 from minibert.losses import masked_lm_loss, next_sentence_loss
 from minibert.model import BertModel
+from minibert.model_folders import open_model_folder
 from minibert.runs import weights_digest
 from minibert.token_heads import BertForQuestionAnswering, BertForTokenClassification
 
@@ -129,6 +130,16 @@ def test_name_table_covers_every_parameter_exactly_once(
     assert covered == set(table)
     published = list(itertools.chain.from_iterable(table.values()))
     assert len(published) == len(set(published))
+
+
+@pytest.mark.parametrize("name", ["minibert-mini-en", "minibert-small-en"])
+def test_transformers_cuts_a_long_text_to_what_a_bundled_model_takes(
+    transformers: ModuleType, name: str
+) -> None:
+    folder = open_model_folder(name)
+    ids = transformers.AutoTokenizer.from_pretrained(folder)("film " * 600, truncation=True)
+    longest = BertConfig.from_pretrained(folder).max_position_embeddings
+    assert len(ids["input_ids"]) == longest
 
 
 def test_name_table_names_what_transformers_names(
