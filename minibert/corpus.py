@@ -9,30 +9,27 @@ asks).
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import glob
-import gzip
 import hashlib
 import json
 import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from minibert.errors import InputError
-from minibert.files import UTF16, listed
+from minibert.files import UTF16, ending, is_compressed, listed, open_bytes
 
 READER_VERSION = 1  # part of every cache key: raise it when the same file gives other sentences
 _DIGEST_WHOLE = 64 << 20  # bytes up to which a file is read whole to know it again
 _DIGEST_BLOCKS = 1024  # and in how many blocks as much is read of a larger one
 _BLOCK = 1 << 20  # bytes read at a time, and characters of a document handed on at a time
 _HEAD = 1 << 16  # bytes that tell what a file is
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"PK\x03\x04": "zip"}
 _DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error)
 _OF_A_MODEL = {"tokenizer.json", "tokenizer_config.json", "config.json"}
@@ -139,20 +136,7 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _kind(path: Path) -> str | None:
     """A file's kind of text by its name, compression endings aside; None for other files."""
-    return {".txt": "txt", ".jsonl": "jsonl", ".tokens": "wikitext"}.get(_ending(path))
-
-
-def _ending(path: Path) -> str:
-    """A file name's ending in lower case, that of compression aside."""
-    suffixes = [s.lower() for s in path.suffixes]
-    if suffixes and suffixes[-1] in _OPENERS:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
-
-
-def _open(path: Path) -> IO[bytes]:
-    handle: IO[bytes] = _OPENERS.get(path.suffix.lower(), open)(path, "rb")
-    return handle
+    return {".txt": "txt", ".jsonl": "jsonl", ".tokens": "wikitext"}.get(ending(path))
 
 
 def content_digest(path: Path) -> str:
@@ -190,11 +174,6 @@ def plain_line(line: str) -> str:
     return _UNKNOWN_WORD.sub("", text)
 
 
-def is_compressed(path: Path) -> bool:
-    """Whether a file is read through a decompressor, which knows no way into its middle."""
-    return path.suffix.lower() in _OPENERS
-
-
 def lines_from(path: Path, begin: int) -> Iterator[bytes]:
     """The whole lines after a place in a file, as they stand; one of `.txt` over 1 MiB in parts.
 
@@ -206,7 +185,7 @@ def lines_from(path: Path, begin: int) -> Iterator[bytes]:
     """
     longest = -1 if is_json_lines(path) else _BLOCK
     try:
-        with _open(path) as handle:
+        with open_bytes(path) as handle:
             if begin:
                 handle.seek(begin - 1)
                 handle.readline(longest)  # the rest of a line
@@ -271,7 +250,7 @@ def check_readable(path: Path) -> None:
             table or HTML, binary, or has lines that CR alone ends.
     """
     try:
-        with _open(path) as handle:
+        with open_bytes(path) as handle:
             head = handle.read(_HEAD)
             while head and not head.strip():
                 head = handle.read(_HEAD)
@@ -289,7 +268,7 @@ def check_readable(path: Path) -> None:
         raise InputError(f"{path} is a tar archive; unpack it and name what it holds")
     if not is_json_lines(path) and _begins_with_json(head):
         raise InputError(f"{path} holds JSON lines; name it .jsonl, packed .jsonl.gz, to read them")
-    kind = "JSON" if not is_json_lines(path) and _is_json(head) else _NO_TEXT.get(_ending(path))
+    kind = "JSON" if not is_json_lines(path) and _is_json(head) else _NO_TEXT.get(ending(path))
     if kind:
         raise InputError(
             f"{path} is {kind}, not plain text; expected that, or JSON lines named .jsonl with the "
@@ -336,7 +315,7 @@ def _lines(path: Path, errors: str, longest: int | None) -> Iterator[str]:
     parts, offset = [""], 0  # of the line that has not ended
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     begun = cut_before = False
-    with _open(path) as handle:
+    with open_bytes(path) as handle:
         while True:
             try:
                 fresh = handle.read(_BLOCK)

@@ -15,7 +15,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from minibert.errors import InputError
 
@@ -56,6 +56,25 @@ def listed(given: str | Path | Iterable[str | Path]) -> list[str]:
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
 
+def is_compressed(path: Path) -> bool:
+    """Whether a file is read through a decompressor, which knows no way into its middle."""
+    return path.suffix.lower() in OPENERS
+
+
+def ending(path: Path) -> str:
+    """A file name's ending in lower case, that of compression aside."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in OPENERS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """A file to read, through the decompressor that its name asks for."""
+    handle: IO[bytes] = OPENERS.get(path.suffix.lower(), open)(path, "rb")
+    return handle
+
+
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, also .gz, .xz or .bz2; a byte-order mark is dropped.
 
@@ -65,8 +84,8 @@ def read_text(path: Path) -> str:
         InputError: the file is missing, damaged or not UTF-8 (line and byte are named).
     """
     try:
-        with OPENERS.get(path.suffix, open)(path, "rb") as handle:
-            content: bytes = handle.read()
+        with open_bytes(path) as handle:
+            content = handle.read()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
@@ -97,8 +116,7 @@ TABLES = (".csv", ".tsv", ".jsonl")
 
 def table_kind(path: Path) -> str | None:
     """One of `TABLES`, by a file's name, packed or not; None where the name is of no table."""
-    suffixes = [suffix for suffix in path.suffixes if suffix not in OPENERS]
-    kind = suffixes[-1].lower() if suffixes else ""
+    kind = ending(path)
     return kind if kind in TABLES else None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from minibert import corpus as reader
 from minibert.cache import cache_key, default_cache_dir
 from minibert.corpus import ReaderOptions
+from minibert.files import is_compressed
 from minibert.progress import Progress
 from minibert.tokenizer import WordPiece, train_wordpiece
 
@@ -95,7 +96,7 @@ def sample(files: list[Path], options: ReaderOptions, count: int) -> Iterator[st
 
     for first, group in itertools.groupby(places, file_of):
         within = [place - (ends[first - 1] if first else 0) for place in group]
-        if reader.is_compressed(files[first]):
+        if is_compressed(files[first]):
             yield from _stretch(files[first:], 0, len(within) * _STRETCH, options)
             continue
         for begin in within:

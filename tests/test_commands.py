@@ -313,12 +313,13 @@ def test_json_lines_with_labels_are_read_by_their_text(
     assert first["text"] == "a fine film"
 
 
+@pytest.mark.parametrize("name", ["own.csv.gz", "OWN.CSV.GZ"])
 def test_a_table_is_read_by_its_columns(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    with gzip.open(tmp_path / "own.csv.gz", "wt") as handle:
+    with gzip.open(tmp_path / name, "wt") as handle:
         handle.write('id,review,label\n7,"a fine,\nlong film",pos\n8,storm,neg\n')
-    line = ["predict", str(world / "finetuned"), "--input", str(tmp_path / "own.csv.gz")]
+    line = ["predict", str(world / "finetuned"), "--input", str(tmp_path / name)]
     capsys.readouterr()
     assert main([*line, "--text-column", "review"]) == 0
     rows = [json.loads(row) for row in capsys.readouterr().out.splitlines()]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from minibert.corpus import split_sentences
 from minibert.errors import InputError
-from minibert.files import OPENERS, read_text, table_kind
+from minibert.files import ending, read_text, table_kind
 from minibert.tasks.tables import Row, column, read_table
 
 
@@ -228,8 +228,7 @@ def _lines_of(path: Path) -> list[str]:
 
 def _kind(path: Path) -> str | None:
     """As `table_kind`; a file that is called .json is taken for JSON lines, too."""
-    endings = [suffix for suffix in path.suffixes if suffix not in OPENERS]
-    return ".jsonl" if endings[-1:] == [".json"] else table_kind(path)
+    return ".jsonl" if ending(path) == ".json" else table_kind(path)
 
 
 def _rows(path: Path, columns: dict[str, str]) -> list[Row]:
