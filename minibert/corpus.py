@@ -3,8 +3,7 @@
 In: `.txt`, `.jsonl` and WikiText's `.tokens` files, plain or compressed, folders or globs of them.
 Out: documents as lists of sentences, in the order of the files, read in pieces so that neither a
 file nor a document has to fit into memory, nor a line of `.txt` (one of `.jsonl` has to, as JSON
-asks).
-`store.py` turns them into token ids once.
+asks). `store.py` turns them into token ids once.
 """
 
 from __future__ import annotations

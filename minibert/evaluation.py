@@ -102,8 +102,12 @@ def _read(task: Task[Any, Any], is_other: bool) -> tuple[Source, Splits[Any]]:
 
 def _check_kept(settings: FinetuneSettings, predictions: str | Path | None) -> None:
     """Refuses predictions that would take the place of a file of the data."""
+    if predictions is None or not Path(predictions).is_file():
+        return
+    path = Path(predictions).resolve()
     for name in DATA_PLACES:
-        if predictions is not None and _is_same_file(Path(predictions), getattr(settings, name)):
+        place = getattr(settings, name)
+        if place is not None and Path(place).resolve() in (path, *path.parents):
             raise InputError(f"--predictions {predictions} is a file of {flag(name)}; name another")
 
 

@@ -115,12 +115,12 @@ class Plan:
     @property
     def quick(self) -> str:
         """What makes it a quick look, empty where nothing does."""
-        told = {
-            ("training example", "a task at most"): self.limit,
-            ("minute", "a fine-tuning"): self.max_minutes,
-            ("step", "a fine-tuning"): self.max_steps,
-        }
-        return ", ".join(f"{counted(n, noun)} {each}" for (noun, each), n in told.items() if n)
+        told = (
+            (self.limit, "training example", "a task at most"),
+            (self.max_minutes, "minute", "a fine-tuning"),
+            (self.max_steps, "step", "a fine-tuning"),
+        )
+        return ", ".join(f"{counted(n, noun)} {each}" for n, noun, each in told if n)
 
 
 def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:

@@ -107,12 +107,13 @@ def _stretch(files: list[Path], begin: int, size: int, options: ReaderOptions) -
     """Lines from a place of the first file on, as many as make up a size in bytes."""
     taken = 0
     for path in files:
+        is_json, is_wikitext = reader.is_json_lines(path), reader.is_wikitext(path)
         for line in reader.lines_from(path, begin):
             taken += len(line)
             text = line.decode(errors="replace")
-            if reader.is_json_lines(path):
+            if is_json:
                 text = _json_text(text, options.text_field)
-            elif reader.is_wikitext(path):
+            elif is_wikitext:
                 text = reader.plain_line(text.rstrip("\r\n"))
             yield text
             if taken >= size:

@@ -447,7 +447,8 @@ def test_weights_are_given_by_name() -> None:
         weights = class_weights(given, ("x", "y", "a=b"), {})
         assert weights is not None
         assert weights.tolist() == [1, 3, 2]
-    assert class_weights("x=0", ("x", "y"), {}).tolist() == [0, 1]  # type: ignore[union-attr]
+    weights = class_weights("x=0", ("x", "y"), {})
+    assert weights is not None and weights.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -663,6 +664,16 @@ def test_predictions_are_not_written_over_the_data(world: Path) -> None:
         with pytest.raises(InputError, match=r"--predictions .*kept.csv is a file of --data"):
             minibert.evaluate(folder, **options, predictions=world / "." / "kept.csv")
     assert Path(data).read_bytes() == before
+
+
+def test_predictions_are_not_written_over_a_file_of_a_folder_of_data(world: Path) -> None:
+    data = write_rows(world / "kept-2.csv", rows_of(10))
+    folder = tune(world, "kept-2", task="classification", data=data, max_steps=1)
+    kept = world / "reviews-kept" / "test" / "pos" / "1_7.txt"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    with pytest.raises(InputError, match=r"--predictions .*1_7.txt is a file of --data"):
+        minibert.evaluate(folder, data=world / "reviews-kept", predictions=kept)
 
 
 def test_evaluate_scores_what_a_run_learnt_from_as_its_train_split(world: Path) -> None:
