@@ -40,7 +40,7 @@ _LOG = ("run.json", "results.json", "metrics.jsonl")
 _OF_PLACES = (
     *("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file"),
 )
-_OF_A_TASK = ("qa.json", "similarity.json", "target_tokenizer.json")
+_OF_A_TASK = ("classification.json", "qa.json", "similarity.json", "target_tokenizer.json")
 
 
 def export(

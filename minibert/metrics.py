@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+
+_MOST_THRESHOLDS = 1000
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_labels: int) -> np.ndarray:
@@ -102,6 +106,40 @@ def multi_label_figures(labels: np.ndarray, predictions: np.ndarray) -> dict[str
         "f1": float(class_figures(hits, predicted, true)["f1"].mean()),
         "f1_micro": float(2 * hits.sum() / both) if both else 0.0,
     }
+
+
+def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve: how often a yes has a higher score than a no, a tie half (0..1).
+
+    It asks for no threshold, so it compares models that say yes more or less often. 0.5 where the
+    labels are all alike, of which no pair can be made (Hanley & McNeil 1982).
+
+    Args:
+        labels: (examples,) truth values. scores: (examples,), high for yes.
+    """
+    yes = int(labels.sum())
+    pairs = yes * (len(labels) - yes)
+    if not pairs:
+        return 0.5
+    return float((_ranks(scores)[labels].sum() - yes * (yes + 1) / 2) / pairs)
+
+
+def best_threshold(shares: np.ndarray, figure: Callable[[float], float]) -> float:
+    """The threshold, 0..1, whose figure is highest; of equals the one nearest to 0.5.
+
+    Tried are 0.5 and the middle between each two neighbouring shares; of more than a thousand of
+    these a thousand, as many shares apart.
+
+    Args:
+        shares: probabilities of yes, of any shape.
+        figure: what answers above a threshold are worth, such as their F1.
+    """
+    values = np.unique(shares.astype(np.float64))
+    middles = (values[1:] + values[:-1]) / 2
+    if len(middles) > _MOST_THRESHOLDS:
+        middles = middles[np.linspace(0, len(middles) - 1, _MOST_THRESHOLDS).round().astype(int)]
+    tried = sorted([0.5, *middles.tolist()], key=lambda t: abs(t - 0.5))
+    return max(tried, key=figure)  # of equals the first
 
 
 def pearson(first: np.ndarray, second: np.ndarray) -> float:

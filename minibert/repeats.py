@@ -36,7 +36,7 @@ from minibert.settings import FinetuneSettings
 from minibert.train import NonFiniteError
 
 # What has no mean worth telling; a threshold on scores goes with its model alone.
-_NO_MEAN = ("seconds", "steps", "best_step", "null_threshold")
+_NO_MEAN = ("seconds", "steps", "best_step", "threshold", "null_threshold")
 
 
 class BeforeSeeds(Protocol):

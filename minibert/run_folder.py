@@ -27,6 +27,7 @@ _OURS = (
     "tokenizer_config.json",
     "README.txt",  # of a model that writes texts, else somebody's own
     "target_tokenizer.json",
+    "classification.json",
     "qa.json",
     "similarity.json",
     "metrics.jsonl",

@@ -51,6 +51,7 @@ DEFAULT_MODE = "cross-encoder"  # of similarity
 MIN_STEPS = 500  # of fine-tuning where no budget is given ...
 MOST_EPOCHS = 20  # ... if so many passes give them (Mosbach et al. 2021, section 6)
 OWN_TEXT = "auto"  # the word for the task's own text, in --adapt
+BEST = "best"  # the word for what dev chooses, in --threshold
 NO_TASK = "none"  # the word for no --intermediate-task, whatever a recipe says
 SHORT_SHARE = 0.9  # of the budget, with --short-length (Devlin et al. 2019, A.2)
 SCHEDULES = ("linear", "cosine", "constant-then-linear")
@@ -530,6 +531,16 @@ class FinetuneSettings(RunSettings):
         "none", "of the loss: none, balanced, or name=weight,name=weight, or a JSON object"
     )
     label_smoothing: float = setting(0.0, "share of the target that is spread over all classes")
+    positive_label: str | None = setting(
+        None,
+        "of two classes: the one whose F1 is told (f1_binary) and whose probability --threshold is "
+        "held against; default that of the set, else the second",
+    )
+    threshold: str | None = setting(
+        None,
+        "of two classes or several labels: the probability above which yes is said, or 'best': the "
+        "one with the best dev figure (--select); kept with the model; default 0.5",
+    )
     mode: str | None = setting(
         None,
         "of similarity: both texts read together, or a vector of each; default cross-encoder",
@@ -634,6 +645,8 @@ class FinetuneSettings(RunSettings):
             found.append(f"--intermediate-task {self.task} is the task itself; name another")
         if not 0 <= self.label_smoothing < 1:
             found.append(f"--label-smoothing is {self.label_smoothing}, must be in [0, 1)")
+        if self.threshold not in (None, BEST) and not 0 < (self.fixed_threshold or 0) < 1:
+            found.append(f"--threshold is {self.threshold}, must be in (0, 1), or {BEST!r}")
         if self.freeze_layers is not None and self.freeze_layers < 0:
             found.append(f"--freeze-layers is {self.freeze_layers}, must be 0 or more")
         if self.freeze_layers is not None and self.random_weights:
@@ -692,6 +705,14 @@ class FinetuneSettings(RunSettings):
                 f"{self.max_minutes:g}"
             )
         return found
+
+    @property
+    def fixed_threshold(self) -> float | None:
+        """The number that --threshold names, if it is one."""
+        try:
+            return None if self.threshold is None else float(self.threshold)
+        except ValueError:
+            return None
 
     @property
     def least_steps(self) -> int:

@@ -790,6 +790,127 @@ def test_a_single_tag_is_yes_or_no(world: Path, tmp_path: Path) -> None:
         read(data=never)
 
 
+def mails(count: int = 80) -> list[dict[str, Any]]:
+    """One in four is spam, and a third of these reads as the others do."""
+    return [
+        {
+            "text": f"valley {'storm winter' if i % 4 == 0 and i % 3 else 'castle river'} {i}",
+            "label": "good" if i % 4 else "bad",
+        }
+        for i in range(count)
+    ]
+
+
+def test_a_threshold_that_dev_chooses_is_kept_and_used(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_rows(world / "mails.csv", mails())
+    options = {"positive_label": "bad", "threshold": "best", "select": "f1_binary"}
+    loop = {"dev_fraction": 0.4, "max_steps": 40, "eval_every": 10, "learning_rate": 1e-3}
+    folder = tune(world, "mails", task="classification", data=data, **options, **loop)
+    results = results_of(folder)
+    kept = json.loads((folder / "classification.json").read_text())
+    assert kept == {"positive_label": "bad", "threshold": results["threshold"]}
+    assert f"bad is said above {kept['threshold']:.4g}" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    model = minibert.load(folder)
+    shares = [p.probabilities["bad"] for p in model.predict([row["text"] for row in rows])]
+    truth = np.array([row["label"] == "bad" for row in rows])
+
+    def f1(threshold: float) -> float:
+        said = np.array(shares) > threshold
+        return 2 * (said & truth).sum() / (said.sum() + truth.sum())
+
+    # What is scored is dev, so no threshold is better there.
+    assert results["f1_binary"] == pytest.approx(max(f1(t) for t in (0, *shares)))
+    assert results["f1_binary"] == pytest.approx(results["per_class"]["bad"]["f1"])
+    assert results["dev_f1_binary"] == pytest.approx(results["f1_binary"])
+    for row, share in zip(rows, shares, strict=True):
+        assert row["prediction"] == ("bad" if share > kept["threshold"] else "good")
+        own = share if row["prediction"] == "bad" else 1 - share
+        assert row["score"] == pytest.approx(own, abs=1e-5)
+    again = minibert.evaluate(folder)
+    assert {k: again[k] for k in ("f1_binary", "threshold", "roc_auc", "confusion_matrix")} == {
+        k: results[k] for k in ("f1_binary", "threshold", "roc_auc", "confusion_matrix")
+    }
+    minibert.export(folder, tmp_path / "alone", dtype="fp32", log=False)
+    alone = minibert.load(tmp_path / "alone")
+    assert alone.task.threshold == kept["threshold"]
+    texts = [row["text"] for row in rows]
+    assert [p.prediction for p in alone.predict(texts)] == [row["prediction"] for row in rows]
+
+
+def test_a_threshold_that_is_named_moves_every_answer(world: Path) -> None:
+    data = write_rows(world / "named.csv", mails(40))
+    same = {"task": "classification", "data": data, "max_steps": 4}
+    plain = tune(world, "named-none", **same)
+    low, high = (tune(world, f"named-{t}", **same, threshold=t) for t in ("0.001", "0.999"))
+    said = [
+        {
+            json.loads(row)["prediction"]
+            for row in (f / "predictions.jsonl").read_text().split("\n")[:-1]
+        }
+        for f in (low, high)
+    ]
+    assert said == [{"good"}, {"bad"}]  # the second class is the positive one
+    assert not (plain / "classification.json").exists()
+    figures = [results_of(folder) for folder in (plain, low, high)]
+    assert len({f["roc_auc"] for f in figures}) == len({f["loss"] for f in figures}) == 1
+    assert figures[1]["threshold"] == 0.001
+    assert not any("f1_binary" in f for f in figures)  # no class was named
+
+
+def test_several_labels_have_one_threshold(world: Path) -> None:
+    rows = [
+        {"text": f"valley {words} {i}", "label": tags}
+        for i in range(24)
+        for words, tags in (("storm winter", ["a"]), ("castle river", []), ("garden", ["a", "b"]))
+    ]
+    data = write_rows(world / "tags.jsonl", rows)
+    folder = tune(world, "tags", task="classification", data=data, threshold="best", max_steps=12)
+    results = results_of(folder)
+    model = minibert.load(folder)
+    for row in map(json.loads, (folder / "predictions.jsonl").read_text().splitlines()):
+        (answer,) = model.predict([row["text"]])
+        yes = [n for n, p in answer.probabilities.items() if p > results["threshold"]]
+        assert answer.prediction == row["prediction"] == yes
+    (folder / "classification.json").unlink()  # as it would have been without
+    without = minibert.evaluate(folder)
+    assert "threshold" not in without
+    assert without["f1_micro"] <= results["f1_micro"]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"threshold": "1"}, "--threshold is 1, must be in .0, 1., or 'best'"),
+        ({"threshold": "nan"}, "--threshold is nan, must be"),
+        ({"threshold": "half"}, "--threshold is half, must be"),
+        ({"threshold": "0.3"}, "--threshold goes with two classes or .*classification has 3 cl"),
+        ({"positive_label": "bad"}, "--positive-label goes with two classes; .* has 3 classes"),
+    ],
+)
+def test_thresholds_that_cannot_be_used_are_refused(
+    world: Path, options: dict[str, str], wanted: str
+) -> None:
+    data = write_rows(world / "three.csv", rows_of(8))
+    with pytest.raises(InputError, match=wanted):
+        tune(world, "refused", task="classification", data=data, max_steps=1, **options)
+
+
+def test_a_positive_label_is_one_of_the_classes(world: Path) -> None:
+    data = write_rows(world / "two.csv", mails(20))
+    same = {"task": "classification", "data": data, "max_steps": 1}
+    with pytest.raises(InputError, match="--positive-label 'god' is none of bad, good; did you"):
+        tune(world, "refused", **same, positive_label="god")
+    with pytest.raises(InputError, match="--select 'f1_binary' is no figure"):
+        tune(world, "refused", **same, select="f1_binary")
+    several = [row | {"label": [row["label"]]} for row in mails(20)]
+    same["data"] = write_rows(world / "two.jsonl", several)
+    with pytest.raises(InputError, match="--positive-label goes with .* has texts with several"):
+        tune(world, "refused", **same, positive_label="bad")
+
+
 def test_a_label_that_only_dev_has_is_a_class(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibert.metrics import classification_figures, confusion_matrix
+from minibert.metrics import (
+    best_threshold,
+    classification_figures,
+    confusion_matrix,
+    roc_auc,
+)
 
 
 def figures(labels: list[int], predictions: list[int], num_labels: int) -> dict[str, float]:
@@ -108,3 +113,51 @@ def test_a_matrix_is_the_same_of_lists_and_of_small_numbers(kind: Any) -> None:
 def test_what_is_no_class_is_refused(label: int, prediction: int) -> None:
     with pytest.raises(ValueError, match=r"is (3|-1); expected 0 to 2"):
         confusion_matrix(np.array([label]), np.array([prediction]), 3)
+
+
+# --- thresholds -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_area_under_the_curve_equals_scikit_learn(seed: int) -> None:
+    reference = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(seed)
+    labels = np.array([True, False, *(rng.random(30) < 0.3)])
+    scores = rng.integers(0, 2 + seed, len(labels)) / 20  # many of them equal
+    assert roc_auc(labels, scores) == pytest.approx(reference.roc_auc_score(labels, scores))
+
+
+def test_area_under_the_curve_by_hand() -> None:
+    labels = np.array([True, False, True, False])
+    assert roc_auc(labels, np.array([0.9, 0.1, 0.4, 0.6])) == 0.75  # three of four pairs
+    assert roc_auc(labels, np.full(4, 0.3)) == 0.5
+    assert roc_auc(np.array([True, True]), np.array([0.1, 0.2])) == 0.5
+
+
+def test_the_best_threshold_is_found_between_shares() -> None:
+    shares = np.array([0.1, 0.2, 0.3, 0.8], np.float32)
+    labels = np.array([False, True, True, True])
+    right = {t: ((shares > t) == labels).mean() for t in (0.15, 0.25, 0.5)}
+    found = best_threshold(shares, lambda t: float(((shares > t) == labels).mean()))
+    assert found == pytest.approx(0.15)
+    assert right == {0.15: 1.0, 0.25: 0.75, 0.5: 0.5}
+
+
+def test_of_equal_thresholds_the_one_nearest_to_half_is_taken() -> None:
+    shares = np.array([0.05, 0.1, 0.7, 0.99])
+    assert best_threshold(shares, lambda t: 1.0) == 0.5
+    assert best_threshold(shares, lambda t: float(t > 0.5)) == pytest.approx((0.7 + 0.99) / 2)
+    assert best_threshold(np.full(3, 0.2), lambda t: 1.0) == 0.5
+
+
+def test_a_thousand_thresholds_are_tried_at_most() -> None:
+    tried: list[float] = []
+    shares = np.linspace(0, 1, 5001)
+
+    def figure(threshold: float) -> float:
+        tried.append(threshold)
+        return -abs(threshold - 0.81)
+
+    assert best_threshold(shares, figure) == pytest.approx(0.81, abs=0.001)
+    assert len(tried) == 1001
+    assert (min(tried), max(tried)) == (pytest.approx(0.0001), pytest.approx(0.9999))

@@ -32,7 +32,6 @@ from minibert.tasks.classification import (
     ClassificationTask,
     confusion_text,
     per_class_text,
-    score,
     tfidf_baseline,
 )
 from minibert.tasks.labelled import LabelledText, read_own
@@ -53,7 +52,10 @@ def find_imdb_data(data: str | None) -> Source:
 
 # --- settings of some families --------------------------------------------------------------------
 
-GIVEN: dict[str, Any] = {"class_weights": "balanced", "mode": "bi-encoder", "length_penalty": 0.1}
+GIVEN: dict[str, Any] = {
+    **{"class_weights": "balanced", "mode": "bi-encoder", "length_penalty": 0.1},
+    "threshold": "best",
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -521,7 +523,9 @@ def test_errors_are_the_wrong_answers_surest_first() -> None:
 
 
 def test_score_of_known_probabilities() -> None:
-    figures = score(np.array([[0.9, 0.1], [0.25, 0.75], [0.5, 0.5]]), np.array([0, 0, 0]))
+    task = ClassificationTask(FinetuneSettings(task="imdb"))
+    examples = [LabelledText(str(i), "x", "neg") for i in range(3)]
+    figures = task.score(examples, list(np.array([[0.9, 0.1], [0.25, 0.75], [0.5, 0.5]])))
     assert figures["accuracy"] == pytest.approx(2 / 3)
     assert figures["loss"] == pytest.approx(-np.log([0.9, 0.25, 0.5]).mean())
 

@@ -49,7 +49,7 @@ P = TypeVar("P")  # a prediction
 FAMILY_SETTINGS = frozenset(
     {
         *(*DATA_LAYOUT, "dev_target_data", "test_target_data", "doc_stride"),
-        *("class_weights", "label_smoothing", "mode"),
+        *("class_weights", "label_smoothing", "positive_label", "threshold", "mode"),
         *("target_vocab_size", "max_target_length", "decoder_layers", "num_beams"),
         *("length_penalty", "no_repeat_ngram"),
     }

@@ -21,20 +21,22 @@ from torch import Tensor, nn
 
 from minibert.config import BertConfig
 from minibert.errors import InputError, TextError, did_you_mean
-from minibert.files import table_kind, whole_characters
+from minibert.files import read_json, table_kind, whole_characters, write_json
 from minibert.heads import BertForSequenceClassification
 from minibert.losses import classification_loss, multi_label_loss
 from minibert.metrics import (
+    best_threshold,
     class_figures,
     classification_figures,
     confusion_matrix,
     matrix_counts,
     multi_label_counts,
     multi_label_figures,
+    roc_auc,
 )
 from minibert.runs import log_line
 from minibert.runtime import Runtime
-from minibert.settings import FinetuneSettings
+from minibert.settings import BEST, FinetuneSettings
 from minibert.tasks.base import Predictor, Source, Splits, Task
 from minibert.tasks.batches import Feature, inputs_of
 from minibert.tasks.classical import nb_svm_answers, tfidf_answers
@@ -58,6 +60,7 @@ _LISTED_ERRORS = 50
 _WIDEST_MATRIX = 6  # classes of a confusion matrix that is printed
 _LARGEST_MATRIX = 200  # and of one that results hold
 _MULTI = "multi_label_classification"
+_FILE = "classification.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Prediction:
     """One text's answer: the likeliest label, its probability, and all of them.
 
     Of a text that may have several labels, prediction holds those more likely than not, and score
-    is that of the least sure yes or no, 0.5 to 1.
+    is that of the least sure yes or no. A model with a threshold says yes above that instead.
     """
 
     text: str
@@ -92,7 +95,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
     model_class = BertForSequenceClassification
     uses = (
         *("text_column", "text_pair_column", "label_column", "label_separator"),
-        *("class_weights", "label_smoothing"),
+        *("class_weights", "label_smoothing", "positive_label", "threshold"),
     )
     selectable: tuple[str, ...] = ("accuracy", "f1", "matthews")
 
@@ -104,6 +107,8 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         self._own_labels: tuple[str, ...] = ()  # of all own examples, dev and --limit left out too
         self.weights: Tensor | None = None
         self.positives: Tensor | None = None  # of texts with several labels
+        self.positive_label = settings.positive_label or (self.public and self.public.positive)
+        self.threshold = settings.fixed_threshold
         if self.public:
             self.places = tuple(f"data/downloads/{place}" for place in self.public.places)
             self.sample = self.name
@@ -186,8 +191,9 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
             self.labels = self._own_labels or classes_of(train)
         if self.multi:
             self.metric, self.selectable = "f1_micro", ("accuracy", "f1", "f1_micro")
-        elif self._positive is not None:
-            self.selectable += ("f1_binary",)
+        elif len(self.labels) == 2:
+            self.selectable += ("roc_auc", *(("f1_binary",) if self.positive_label else ()))
+        self._check_threshold()
         counts = Counter(name for e in train for name in names_of(e))
         if missing := [name for name in self.labels if not counts[name]]:
             log_line("classes", f"{told(missing)}: no example to train on, after dev and --limit")
@@ -197,11 +203,36 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         else:
             self.weights = class_weights(given, self.labels, counts)
 
+    def _check_threshold(self) -> None:
+        """Raises InputError where the labels are not what the settings speak of."""
+        s, two = self.settings, len(self.labels) == 2 and not self.multi
+        if s.positive_label is not None and not two:
+            has = "texts with several labels" if self.multi else f"{len(self.labels)} classes"
+            raise InputError(f"--positive-label goes with two classes; {self.name} has {has}")
+        if s.positive_label is not None and s.positive_label not in self.labels:
+            near = did_you_mean(s.positive_label, self.labels)
+            known = ", ".join(map(shown, self.labels))
+            raise InputError(f"--positive-label {s.positive_label!r} is none of {known}{near}")
+        if s.threshold is not None and not (two or self.multi):
+            raise InputError(
+                f"--threshold goes with two classes or texts with several labels; {self.name} has "
+                f"{len(self.labels)} classes, of which the likeliest is said"
+            )
+
     def restore(self, folder: Path, config: BertConfig, tokenizer: WordPiece) -> None:
         super().restore(folder, config, tokenizer)
         named = config.id2label or {}
         self.labels = tuple(named.get(i, f"LABEL_{i}") for i in range(config.num_labels))
         self.multi = config.problem_type == _MULTI
+        if (folder / _FILE).is_file():  # where neither is given there is none
+            kept = read_json(folder / _FILE, "it belongs to a fine-tuned folder")
+            self.positive_label, threshold = kept.get("positive_label"), kept.get("threshold")
+            self.threshold = None if threshold is None else float(threshold)
+
+    def save(self, folder: Path) -> None:
+        kept = {"positive_label": self.positive_label, "threshold": self.threshold}
+        if self.threshold is not None or self.settings.positive_label is not None:
+            write_json(folder / _FILE, kept)
 
     def config_fields(self) -> dict[str, Any]:
         return {
@@ -275,24 +306,84 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         self, examples: Sequence[LabelledText], predictions: Sequence[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Hits, answers and labels of each class."""
-        shares, targets = np.stack(predictions), self._targets(examples)
+        said, targets = self._said(np.stack(predictions), self.threshold), self._targets(examples)
         if self.multi:
-            return multi_label_counts(targets, shares > 0.5)
-        matrix = confusion_matrix(targets, shares.argmax(-1), len(self.labels))
-        return matrix_counts(matrix)
+            return multi_label_counts(targets, said)
+        return matrix_counts(confusion_matrix(targets, said, len(self.labels)))
 
     def score(
         self, examples: Sequence[LabelledText], predictions: Sequence[np.ndarray]
     ) -> dict[str, float]:
         shares, targets = np.stack(predictions), self._targets(examples)
+        figures = self._figures(shares, targets, self.threshold)
         if self.multi:
             loss = -np.log(np.maximum(np.where(targets, shares, 1 - shares), 1e-30))
-            return multi_label_figures(targets, shares > 0.5) | {"loss": float(loss.mean())}
-        figures = score(shares, targets)
-        if self._positive is not None:
-            by_class = class_figures(*self._counts(examples, predictions))
+            return figures | {"loss": float(loss.mean())}
+        if len(self.labels) == 2:
+            positive = self._positive
+            figures["roc_auc"] = roc_auc(targets == positive, shares[:, positive])
+        return figures | {"loss": mean_loss(shares, targets)}
+
+    def _figures(
+        self, shares: np.ndarray, targets: np.ndarray, threshold: float | None
+    ) -> dict[str, float]:
+        """What depends on the threshold."""
+        said = self._said(shares, threshold)
+        if self.multi:
+            return multi_label_figures(targets, said)
+        matrix = confusion_matrix(targets, said, len(self.labels))
+        figures = classification_figures(matrix)
+        if self.positive_label and len(self.labels) == 2:
+            by_class = class_figures(*matrix_counts(matrix))
             figures["f1_binary"] = float(by_class["f1"][self._positive])
         return figures
+
+    def _said(self, shares: np.ndarray, threshold: float | None) -> np.ndarray:
+        """Of (examples, C) probabilities (examples,) classes, or (examples, C) truth values."""
+        if self.multi:
+            return shares > (0.5 if threshold is None else threshold)
+        if threshold is None:
+            return shares.argmax(-1)
+        positive = self._positive
+        return np.where(shares[:, positive] > threshold, positive, 1 - positive)
+
+    def dev_figures(
+        self,
+        model: Any,
+        examples: Sequence[LabelledText],
+        features: list[list[Feature]],
+        batch_size: int,
+        runtime: Runtime,
+    ) -> dict[str, float]:
+        """The figures at the threshold that is best on these very examples, where it is asked."""
+        found = self.predict_encoded(model, examples, features, batch_size, runtime)
+        self._choose_threshold(examples, found)
+        return self.score(examples, found)
+
+    def rehearse_dev(
+        self, model: Any, features: Sequence[Feature], batch_size: int, runtime: Runtime
+    ) -> None:
+        """Twice where a threshold is chosen: for the figures, and of the weights that are kept."""
+        for _ in range(2 if self.settings.threshold == BEST else 1):
+            self.rehearse(model, features, batch_size, runtime)
+
+    def settle(
+        self, model: Any, dev: Sequence[LabelledText], batch_size: int, runtime: Runtime
+    ) -> None:
+        if self.settings.threshold == BEST:
+            self._choose_threshold(dev, self.predict(model, dev, batch_size, runtime))
+
+    def _choose_threshold(
+        self, dev: Sequence[LabelledText], predictions: Sequence[np.ndarray]
+    ) -> None:
+        select = self.settings.select or self.metric
+        if self.settings.threshold != BEST or not len(dev):
+            return
+        shares, targets = np.stack(predictions), self._targets(dev)
+        yes = shares if self.multi else shares[:, self._positive]
+        # No threshold changes the area under the curve; a yes and a no are told by accuracy then.
+        key = "accuracy" if select == "roc_auc" else select
+        self.threshold = best_threshold(yes, lambda t: self._figures(shares, targets, t)[key])
 
     def details(
         self, examples: Sequence[LabelledText], predictions: Sequence[np.ndarray]
@@ -301,18 +392,23 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         columns = {key: values.tolist() for key, values in by_class.items()}
         found: dict[str, Any] = {}
         if not self.multi:
-            shares, targets = np.stack(predictions), self._targets(examples)
-            matrix = confusion_matrix(targets, shares.argmax(-1), len(self.labels))
+            said = self._said(np.stack(predictions), self.threshold)
+            matrix = confusion_matrix(self._targets(examples), said, len(self.labels))
             if len(self.labels) <= _LARGEST_MATRIX:
                 found["confusion_matrix"] = matrix.tolist()
         found["per_class"] = {
             label: {key: values[number] for key, values in columns.items()}
             for number, label in enumerate(self.labels)
         }
+        if self.threshold is not None:
+            found["threshold"] = self.threshold
         return found
 
     def table(self, results: dict[str, Any]) -> str:
         parts = [per_class_text(results["per_class"])]
+        if "threshold" in results:
+            name = "a label" if self.multi else shown(self.labels[self._positive])
+            parts.insert(0, f"{name} is said above {results['threshold']:.4g}")
         if "confusion_matrix" in results and len(self.labels) <= _WIDEST_MATRIX:
             parts.append(confusion_text(self.labels, results["confusion_matrix"]))
         return "\n".join(parts)
@@ -351,21 +447,22 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         }
 
     @property
-    def _positive(self) -> int | None:
-        """The number of the class whose F1 the field quotes."""
-        name = self.public.positive if self.public else None
-        return self.labels.index(name) if name in self.labels else None
+    def _positive(self) -> int:
+        """Of two classes the number of the one that is looked for; the second if none is named."""
+        return self.labels.index(self.positive_label) if self.positive_label in self.labels else 1
 
     def _chosen(self, prediction: np.ndarray) -> str | list[str]:
+        said = self._said(prediction[None], self.threshold)[0]
         if self.multi:
-            return [name for name, p in zip(self.labels, prediction, strict=True) if p > 0.5]
-        return self.labels[int(prediction.argmax())]
+            return [name for name, is_said in zip(self.labels, said, strict=True) if is_said]
+        return self.labels[said]
 
     def _surety(self, prediction: np.ndarray) -> float:
         """The chosen class's share; of several labels that of the least sure yes or no."""
+        said = self._said(prediction[None], self.threshold)[0]
         if self.multi:
-            return float(np.maximum(prediction, 1 - prediction).min())
-        return float(prediction.max())
+            return float(np.where(said, prediction, 1 - prediction).min())
+        return float(prediction[said])
 
     def row(self, example: LabelledText, prediction: np.ndarray) -> dict[str, Any]:
         """`score` is the chosen class's share."""
@@ -537,12 +634,10 @@ def classification_terms(
     return {"task": Term(*classification_loss(logits, labels, weights, smoothing), hits)}
 
 
-def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy, macro F1, Matthews and mean loss (nats) of class probabilities."""
-    num_labels = probabilities.shape[1]
-    matrix = confusion_matrix(labels, probabilities.argmax(-1), num_labels)
+def mean_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean loss, in nats, of (examples, C) class probabilities and (examples,) class numbers."""
     own = probabilities[np.arange(len(labels)), labels]
-    return classification_figures(matrix) | {"loss": float(-np.log(np.maximum(own, 1e-30)).mean())}
+    return float(-np.log(np.maximum(own, 1e-30)).mean())
 
 
 def per_class_text(per_class: dict[str, dict[str, float]], head: str = "class") -> str:
