@@ -348,6 +348,23 @@ def test_columns_are_read_as_conll_has_them(tmp_path: Path) -> None:
     assert read_columns(packed, "train") == read_columns(path, "train")
 
 
+@pytest.mark.parametrize(
+    "heads", ["word\ttag", "Tokens\tNER_tags\n", "# made by hand\ntoken\tlabel"]
+)
+def test_a_first_line_that_names_the_columns_is_no_word(tmp_path: Path, heads: str) -> None:
+    rows = "Ana\tPER\ntext\tlabel\n\nOslo\tLOC\n"
+    sentences, notes = read_columns(write(tmp_path / "a.tsv", f"{heads}\n{rows}"), "train")
+    assert [(e.words, e.tags) for e in sentences] == [
+        (["Ana", "text"], ["PER", "label"]),  # only the first line has names
+        (["Oslo"], ["LOC"]),
+    ]
+    place = 2 if heads.startswith("#") else 1
+    assert notes[0].startswith(f"line {place} names the columns (")
+    sentences, notes = read_columns(write(tmp_path / "b.tsv", f"text\tO\n{rows}"), "train")
+    assert sentences[0].words == ["text", "Ana", "text"]
+    assert notes == []
+
+
 def test_a_document_ends_the_sentence_before_it(tmp_path: Path) -> None:
     text = "Ana B-PER\n-DOCSTART- O\nOslo B-LOC\nis O\n"  # as files put together may have it
     sentences, _ = read_columns(write(tmp_path / "a.txt", text), "train")

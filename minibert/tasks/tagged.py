@@ -45,6 +45,8 @@ _ENDINGS = ("", ".txt", ".conll", ".bio", ".iob", ".iob2", ".tsv", ".jsonl")
 _PACKED = ("", ".gz", ".xz", ".bz2")
 WORD_KEYS = ("tokens", "words")  # of JSON lines, where none is named
 _TAG = re.compile(r"O|[BIESLUMW]-.+")
+# How a first line calls its columns, where a file has one that does.
+_HEADS = ({"word", "token", "text", "form"}, {"tag", "label", "ner", "ner_tag", "entity", "pos"})
 
 
 def find_split(folder: Path, split: str) -> Path | None:
@@ -114,8 +116,8 @@ def read_columns(
 
     Columns are parted by tabs where a line has one, else by spaces; other white space may be part
     of a word. Lines that start with -DOCSTART- end a sentence as blank ones do; comments before a
-    sentence (# ..., in other columns than the file's, or with no tag) are left out. Tags stay in
-    the file's own scheme.
+    sentence (# ..., in other columns than the file's, or with no tag) are left out, and so is a
+    first line that names the columns, as in word and tag. Tags stay in the file's own scheme.
 
     Raises:
         InputError: no sentences, or a line with fewer or more columns than others (file and line
@@ -124,6 +126,7 @@ def read_columns(
     sentences: list[Sentence] = []
     words: list[str] = []
     tags: list[str] = []
+    notes: list[str] = []
     comments = 0
     first, width = 0, 0  # the first line of a word, and its columns
     lines = [line.rstrip("\r") for line in (*read_text(path).split("\n"), "")]
@@ -153,11 +156,21 @@ def read_columns(
                 f"{path}, line {number}: {line.strip()!r} has {len(fields)} columns, line {first} "
                 f"has {width}"
             )
+        if number == first and _are_heads(word, tag):
+            notes.append(f"line {number} names the columns ({word}, {tag}), left out")
+            continue
         words.append(word)
         tags.append(tag)
     if not sentences:
         raise InputError(f"{path} holds no sentences; expected lines of a word and its tag")
-    return sentences, [f"{comments:,} comment lines left out"] if comments else []
+    return sentences, notes + ([f"{comments:,} comment lines left out"] if comments else [])
+
+
+def _are_heads(word: str, tag: str) -> bool:
+    return all(
+        name.lower().removesuffix("s") in known
+        for name, known in zip((word, tag), _HEADS, strict=True)
+    )
 
 
 def _fields(line: str) -> list[str]:
