@@ -240,12 +240,16 @@ def _finetune_once(
 
 @dataclass
 class _Start:
-    """The model that is trained, and where it came from."""
+    """The model that is trained, and where it came from.
+
+    positions: how many of them are trained when this run ends.
+    """
 
     folder: Path
     digest: str
     tokenizer: WordPiece
     model: Any
+    positions: int
     earlier: dict[str, EarlierStage]  # by its word in run.json and results.json
 
 
@@ -323,7 +327,7 @@ class _Run:
         )
         if not self.world.is_main:
             return RunResult(folder.path, {}, start.model)
-        start.tokenizer.save(folder.path, start.model.config.max_position_embeddings)
+        start.tokenizer.save(folder.path, start.positions)
         task.save(folder.path)
         results = _results(task, splits, parts, predictions)
         results |= self._known_baseline(splits, parts) if baseline is None else baseline
@@ -405,10 +409,16 @@ class _Run:
         self.started += stages.seconds
         random_weights = settings.random_weights and not earlier
         backbone = next(reversed(earlier.values())).folder if earlier else folder
+        trained = (
+            0
+            if random_weights
+            else trained_positions(backbone, BertConfig.from_pretrained(backbone))
+        )
         config = BertConfig.from_pretrained(folder)  # nor is an earlier stage's dropout its own
         model = _build_model(settings, self.task, backbone, config, random_weights)
         placed(model, settings, self.runtime)
-        return _Start(folder, digest, tokenizer, model, earlier)
+        positions = max(trained, settings.max_seq_length)
+        return _Start(folder, digest, tokenizer, model, positions, earlier)
 
     def _loop(
         self,
@@ -624,8 +634,9 @@ def _say_untrained_positions(settings: FinetuneSettings, folder: Path) -> None:
     if trained < settings.max_seq_length and not settings.random_weights:
         log_line(
             "positions",
-            f"{folder} was trained on {trained} tokens a sequence, and its positions beyond them "
-            f"are as they were drawn; --max-seq-length {settings.max_seq_length} trains them here",
+            f"{folder} was trained on {trained} tokens a sequence, or has texts cut to them; later "
+            f"positions may be as they were drawn; --max-seq-length {settings.max_seq_length} "
+            f"trains them here",
         )
 
 

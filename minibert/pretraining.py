@@ -417,7 +417,7 @@ class _Run:
         }
         save_model(model, folder.path, world)
         if world.is_main:
-            source.tokenizer.save(folder.path, model.config.max_position_embeddings)
+            source.tokenizer.save(folder.path, trained_positions(folder.path, model.config))
             write_json(folder.path / "results.json", results)
             closing_table(results, folder.path)
         return RunResult(folder.path, results, model)

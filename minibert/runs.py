@@ -156,14 +156,17 @@ def model_config(settings: RunSettings, config: BertConfig) -> BertConfig:
 def trained_positions(folder: Path, config: BertConfig) -> int:
     """How many positions of a model training has reached; later ones hold their first draw.
 
-    Of a model that no run here pretrained they are all taken for trained.
+    Of a model that no run here pretrained: those that its tokenizer_config.json has texts cut to.
     """
-    path = folder / "run.json"
-    run = read_json(path, "") if path.is_file() else {}
+    run, tokenizer = (
+        read_json(folder / name, "") if (folder / name).is_file() else {}
+        for name in ("run.json", "tokenizer_config.json")
+    )
     settings, resolved = run.get("settings", {}), run.get("resolved", {})
     positions = config.max_position_embeddings
     if run.get("command") != "pretrain":
-        return positions
+        named = tokenizer.get("model_max_length")
+        return min(positions, named) if isinstance(named, int) and named > 2 else positions
     if "trained_positions" in resolved:
         return min(positions, int(resolved["trained_positions"]))
     return positions if settings.get("model") else min(positions, settings["max_seq_length"])

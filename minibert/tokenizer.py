@@ -193,8 +193,8 @@ class WordPiece:
         """Writes tokenizer.json, vocab.txt and tokenizer_config.json in the published layout.
 
         Args:
-            max_length: tokens that the model has positions for, special ones included, to which
-                transformers then cuts texts with `truncation=True`; ours go by the model itself.
+            max_length: tokens, special ones included, that the model has trained positions for, to
+                which transformers then cuts texts with `truncation=True`.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

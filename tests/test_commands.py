@@ -429,11 +429,25 @@ def test_other_bad_commands_end_with_2_and_one_line(
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("name", ["pretrained", "finetuned"])
-def test_a_folder_tells_other_readers_how_many_tokens_it_takes(world: Path, name: str) -> None:
-    config = json.loads((world / name / "config.json").read_text())
-    told = json.loads((world / name / "tokenizer_config.json").read_text())["model_max_length"]
-    assert told == config["max_position_embeddings"]
+@pytest.mark.parametrize(
+    ("start", "length", "wanted"),
+    [("pretrained", 16, 32), ("pretrained", 40, 40), ("finetuned", 16, 32), ("random", 16, 16)],
+)
+def test_a_folder_tells_readers_how_many_trained_positions_it_has(
+    world: Path, tmp_path: Path, start: str, length: int, wanted: int
+) -> None:
+    """Texts are cut to them by transformers, and by us where no run tells of them any more."""
+    told = json.loads((world / "pretrained/tokenizer_config.json").read_text())
+    assert told["model_max_length"] == 32  # of 512
+    flags = ["--random-weights"] if start == "random" else ["--model", world / start]
+    line = finetune_line(
+        world, *flags, "--output", tmp_path / "run", "--max-seq-length", str(length)
+    )
+    assert main(line) == 0
+    told = json.loads((tmp_path / "run/tokenizer_config.json").read_text())
+    assert told["model_max_length"] == wanted
+    minibert.export(tmp_path / "run", tmp_path / "alone", log=False)
+    assert minibert.load(tmp_path / "alone").task.settings.max_seq_length == wanted
 
 
 def test_texts_that_may_come_from_a_file_are_not_told_as_missing(
