@@ -150,6 +150,16 @@ def test_of_equal_thresholds_the_one_nearest_to_half_is_taken() -> None:
     assert best_threshold(np.full(3, 0.2), lambda t: 1.0) == 0.5
 
 
+def test_yes_to_all_and_yes_to_none_are_tried() -> None:
+    shares = np.array([0.6, 0.7, 0.9])
+
+    def yes_to(count: int) -> float:
+        return best_threshold(shares, lambda t: -abs(int((shares > t).sum()) - count))
+
+    assert [yes_to(count) for count in range(4)] == pytest.approx([0.95, 0.8, 0.65, 0.5])
+    assert best_threshold(np.full(3, 0.2), lambda t: float(t < 0.2)) == pytest.approx(0.1)
+
+
 def test_a_thousand_thresholds_are_tried_at_most() -> None:
     tried: list[float] = []
     shares = np.linspace(0, 1, 5001)
