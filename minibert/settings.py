@@ -534,7 +534,8 @@ class FinetuneSettings(RunSettings):
     positive_label: str | None = setting(
         None,
         "of two classes: the one whose F1 is told (f1_binary) and whose probability --threshold is "
-        "held against; default that of the set, else the second",
+        "held against; default that of the set; where it has none, --threshold goes by the second "
+        "and no F1 is told",
     )
     threshold: str | None = setting(
         None,

@@ -911,6 +911,23 @@ def test_a_positive_label_is_one_of_the_classes(world: Path) -> None:
         tune(world, "refused", **same, positive_label="bad")
 
 
+def test_a_set_names_no_class_of_an_own_table(world: Path) -> None:
+    rows = [
+        {"a": f"valley {words} {i}", "b": f"castle {i}", "label": label}
+        for i in range(20)
+        for words, label in (("storm", "alike"), ("river", "unlike"))
+    ]
+    same = {
+        **{"task": "mrpc", "text_column": "a", "text_pair_column": "b", "label_column": "label"},
+        **{"data": write_rows(world / "own-mrpc.csv", rows), "max_steps": 1},
+    }
+    with pytest.raises(InputError, match="--select 'f1_binary' is no figure"):
+        tune(world, "refused", **same, select="f1_binary")
+    folder = tune(world, "own-mrpc", **same)
+    assert "f1_binary" not in results_of(folder)
+    assert "f1_binary" not in minibert.evaluate(folder)
+
+
 def test_a_label_that_only_dev_has_is_a_class(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -192,7 +192,8 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         if self.multi:
             self.metric, self.selectable = "f1_micro", ("accuracy", "f1", "f1_micro")
         elif len(self.labels) == 2:
-            self.selectable += ("roc_auc", *(("f1_binary",) if self.positive_label else ()))
+            named = ("f1_binary",) if self.positive_label in self.labels else ()
+            self.selectable += ("roc_auc", *named)
         self._check_threshold()
         counts = Counter(name for e in train for name in names_of(e))
         if missing := [name for name in self.labels if not counts[name]]:
@@ -333,7 +334,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
             return multi_label_figures(targets, said)
         matrix = confusion_matrix(targets, said, len(self.labels))
         figures = classification_figures(matrix)
-        if self.positive_label and len(self.labels) == 2:
+        if len(self.labels) == 2 and self.positive_label in self.labels:
             by_class = class_figures(*matrix_counts(matrix))
             figures["f1_binary"] = float(by_class["f1"][self._positive])
         return figures
