@@ -537,7 +537,7 @@ class FinetuneSettings(RunSettings):
         "held against; default that of the set; where it has none, --threshold goes by the second "
         "and no F1 is told",
     )
-    threshold: str | None = setting(
+    threshold: str | float | None = setting(
         None,
         "of two classes or several labels: the probability above which yes is said, or 'best': the "
         "one with the best dev figure (--select); kept with the model; default 0.5",
@@ -630,6 +630,14 @@ class FinetuneSettings(RunSettings):
     dev_only: bool = setting(
         False, "score dev alone and drop the test split unseen, as for choosing settings"
     )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "settings") -> Self:
+        """As of the base; a threshold is kept as it is typed, so that a run goes on from either."""
+        number = values.get("threshold")
+        if isinstance(number, float):
+            values = {**values, "threshold": str(number)}
+        return super().from_dict(values, source)
 
     def faults(self) -> list[str]:
         found = super().faults()

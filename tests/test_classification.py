@@ -860,6 +860,23 @@ def test_a_threshold_that_is_named_moves_every_answer(world: Path) -> None:
     assert not any("f1_binary" in f for f in figures)  # no class was named
 
 
+def test_a_threshold_may_be_a_number_in_a_notebook_and_in_a_file(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = {"task": "classification", "data": write_rows(world / "number.csv", mails(20))}
+    folder = tune(world, "number", **same, max_steps=1, threshold=0.25)
+    assert results_of(folder)["threshold"] == 0.25
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**LOOP, **same, "max_steps": 1, "threshold": 0.25}))
+    start = ["--model", str(world / "start"), "--output", str(folder)]
+    typed = ["finetune", *start, "--resume", "--config", str(config)]
+    assert main(typed) == 0
+    assert main([*typed, "--threshold", "0.25"]) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    with pytest.raises(InputError, match="--threshold is 30, must be in"):
+        tune(world, "refused", **same, max_steps=1, threshold=30)
+
+
 def test_several_labels_have_one_threshold(world: Path) -> None:
     rows = [
         {"text": f"valley {words} {i}", "label": tags}
