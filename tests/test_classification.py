@@ -840,6 +840,18 @@ def test_a_threshold_that_dev_chooses_is_kept_and_used(
     assert [p.prediction for p in alone.predict(texts)] == [row["prediction"] for row in rows]
 
 
+def test_a_class_that_looks_like_a_path_is_still_looked_for_after_export(
+    world: Path, tmp_path: Path
+) -> None:
+    rows = [row | {"label": f"/r/{row['label']}"} for row in mails(40)]
+    data = write_rows(world / "paths.csv", rows)
+    options = {"positive_label": "/r/bad", "threshold": "0.001"}
+    folder = tune(world, "paths", task="classification", data=data, max_steps=4, **options)
+    minibert.export(folder, tmp_path / "out")
+    for place in (folder, tmp_path / "out"):
+        assert minibert.load(place).predict("valley 1")[0].prediction == "/r/bad"
+
+
 def test_a_threshold_that_is_named_moves_every_answer(world: Path) -> None:
     data = write_rows(world / "named.csv", mails(40))
     same = {"task": "classification", "data": data, "max_steps": 4}
