@@ -187,9 +187,18 @@ def _begun(
     Args:
         path: of suite.json. folder, digest: the model and its weights. names: of the tasks that
             this call does.
+
+    Raises:
+        InputError: the table has other tasks, of other weights, which this one could not keep.
     """
     config = BertConfig.from_pretrained(folder)
     before = read_json(path, "") if path.is_file() else {}
+    others = [name for name in before.get("tasks", {}) if name not in names]
+    if others and before.get("weights") != digest and not plan.overwrite:
+        raise InputError(
+            f"--output {plan.output} holds {', '.join(others)} of other weights, those of "
+            f"{before['model']}; choose another --output, or --overwrite drops them"
+        )
     suite: dict[str, Any] = {
         "model": plan.model,
         "weights": digest,

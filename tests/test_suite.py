@@ -431,6 +431,24 @@ def test_other_weights_in_the_same_folder_are_noticed(
         evaluate_suite(copy, **given)
 
 
+def test_the_table_of_another_model_is_not_dropped_unasked(
+    model: str, short: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    evaluate_suite(model, **options(out, short, "rte"))
+    before = (out / "suite.json").read_text()
+    other = shutil.copytree(model, tmp_path / "model")
+    with (other / "model.safetensors").open("r+b") as handle:
+        handle.seek(-4, 2)
+        handle.write(b"\0\0\0\1")
+    with pytest.raises(InputError, match="holds rte of other weights, those of .*--overwrite"):
+        evaluate_suite(other, **options(out, short, "mrpc"))
+    assert (out / "suite.json").read_text() == before
+    assert not (out / "mrpc").exists()
+    made = evaluate_suite(other, **options(out, short, "mrpc"), overwrite=True)
+    assert list(made["tasks"]) == ["mrpc"]
+
+
 def test_sets_that_are_missing_are_left_out_with_a_line(
     model: str, short: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
