@@ -55,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="a run folder of pretraining")
     parser.add_argument("--output", type=Path, required=True, help="an SVG file")
     args = parser.parse_args(arguments)
+    if args.output.suffix != ".svg":
+        print(f"curve: --output {args.output} does not end in .svg", file=sys.stderr)
+        return 2
     rows = read_metrics(args.run)
     if not any("mlm_loss" in row for row in rows):
         print(f"curve: {args.run} has no metrics.jsonl of a pretraining", file=sys.stderr)

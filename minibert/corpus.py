@@ -29,7 +29,8 @@ _DIGEST_WHOLE = 64 << 20  # bytes up to which a file is read whole to know it ag
 _DIGEST_BLOCKS = 1024  # and in how many blocks as much is read of a larger one
 _BLOCK = 1 << 20  # bytes read at a time, and characters of a document handed on at a time
 _HEAD = 1 << 16  # bytes that tell what a file is
-_MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"PK\x03\x04": "zip"}
+_MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
+_OTHER_MAGIC = {b"PK\x03\x04": "zip", b"(\xb5/\xfd": "zstd"}  # packed, and not read
 _DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error)
 _OF_A_MODEL = {"tokenizer.json", "tokenizer_config.json", "config.json"}
 _VOCABULARIES = {"vocab.txt", "merges.txt"}  # beside one of these
@@ -259,9 +260,9 @@ def check_readable(path: Path) -> None:
         raise EmptyFileError(f"{path} is empty; expected text")
     if head.startswith(UTF16):
         raise InputError(f"{path} looks like UTF-16; convert it to UTF-8")
-    for magic, name in _MAGIC.items():
+    for magic, name in (_MAGIC | _OTHER_MAGIC).items():
         if head.startswith(magic):
-            how = "" if name == "zip" else "name it .gz, .xz or .bz2, or "
+            how = "name it .gz, .xz or .bz2, or " if magic in _MAGIC else ""
             raise InputError(f"{path} is a {name} file; {how}unpack it")
     if head[257:262] == b"ustar":
         raise InputError(f"{path} is a tar archive; unpack it and name what it holds")

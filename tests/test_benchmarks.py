@@ -313,6 +313,8 @@ def test_a_curve_has_a_picture_for_each_part_that_was_logged(
     missing = tmp_path / "none" / "one.svg"
     assert curve.main([str(tmp_path), "--output", str(missing)]) == 2
     assert capsys.readouterr().err.startswith("curve: [Errno 2]")
+    assert curve.main([str(tmp_path), "--output", str(tmp_path / "curve.png")]) == 2
+    assert capsys.readouterr().err.strip().endswith("curve.png does not end in .svg")
 
 
 def test_a_probe_scores_every_layer_on_reviews_that_it_has_not_learnt_from(

@@ -354,6 +354,7 @@ def zipped(content: bytes, folder: Path) -> bytes:
         (bytes(range(256)) * 10, "binary"),
         (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + b"\0" * 40, "binary"),
         (gzip.compress(b"text", mtime=0), "is a gzip file"),
+        (b"(\xb5/\xfd\x04X!\x00\x00text\n", "is a zstd file; unpack it"),
         (lzma.compress(b"text"), "is a xz file"),
         (bz2.compress(b"text"), "is a bzip2 file"),
         (None, "is a zip file"),
