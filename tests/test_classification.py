@@ -810,7 +810,8 @@ def test_a_threshold_that_dev_chooses_is_kept_and_used(
     folder = tune(world, "mails", task="classification", data=data, **options, **loop)
     results = results_of(folder)
     kept = json.loads((folder / "classification.json").read_text())
-    assert kept == {"positive_label": "bad", "threshold": results["threshold"]}
+    told = {"positive_label": "bad", "threshold": results["threshold"]}
+    assert kept == {"pairs": False, **told}
     assert f"bad is said above {kept['threshold']:.4g}" in capsys.readouterr().out
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     model = minibert.load(folder)
@@ -995,7 +996,7 @@ def test_no_label_and_no_class_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_pairs_are_told_apart_by_their_second_text(
-    world: Path, capsys: pytest.CaptureFixture[str]
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tune(world, "mrpc", task="mrpc", max_steps=2)
     assert "the bundled sample" in capsys.readouterr().err
@@ -1013,6 +1014,9 @@ def test_pairs_are_told_apart_by_their_second_text(
     model = minibert.load(folder)
     (swapped,) = model.predict([("winter", "storm river")])
     assert swapped.probabilities != rows[0]["probabilities"]
+    minibert.export(folder, tmp_path / "alone", dtype="fp32", log=False)
+    alone = minibert.load(tmp_path / "alone")  # no run tells of pairs any more
+    assert alone.predict([("winter", "storm river")])[0].probabilities == swapped.probabilities
 
 
 def test_windows_are_trained_and_read_by_the_command(world: Path) -> None:

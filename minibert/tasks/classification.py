@@ -225,14 +225,19 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         named = config.id2label or {}
         self.labels = tuple(named.get(i, f"LABEL_{i}") for i in range(config.num_labels))
         self.multi = config.problem_type == _MULTI
-        if (folder / _FILE).is_file():  # where neither is given there is none
+        if (folder / _FILE).is_file():  # where nothing is to be told there is none
             kept = read_json(folder / _FILE, "it belongs to a fine-tuned folder")
+            self.pairs = bool(kept.get("pairs", self.pairs))
             self.positive_label, threshold = kept.get("positive_label"), kept.get("threshold")
             self.threshold = None if threshold is None else float(threshold)
 
     def save(self, folder: Path) -> None:
-        kept = {"positive_label": self.positive_label, "threshold": self.threshold}
-        if self.threshold is not None or self.settings.positive_label is not None:
+        kept = {
+            "pairs": self.pairs,
+            "positive_label": self.positive_label,
+            "threshold": self.threshold,
+        }
+        if self.pairs or self.threshold is not None or self.settings.positive_label is not None:
             write_json(folder / _FILE, kept)
 
     def config_fields(self) -> dict[str, Any]:
