@@ -138,3 +138,17 @@ def test_baselines_of_pairs_have_the_figure_that_the_field_quotes() -> None:
     assert found["majority_accuracy"] == pytest.approx(2 / 3)
     assert found["nbsvm_f1_binary"] == found["tfidf_f1_binary"] == 1.0
     assert found["tfidf_f1"] == tfidf_baseline(train, train)["f1"]
+
+
+def test_the_baseline_of_a_run_has_the_f1_of_the_class_that_is_looked_for() -> None:
+    train = [LabelledText(str(i), f"{w} mail", w) for i, w in enumerate(["ham", "ham", "spam"] * 8)]
+    asked = [*train[:2], LabelledText("x", "ham mail", "spam"), train[2]]
+    for named, f1 in (("spam", 2 / 3), ("ham", 0.8)):
+        settings = FinetuneSettings(task="classification", data="x.csv", positive_label=named)
+        found = ClassificationTask(settings).baseline(train, asked)
+        assert found["tfidf_f1_binary"] == pytest.approx(f1)
+        assert found["tfidf_accuracy"] == 0.75
+    unnamed = ClassificationTask(FinetuneSettings(task="classification", data="x.csv"))
+    assert unnamed.baseline(train, asked).keys() == {
+        *("tfidf_accuracy", "tfidf_f1", "majority_accuracy")
+    }

@@ -107,7 +107,8 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         self._own_labels: tuple[str, ...] = ()  # of all own examples, dev and --limit left out too
         self.weights: Tensor | None = None
         self.positives: Tensor | None = None  # of texts with several labels
-        self.positive_label = settings.positive_label or (self.public and self.public.positive)
+        of_set = self.public.positive if self.public and not self._own else None
+        self.positive_label = settings.positive_label or of_set
         self.threshold = settings.fixed_threshold
         if self.public:
             self.places = tuple(f"data/downloads/{place}" for place in self.public.places)
@@ -192,8 +193,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         if self.multi:
             self.metric, self.selectable = "f1_micro", ("accuracy", "f1", "f1_micro")
         elif len(self.labels) == 2:
-            named = ("f1_binary",) if self.positive_label in self.labels else ()
-            self.selectable += ("roc_auc", *named)
+            self.selectable += ("roc_auc", *(("f1_binary",) if self.positive_label else ()))
         self._check_threshold()
         counts = Counter(name for e in train for name in names_of(e))
         if missing := [name for name in self.labels if not counts[name]]:
@@ -339,7 +339,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
             return multi_label_figures(targets, said)
         matrix = confusion_matrix(targets, said, len(self.labels))
         figures = classification_figures(matrix)
-        if len(self.labels) == 2 and self.positive_label in self.labels:
+        if self.positive_label:
             by_class = class_figures(*matrix_counts(matrix))
             figures["f1_binary"] = float(by_class["f1"][self._positive])
         return figures
@@ -424,11 +424,10 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
     ) -> dict[str, float]:
         if self.multi:
             raise ValueError("the TF-IDF baseline is for one label a text")
-        figures = tfidf_baseline(train, test)
+        figures = tfidf_baseline(train, test, self.positive_label)
         majority = Counter(e.label for e in train).most_common(1)[0][0]
         return {
-            "tfidf_accuracy": figures["accuracy"],
-            "tfidf_f1": figures["f1"],
+            **{f"tfidf_{key}": value for key, value in figures.items()},
             "majority_accuracy": sum(e.label == majority for e in test) / len(test),
         }
 
@@ -445,11 +444,10 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
             "nbsvm": nb_svm_answers(given, labels, asked),
             "majority": [majority] * len(test),
         }
-        positive = self.public.positive if self.public else None
         return {
             f"{method}_{key}": value
             for method, found in answers.items()
-            for key, value in _figures_of(found, test, labels, positive).items()
+            for key, value in _figures_of(found, test, labels, self.positive_label).items()
         }
 
     @property
@@ -673,18 +671,21 @@ def _whole(example: LabelledText) -> str:
     return f"{example.text} {example.text_pair or ''}".rstrip()
 
 
-def tfidf_baseline(train: Sequence[LabelledText], test: Sequence[LabelledText]) -> dict[str, float]:
+def tfidf_baseline(
+    train: Sequence[LabelledText], test: Sequence[LabelledText], positive: str | None = None
+) -> dict[str, float]:
     """Accuracy and macro F1 of TF-IDF + logistic regression, the line a model has to pass.
 
-    Words and word pairs, sublinear counts, scikit-learn's default strength.
+    Words and word pairs, sublinear counts, scikit-learn's default strength. Of a positive class
+    f1_binary, too.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
     labels = _names(train)
     answers = tfidf_answers([_whole(e) for e in train], labels, [_whole(e) for e in test])
-    figures = _figures_of(answers, test, labels)
-    return {"accuracy": figures["accuracy"], "f1": figures["f1"]}
+    figures = _figures_of(answers, test, labels, positive)
+    return {key: value for key, value in figures.items() if key != "matthews"}
 
 
 def _names(examples: Sequence[LabelledText]) -> list[str]:
