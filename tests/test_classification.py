@@ -28,11 +28,8 @@ from minibert.pretraining import pretrain
 from minibert.settings import FinetuneSettings
 from minibert.tasks import classification, find_task
 from minibert.tasks.base import Splits
-from minibert.tasks.classification import (
-    ClassificationTask,
-    class_weights,
-    positive_weights,
-)
+from minibert.tasks.classes import class_weights, positive_weights
+from minibert.tasks.classification import ClassificationTask
 from minibert.tasks.labelled import LabelledText, read_own_test
 from minibert.tasks.labelled_sets import (
     PUBLIC,

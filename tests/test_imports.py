@@ -38,7 +38,7 @@ LAYERS = [
         *("recipes", "series", "tasks.classical"),
         *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.tables", "tasks.texts"),
         "tasks.inputs",
-        *("tasks.labelled", "tasks.labelled_sets", "tasks.classification"),
+        *("tasks.labelled", "tasks.labelled_sets", "tasks.classes", "tasks.classification"),
         *("tasks.entities", "tasks.tagged", "tasks.word_windows", "tasks.tagging"),
         *("tasks.questions", "tasks.question_windows", "tasks.squad_scores", "tasks.qa"),
         *("tasks.scored", "tasks.similarity"),

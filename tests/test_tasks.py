@@ -28,12 +28,8 @@ from minibert.settings import FinetuneSettings
 from minibert.tasks import FAMILIES, TASKS, classical, find_task
 from minibert.tasks.base import FAMILY_SETTINGS, Source, Task
 from minibert.tasks.batches import Feature, TaskData, infer, pad
-from minibert.tasks.classification import (
-    ClassificationTask,
-    confusion_text,
-    per_class_text,
-    tfidf_baseline,
-)
+from minibert.tasks.classes import confusion_text, per_class_text
+from minibert.tasks.classification import ClassificationTask, tfidf_baseline
 from minibert.tasks.labelled import LabelledText, read_own
 from minibert.tasks.labelled_sets import IMDB_CLASSES, read_imdb
 from minibert.tasks.splits import cut_dev, limit_examples

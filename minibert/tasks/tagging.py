@@ -28,7 +28,7 @@ from minibert.runtime import Runtime
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.batches import Feature, inputs_of
-from minibert.tasks.classification import class_weights, per_class_text
+from minibert.tasks.classes import class_weights, per_class_text
 from minibert.tasks.entities import (
     Span,
     entity_errors,
