@@ -332,9 +332,10 @@ class Task(ABC, Generic[E, P]):
     ) -> None:
         """The work on dev after the last step, that of `dev_figures` and `settle`.
 
-        By default that of predicting it once.
+        By default that of predicting it, twice where something is chosen by the answers.
         """
-        self.rehearse(model, features, batch_size, runtime)
+        for _ in range(2 if self.chooses else 1):
+            self.rehearse(model, features, batch_size, runtime)
 
     @abstractmethod
     def score(self, examples: Sequence[E], predictions: Sequence[P]) -> dict[str, float]:
@@ -348,12 +349,27 @@ class Task(ABC, Generic[E, P]):
         batch_size: int,
         runtime: Runtime,
     ) -> dict[str, float]:
-        """The figures that choose weights; a family whose predictions take long may do less."""
+        """The figures that choose weights, with what is best on these very examples.
+
+        A family whose predictions take long may do less.
+        """
         found = self.predict_encoded(model, examples, features, batch_size, runtime)
+        if self.chooses:
+            self.choose(examples, found)
         return self.score(examples, found)
 
     def settle(self, model: Any, dev: Sequence[E], batch_size: int, runtime: Runtime) -> None:
-        """Chooses on dev what the finished weights need beside themselves, such as a threshold."""
+        """Chooses for the weights that are kept."""
+        if self.chooses:
+            self.choose(dev, self.predict(model, dev, batch_size, runtime))
+
+    @property
+    def chooses(self) -> bool:
+        """Whether answers need something beside the weights that is chosen on dev."""
+        return False
+
+    def choose(self, dev: Sequence[E], predictions: Sequence[P]) -> None:
+        """Keeps what answers need beside the weights, such as the threshold that is best on dev."""
 
     def details(self, examples: Sequence[E], predictions: Sequence[P]) -> dict[str, Any]:
         """What else stands in results.json, such as figures by class."""

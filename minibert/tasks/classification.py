@@ -353,38 +353,13 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         positive = self._positive
         return np.where(shares[:, positive] > threshold, positive, 1 - positive)
 
-    def dev_figures(
-        self,
-        model: Any,
-        examples: Sequence[LabelledText],
-        features: list[list[Feature]],
-        batch_size: int,
-        runtime: Runtime,
-    ) -> dict[str, float]:
-        """The figures at the threshold that is best on these very examples, where it is asked."""
-        found = self.predict_encoded(model, examples, features, batch_size, runtime)
-        self._choose_threshold(examples, found)
-        return self.score(examples, found)
+    @property
+    def chooses(self) -> bool:
+        return self.settings.threshold == BEST
 
-    def rehearse_dev(
-        self, model: Any, features: Sequence[Feature], batch_size: int, runtime: Runtime
-    ) -> None:
-        """Twice where a threshold is chosen: for the figures, and of the weights that are kept."""
-        for _ in range(2 if self.settings.threshold == BEST else 1):
-            self.rehearse(model, features, batch_size, runtime)
-
-    def settle(
-        self, model: Any, dev: Sequence[LabelledText], batch_size: int, runtime: Runtime
-    ) -> None:
-        if self.settings.threshold == BEST:
-            self._choose_threshold(dev, self.predict(model, dev, batch_size, runtime))
-
-    def _choose_threshold(
-        self, dev: Sequence[LabelledText], predictions: Sequence[np.ndarray]
-    ) -> None:
+    def choose(self, dev: Sequence[LabelledText], predictions: Sequence[np.ndarray]) -> None:
+        """The threshold with the best figure."""
         select = self.settings.select or self.metric
-        if self.settings.threshold != BEST or not len(dev):
-            return
         shares, targets = np.stack(predictions), self._targets(dev)
         yes = shares if self.multi else shares[:, self._positive]
         # No threshold changes the area under the curve; a yes and a no are told by accuracy then.

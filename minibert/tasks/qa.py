@@ -27,7 +27,6 @@ from minibert.errors import InputError, TextError
 from minibert.files import read_json, whole_characters, write_json
 from minibert.run_folder import RunFolder
 from minibert.runs import log_line
-from minibert.runtime import Runtime
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.batches import Feature, inputs_of
@@ -279,37 +278,15 @@ class QATask(Task[Question, Reply]):
         """The official exact match and F1, 0..100; in version 2.0 by kind of question, too."""
         return squad_figures(_golds(examples), self._answers(predictions), bool(self.version_2))
 
-    def dev_figures(
-        self,
-        model: Any,
-        examples: Sequence[Question],
-        features: list[list[Feature]],
-        batch_size: int,
-        runtime: Runtime,
-    ) -> dict[str, float]:
-        """The figures at the threshold that is best on these very examples."""
-        found = self.predict_encoded(model, examples, features, batch_size, runtime)
-        self._choose_threshold(examples, found)
-        return self.score(examples, found)
+    @property
+    def chooses(self) -> bool:
+        return bool(self.version_2)
 
-    def rehearse_dev(
-        self, model: Any, features: Sequence[Feature], batch_size: int, runtime: Runtime
-    ) -> None:
-        """Twice where a threshold is chosen: for the figures, and of the weights that are kept."""
-        for _ in range(2 if self.version_2 else 1):
-            self.rehearse(model, features, batch_size, runtime)
-
-    def settle(
-        self, model: Any, dev: Sequence[Question], batch_size: int, runtime: Runtime
-    ) -> None:
-        if self.version_2:
-            self._choose_threshold(dev, self.predict(model, dev, batch_size, runtime))
-
-    def _choose_threshold(self, dev: Sequence[Question], predictions: Sequence[Reply]) -> None:
-        if self.version_2:
-            texts = [p.best() for p in predictions]
-            nulls = [p.null_score for p in predictions]
-            self.threshold = best_thresholds(_golds(dev), texts, nulls).best_f1_threshold
+    def choose(self, dev: Sequence[Question], predictions: Sequence[Reply]) -> None:
+        """The threshold of no answer with the best F1."""
+        texts = [p.best() for p in predictions]
+        nulls = [p.null_score for p in predictions]
+        self.threshold = best_thresholds(_golds(dev), texts, nulls).best_f1_threshold
 
     def details(self, examples: Sequence[Question], predictions: Sequence[Reply]) -> dict[str, Any]:
         by_word: dict[str, list[tuple[float, float]]] = {}
