@@ -138,8 +138,8 @@ def test_transformers_cuts_a_long_text_to_what_a_bundled_model_takes(
 ) -> None:
     folder = open_model_folder(name)
     ids = transformers.AutoTokenizer.from_pretrained(folder)("film " * 600, truncation=True)
-    longest = BertConfig.from_pretrained(folder).max_position_embeddings
-    assert len(ids["input_ids"]) == longest
+    record = json.loads((folder / "run.json").read_text())
+    assert len(ids["input_ids"]) == record["resolved"]["trained_positions"] == 256
 
 
 def test_name_table_names_what_transformers_names(
