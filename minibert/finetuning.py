@@ -409,14 +409,10 @@ class _Run:
         self.started += stages.seconds
         random_weights = settings.random_weights and not earlier
         backbone = next(reversed(earlier.values())).folder if earlier else folder
-        trained = (
-            0
-            if random_weights
-            else trained_positions(backbone, BertConfig.from_pretrained(backbone))
-        )
         config = BertConfig.from_pretrained(folder)  # nor is an earlier stage's dropout its own
         model = _build_model(settings, self.task, backbone, config, random_weights)
         placed(model, settings, self.runtime)
+        trained = 0 if random_weights else trained_positions(backbone, config)
         positions = max(trained, settings.max_seq_length)
         return _Start(folder, digest, tokenizer, model, positions, earlier)
 
