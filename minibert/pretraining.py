@@ -408,6 +408,8 @@ class _Run:
         state = carry_out(loop, model, folder, None if begun else record, resume, scoring, save)
         if folder is None or state is None:
             return RunResult(Path(), {})
+        if (unreached := data.told_unreached()) is not None:
+            log_line("phases", unreached)
         figures = self._score(model, source, data.micro_batch_size, held_out)
         results = _results(settings, source, held_out, figures) | {
             "steps": state.step,

@@ -125,16 +125,26 @@ class PretrainingData:
     def told_phases(self) -> str:
         """What steps are like over the budget, in words."""
         told, start = [], 0.0
-        for stream, until in self.phases:
-            options = stream.builder.options
-            count = self._as_many_tokens(self.batch_size, stream)
-            pairs = "" if options.nsp == "none" else f" of pairs ({options.nsp})"
-            told.append(
-                f"{count:,} sequences of {options.max_seq_length} tokens{pairs} a step in "
-                f"{until - start:.0%}"
-            )
-            start = until
+        for phase in self.phases:
+            told.append(f"{self._told(phase)} a step in {phase.until - start:.0%}")
+            start = phase.until
         return f"{', then '.join(told)} of the budget"
+
+    def told_unreached(self) -> str | None:
+        """What no step was like, where the budget had too few of them for its last phases."""
+        unreached = self.phases[self.number + 1 :]
+        if not unreached:
+            return None
+        told = " and ".join(self._told(phase) for phase in unreached)
+        share = self.phases[self.number].until
+        return f"no step began in the last {1 - share:.0%} of the budget, so none had {told}"
+
+    def _told(self, phase: Phase) -> str:
+        """What a step of a phase holds, in words."""
+        options = phase.stream.builder.options
+        count = self._as_many_tokens(self.batch_size, phase.stream)
+        pairs = "" if options.nsp == "none" else f" of pairs ({options.nsp})"
+        return f"{count:,} sequences of {options.max_seq_length} tokens{pairs}"
 
     def _as_many_tokens(self, sequences: int, stream: ExampleStream) -> int:
         """How many sequences of a stream hold the tokens of so many whole ones."""

@@ -309,6 +309,17 @@ def test_the_command_scores_pairs_where_it_trains_them(tmp_path: Path) -> None:
     assert "nsp_accuracy" in json.loads((tmp_path / "run" / "results.json").read_text())
 
 
+@pytest.mark.parametrize(("share", "begins"), [(0.25, True), (0.2, False)])
+def test_a_phase_that_no_step_reached_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], share: float, begins: bool
+) -> None:
+    # The last of four steps begins at three quarters of the budget.
+    rows = rows_of_a_run(tmp_path, nsp_share=share)
+    assert ("nsp_loss" in [row for row in rows if "mlm_loss" in row][-1]) == begins
+    told = f"no step began in the last 20% of the budget, so none had 4 sequences of {WHOLE} tokens"
+    assert (told in "".join(capsys.readouterr())) == (not begins)
+
+
 @pytest.mark.parametrize("given", [{"nsp": "none", "nsp_share": 0.1}, {"nsp_share": 1.0}])
 def test_a_share_of_pairs_without_use_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="--nsp-share"):
