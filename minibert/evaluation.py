@@ -66,7 +66,7 @@ def evaluate(
     else:
         _check_there(folder, learnt)
     is_other = data is not None and split == "test"
-    _check_kept(task.settings, predictions)
+    _check_kept(task.settings, predictions, folder)
     source, splits = _read(task, is_other)
     if data is None:
         _check_unchanged(folder, splits, task.settings.dev_only)
@@ -100,11 +100,14 @@ def _read(task: Task[Any, Any], is_other: bool) -> tuple[Source, Splits[Any]]:
     return source, splits
 
 
-def _check_kept(settings: FinetuneSettings, predictions: str | Path | None) -> None:
-    """Refuses predictions that would take the place of a file of the data."""
+def _check_kept(settings: FinetuneSettings, predictions: str | Path | None, folder: Path) -> None:
+    """Refuses predictions that would take the place of a file of the data or of the model."""
     if predictions is None or not Path(predictions).is_file():
         return
     path = Path(predictions).resolve()
+    of_a_run = path.name in ("metrics.jsonl", "predictions.jsonl") or path.suffix != ".jsonl"
+    if path.parent == folder.resolve() and of_a_run:  # what an earlier call wrote may go
+        raise InputError(f"--predictions {predictions} is a file of the model; name another")
     for name in DATA_PLACES:
         place = getattr(settings, name)
         if place is not None and Path(place).resolve() in (path, *path.parents):
@@ -126,9 +129,15 @@ def _check_there(folder: Path, learnt: str | None) -> None:
 
 def _check_unchanged(folder: Path, splits: Splits[Any], dev_only: bool) -> None:
     """Refuses a run's own data that is not what the run read, without test if it was dev-only."""
-    trained_on = run_of(folder).get("data_fingerprint")
+    run = run_of(folder)
+    trained_on = run.get("data_fingerprint")
     known = dataclasses.replace(splits, test=None) if dev_only else splits
     if trained_on not in (None, known.fingerprint):
+        if run.get("resolved", {}).get("left_out"):
+            raise InputError(
+                f"{folder} learnt from {splits.source} without the examples that another task has "
+                f"in dev or test, so that its own split cannot be told; --data names what to score"
+            )
         raise InputError(
             f"{splits.source} has changed since {folder} was trained on it, so that what would be "
             f"scored may have been learnt from; --data names what to score"

@@ -633,11 +633,16 @@ class FinetuneSettings(RunSettings):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "settings") -> Self:
-        """As of the base; a threshold is kept as it is typed, so that a run goes on from either."""
+        """As of the base; a threshold may be a number."""
         number = values.get("threshold")
         if isinstance(number, float):
             values = {**values, "threshold": str(number)}
         return super().from_dict(values, source)
+
+    def __post_init__(self) -> None:
+        if self.fixed_threshold is not None:  # 0.3, '.3' and '0.30' are one setting
+            object.__setattr__(self, "threshold", f"{self.fixed_threshold:.12g}")
+        super().__post_init__()
 
     def faults(self) -> list[str]:
         found = super().faults()

@@ -419,6 +419,8 @@ def _baselines(
         "limit": task.settings.limit,
         "num_train": len(parts.train),
     }
+    if task.settings.positive_label is not None:  # its F1 is of this class, not of the set's own
+        basis["positive_label"] = task.settings.positive_label
     kept = read_json(path, "") if path.is_file() else {}
     if {"version": 1} | kept.get("basis", {}) != basis:  # older files have none
         log_line("baseline", f"{task.name}, on the same {len(parts.train):,} examples")

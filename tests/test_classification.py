@@ -663,6 +663,18 @@ def test_predictions_are_not_written_over_the_data(world: Path) -> None:
     assert Path(data).read_bytes() == before
 
 
+def test_predictions_are_not_written_over_a_file_of_the_model(world: Path) -> None:
+    data = write_rows(world / "of-model.csv", rows_of(10))
+    folder = tune(world, "of-model", task="classification", data=data, max_steps=1)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for name in ("run.json", "model.safetensors", "predictions.jsonl", "metrics.jsonl"):
+        with pytest.raises(InputError, match=rf"--predictions .*{name} is a file of the model"):
+            minibert.evaluate(folder, data=data, predictions=folder / name)
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    for _ in range(2):  # its own may be written anew
+        minibert.evaluate(folder, data=data, predictions=folder / "again.jsonl")
+
+
 def test_predictions_are_not_written_over_a_file_of_a_folder_of_data(world: Path) -> None:
     data = write_rows(world / "kept-2.csv", rows_of(10))
     folder = tune(world, "kept-2", task="classification", data=data, max_steps=1)
@@ -881,10 +893,20 @@ def test_a_threshold_may_be_a_number_in_a_notebook_and_in_a_file(
     start = ["--model", str(world / "start"), "--output", str(folder)]
     typed = ["finetune", *start, "--resume", "--config", str(config)]
     assert main(typed) == 0
-    assert main([*typed, "--threshold", "0.25"]) == 0
+    assert main([*typed, "--threshold", "0.25"]) == main([*typed, "--threshold", ".250"]) == 0
+    given = {**LOOP, **same, "model": str(world / "start"), "output": str(tmp_path / "object")}
+    finetune(FinetuneSettings(**given, max_steps=1, threshold=0.25))  # type: ignore[arg-type]
+    record = str(tmp_path / "object" / "run.json")
+    assert main(["finetune", "--config", record, "--resume", "--output", given["output"]]) == 0
     assert "nothing to do" in capsys.readouterr().err
     with pytest.raises(InputError, match="--threshold is 30, must be in"):
         tune(world, "refused", **same, max_steps=1, threshold=30)
+
+
+def test_the_f1_of_a_class_wants_its_name(world: Path) -> None:
+    data = write_rows(world / "unnamed.csv", mails(20))
+    with pytest.raises(InputError, match="'f1_binary' is no figure .*; it is the F1 of --positive"):
+        tune(world, "unnamed", task="classification", data=data, max_steps=1, select="f1_binary")
 
 
 def test_several_labels_have_one_threshold(world: Path) -> None:
@@ -913,6 +935,7 @@ def test_several_labels_have_one_threshold(world: Path) -> None:
         ({"threshold": "1"}, "--threshold is 1, must be in .0, 1., or 'best'"),
         ({"threshold": "nan"}, "--threshold is nan, must be"),
         ({"threshold": "half"}, "--threshold is half, must be"),
+        ({"select": "f1_binary"}, "'f1_binary' is no figure of classification; known are acc"),
         ({"threshold": "0.3"}, "--threshold goes with two classes or .*classification has 3 cl"),
         ({"positive_label": "bad"}, "--positive-label goes with two classes; .* has 3 classes"),
     ],

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from samples import make_model_folder, one_thread, write_corpus  # noqa: F401
 from test_resume import finish, start, stop_at
 
+import minibert
 from minibert import recipes
 from minibert.cli import main
 from minibert.config import BertConfig
@@ -133,6 +134,10 @@ def test_what_the_task_is_scored_on_is_left_out(
     assert between["num_eval"] == 6
     rows = (run.folder / "intermediate/predictions.jsonl").read_text().splitlines()
     assert all(json.loads(row)["text"].startswith("winter candle") for row in rows)
+    with pytest.raises(InputError, match="learnt from .* without the examples that another task"):
+        minibert.evaluate(run.folder / "intermediate")
+    assert resolved(run.folder / "intermediate")["left_out"] is True
+    assert "left_out" not in resolved(run.folder)
 
 
 def test_where_everything_would_be_left_out_it_is_refused(

@@ -131,7 +131,7 @@ def test_baselines_of_an_older_method_are_computed_anew(tmp_path: Path) -> None:
 
     task: Any = SimpleNamespace(
         **{"name": "rte", "baselines_version": 1, "baselines": baselines},
-        settings=SimpleNamespace(limit=None),
+        settings=SimpleNamespace(limit=None, positive_label=None),
     )
     parts = Parts(["a"], ["b"], ["b"], "dev")
 
@@ -147,6 +147,8 @@ def test_baselines_of_an_older_method_are_computed_anew(tmp_path: Path) -> None:
     assert count() == 1
     task.baselines_version = 2
     assert [count(), count()] == [2, 2]
+    task.settings.positive_label = "no"  # whose F1 is another
+    assert [count(), count()] == [3, 3]
 
 
 @pytest.mark.parametrize(("name", "baseline"), [("stsb", "TF-IDF cosine"), ("squad", "word over")])
