@@ -159,8 +159,8 @@ def _check_output(folder: Path, output: Path, beside: set[str], overwrite: bool)
 def _cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor in its new type; what is not floating point stays as it is.
 
-    bf16 is for matrices. Biases and norms are a hundredth of the numbers, and a word's bias of -10
-    would be off by 0.03.
+    bf16 is for matrices. Biases and norms are under a two-hundredth of the numbers, and a word's
+    bias of -10 would be off by 0.03.
     """
     if not value.is_floating_point():
         return value
