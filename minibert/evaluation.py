@@ -12,6 +12,7 @@ from minibert.errors import InputError, did_you_mean
 from minibert.files import write_jsonl
 from minibert.model_folders import open_model_folder
 from minibert.predict import load, run_of
+from minibert.run_folder import RUN_FILES
 from minibert.runs import log_line
 from minibert.settings import DATA_LAYOUT, DATA_PLACES, FinetuneSettings, flag
 from minibert.tasks.base import Source, Splits, Task
@@ -105,8 +106,7 @@ def _check_kept(settings: FinetuneSettings, predictions: str | Path | None, fold
     if predictions is None or not Path(predictions).is_file():
         return
     path = Path(predictions).resolve()
-    of_a_run = path.name in ("metrics.jsonl", "predictions.jsonl") or path.suffix != ".jsonl"
-    if path.parent == folder.resolve() and of_a_run:  # what an earlier call wrote may go
+    if path.parent == folder.resolve() and path.name in RUN_FILES:
         raise InputError(f"--predictions {predictions} is a file of the model; name another")
     for name in DATA_PLACES:
         place = getattr(settings, name)

@@ -622,8 +622,6 @@ def _learn(task: Task[Any, Any], train: list[Any], folder: Path) -> WordPiece:
     task.learn(train, tokenizer)
     if settings.select is not None and settings.select not in task.selectable:
         near = did_you_mean(settings.select, task.selectable)
-        if settings.select == "f1_binary" and "roc_auc" in task.selectable:  # of two classes
-            near = "; it is the F1 of --positive-label, which names one of the two classes"
         raise InputError(f"--select {settings.select!r} is no figure of {task.name}{near}")
     return tokenizer
 

@@ -18,7 +18,7 @@ from minibert.files import read_json, remove, sync, whole_characters, write_json
 from minibert.settings import DATA_PLACES, FinetuneSettings, PretrainSettings
 
 # What a run writes, and so what --overwrite removes; anything else in the folder is left alone.
-_OURS = (
+RUN_FILES = (
     "results.json",  # first: without it the run no longer counts as finished
     "config.json",
     "model.safetensors",
@@ -184,7 +184,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes an earlier run's files, with the runs of its seeds, and nothing else."""
-        (self.path / _OURS[0]).unlink(missing_ok=True)
+        (self.path / RUN_FILES[0]).unlink(missing_ok=True)
         if self._has_seeds():
             self.drop_seeds()
         for path in self._earlier():
@@ -226,7 +226,7 @@ class RunFolder:
         """What `clear` removes beside the runs of seeds, in its order, as far as it is there."""
         left = any((self.path / name).exists() for name in self.kept)
         is_writer = (self.path / "target_tokenizer.json").exists()
-        for name in _OURS:
+        for name in RUN_FILES:
             if name in self.kept or (left and name == "run.json"):  # without it no run is known
                 continue
             if (self.path / name).exists() and (name != "README.txt" or is_writer):

@@ -631,14 +631,6 @@ class FinetuneSettings(RunSettings):
         False, "score dev alone and drop the test split unseen, as for choosing settings"
     )
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], source: str = "settings") -> Self:
-        """As of the base; a threshold may be a number."""
-        number = values.get("threshold")
-        if isinstance(number, float):
-            values = {**values, "threshold": str(number)}
-        return super().from_dict(values, source)
-
     def __post_init__(self) -> None:
         if self.fixed_threshold is not None:  # 0.3, '.3' and '0.30' are one setting
             object.__setattr__(self, "threshold", f"{self.fixed_threshold:.12g}")

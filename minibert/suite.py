@@ -418,11 +418,10 @@ def _baselines(
         "data": fingerprint,
         "limit": task.settings.limit,
         "num_train": len(parts.train),
+        "positive_label": task.settings.positive_label,  # whose F1 is told, if not the set's own
     }
-    if task.settings.positive_label is not None:  # its F1 is of this class, not of the set's own
-        basis["positive_label"] = task.settings.positive_label
     kept = read_json(path, "") if path.is_file() else {}
-    if {"version": 1} | kept.get("basis", {}) != basis:  # older files have none
+    if {"version": 1, "positive_label": None} | kept.get("basis", {}) != basis:  # of older files
         log_line("baseline", f"{task.name}, on the same {len(parts.train):,} examples")
         try:
             figures = task.baselines(parts.train, parts.test)

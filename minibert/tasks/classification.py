@@ -194,7 +194,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
             self.metric, self.selectable = "f1_micro", ("accuracy", "f1", "f1_micro")
         elif len(self.labels) == 2:
             self.selectable += ("roc_auc", *(("f1_binary",) if self.positive_label else ()))
-        self._check_threshold()
+        self._check_labels()
         counts = Counter(name for e in train for name in names_of(e))
         if missing := [name for name in self.labels if not counts[name]]:
             log_line("classes", f"{told(missing)}: no example to train on, after dev and --limit")
@@ -204,7 +204,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         else:
             self.weights = class_weights(given, self.labels, counts)
 
-    def _check_threshold(self) -> None:
+    def _check_labels(self) -> None:
         """Raises InputError where the labels are not what the settings speak of."""
         s, two = self.settings, len(self.labels) == 2 and not self.multi
         if s.positive_label is not None and not two:
@@ -214,6 +214,11 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
             near = did_you_mean(s.positive_label, self.labels)
             known = ", ".join(map(shown, self.labels))
             raise InputError(f"--positive-label {s.positive_label!r} is none of {known}{near}")
+        if s.select == "f1_binary" and two and self.positive_label is None:
+            raise InputError(
+                f"--select 'f1_binary' is no figure of {self.name}; it is the F1 of "
+                f"--positive-label, which names one of the two classes"
+            )
         if s.threshold is not None and not (two or self.multi):
             raise InputError(
                 f"--threshold goes with two classes or texts with several labels; {self.name} has "
