@@ -336,6 +336,11 @@ def _search_settings(values: dict[str, Any]) -> None:
         name.removeprefix("try_"): values.pop(name) for name in list(values) if name[:4] == "try_"
     }
     trials, jobs = values.pop("trials", None), values.pop("jobs", 1)
+    if values.get("dev_only") is False:
+        raise InputError(
+            "--no-dev-only: a search never scores test; score the settings it finds with "
+            "finetune --config and its best.json"
+        )
     settings = settings_from(values, FinetuneSettings)
     from minibert.setting_search import search_settings
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,15 +61,23 @@ class _ExtendOrWord(argparse.Action):
         setattr(namespace, self.dest, [*before, *(values or [self.const])])
 
 
-def add_settings(parser: argparse.ArgumentParser, settings: type[RunSettings]) -> None:
-    """One flag for each field of a settings class; flags not given leave no trace."""
+def add_settings(
+    parser: argparse.ArgumentParser,
+    settings: type[RunSettings],
+    helps: Mapping[str, str] | None = None,
+) -> None:
+    """One flag for each field of a settings class; flags not given leave no trace.
+
+    Args:
+        helps: what fields mean to this command, where it is not what they mean to a run.
+    """
     own = parser.add_argument_group(settings.__name__.removesuffix("Settings").lower())
     shared = parser.add_argument_group("run")
     inherited = {f.name for f in dataclasses.fields(RunSettings)}
     for field in dataclasses.fields(settings):
         group = shared if field.name in inherited else own
         kind, *others = str(field.type).split(" | ")
-        text = field.metadata["help"].replace("%", "%%")
+        text = (helps or {}).get(field.name, field.metadata["help"]).replace("%", "%%")
         default = None if field.default is dataclasses.MISSING else field.default
         is_told = default is not None and default is not False and default != ""
         if is_told and "default" not in text:
@@ -399,4 +408,10 @@ def _add_settings_search(search: Parser) -> None:
         "rates of 1e-4 to 1e-3 with batches of 16 and 32",
     )
     grid.add_argument("--jobs", type=int, default=argparse.SUPPRESS, help=_JOBS)
-    add_settings(search, FinetuneSettings)
+    helps = {
+        "overwrite": "do trials anew that had other settings, data or weights, and leave those of "
+        "an earlier search out of the table",
+        "dev_only": "so it is in any case: a search never scores test",
+        "dry_run": "of one run, and refused here",
+    }
+    add_settings(search, FinetuneSettings, helps)

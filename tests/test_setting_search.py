@@ -358,6 +358,22 @@ def test_each_setting_can_be_tried_from_the_command_line(
     assert f"| {values[0]} |" in capsys.readouterr().out
 
 
+def test_scoring_test_is_refused_and_no_search_is_begun(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--task", "sst2", "--model", model, "--output", str(tmp_path / "out")]
+    assert main(["search-settings", *given, "--no-dev-only"]) == 2
+    assert "a search never scores test; score the settings it finds" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_says_what_overwriting_is_to_a_search(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search-settings", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "do trials anew that had other settings, data or weights" in told
+    assert "start anew in a run folder" not in told
+
+
 def test_several_processes_are_refused_before_anything_is_read(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
