@@ -131,6 +131,18 @@ def test_the_pretraining_page_says_what_the_first_runs_ended_with(run: str, said
     assert said.format(**found) in page
 
 
+def test_the_picture_of_the_study_says_what_its_table_says() -> None:
+    page = (ROOT / "docs" / "pretraining.md").read_text("utf-8")
+    rows = page.split("| question | trial |")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    told = {row[1]: row[-1] for row in cells if row[1] != "base"}
+    texts = re.findall("<!-- (.*?) -->", (ROOT / "docs" / "study.svg").read_text("utf-8"), re.S)
+    assert len(told) > 30
+    assert set(told) <= set(texts)
+    drawn = [text.strip() for text in texts if re.fullmatch(r" [+-]\d\.\d{3}", text)]
+    assert sorted(drawn) == sorted(told.values())
+
+
 @pytest.mark.parametrize(
     "suite", sorted((ROOT / "docs" / "suites").glob("*.json")), ids=lambda path: path.stem
 )
