@@ -668,7 +668,7 @@ def _results(
 def _baseline(task: Task[Any, Any], parts: Parts) -> dict[str, float]:
     """What a simple method reaches; why there is none is printed, since the run matters more."""
     try:
-        return task.baseline(parts.train, parts.test)
+        return task.baseline(parts.train, parts.dev, parts.test)
     except MemoryError as error:
         log_line("baseline", f"not scored, memory ran out: {error}")
     except (MissingExtraError, ValueError) as error:  # or texts without a usable word

@@ -419,12 +419,15 @@ def _baselines(
         "limit": task.settings.limit,
         "num_train": len(parts.train),
         "positive_label": task.settings.positive_label,  # whose F1 is told, if not the set's own
+        # For which figure dev chooses a threshold.
+        "threshold_for": (task.settings.select or task.metric) if task.chooses else None,
     }
     kept = read_json(path, "") if path.is_file() else {}
-    if {"version": 1, "positive_label": None} | kept.get("basis", {}) != basis:  # of older files
+    older = {"version": 1, "positive_label": None, "threshold_for": None}
+    if older | kept.get("basis", {}) != basis:
         log_line("baseline", f"{task.name}, on the same {len(parts.train):,} examples")
         try:
-            figures = task.baselines(parts.train, parts.test)
+            figures = task.baselines(parts.train, parts.dev, parts.test)
         except (MissingExtraError, ValueError, MemoryError) as error:
             why = str(error) or "memory ran out"
             log_line("baseline", f"not scored: {why}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +17,22 @@ from minibert.tasks.classical import (
     Ngrams,
     interpolated,
     log_count_ratio,
-    nb_svm_answers,
+    nb_svm_scores,
     nb_svm_weights,
-    tfidf_answers,
+    tfidf_scores,
 )
-from minibert.tasks.classification import ClassificationTask, tfidf_baseline
+from minibert.tasks.classification import ClassificationTask, classical_figures
 from minibert.tasks.labelled import LabelledText
 
 pytest.importorskip("sklearn")
+
+
+def answers(
+    method: Any, train: list[str], labels: list[str], asked: list[str], **options: Any
+) -> Any:
+    """The labels with the highest scores."""
+    (scores,) = method(train, labels, asked, **options)
+    return [sorted(set(labels))[number] for number in scores.argmax(-1)]
 
 
 def test_runs_of_words_are_found_once_and_never_across_texts() -> None:
@@ -83,8 +92,8 @@ def test_order_of_words_is_read() -> None:
     """Single words cannot tell these apart, pairs can."""
     train = ["not good", "good not"] * 4
     labels = ["neg", "pos"] * 4
-    assert nb_svm_answers(train, labels, ["good not", "not good"]) == ["pos", "neg"]
-    alone = nb_svm_answers(train, labels, ["good not", "not good"], order=1)
+    assert answers(nb_svm_scores, train, labels, ["good not", "not good"]) == ["pos", "neg"]
+    alone = answers(nb_svm_scores, train, labels, ["good not", "not good"], order=1)
     assert len(set(alone)) == 1
 
 
@@ -92,15 +101,19 @@ def test_more_than_two_classes() -> None:
     words = {"sport": "ball goal", "news": "vote law", "tech": "chip code"}
     train = [f"{word} thing" for pair in words.values() for word in pair.split()]
     labels = [name for name in words for _ in range(2)]
-    for answers in (nb_svm_answers, tfidf_answers):
-        assert answers(train, labels, ["ball", "law", "code code"]) == ["sport", "news", "tech"]
+    for method in (nb_svm_scores, tfidf_scores):
+        assert answers(method, train, labels, ["ball", "law", "code code"]) == [
+            "sport",
+            "news",
+            "tech",
+        ]
 
 
 def test_a_chinese_character_is_a_word() -> None:
     train = ["很好的酒店", "酒店不错很好", "很差的酒店", "房间差"]
     labels = ["pos", "pos", "neg", "neg"]
-    for answers in (nb_svm_answers, tfidf_answers):
-        assert answers(train, labels, ["服务差", "早餐好"]) == ["neg", "pos"]
+    for method in (nb_svm_scores, tfidf_scores):
+        assert answers(method, train, labels, ["服务差", "早餐好"]) == ["neg", "pos"]
     text = "The wi-fi's x 房间大abc, naïve_1 日"
     words = ["The", "wi", "fi", "房", "间", "大", "abc", "naïve_1", "日"]
     assert re.findall(TFIDF_WORD, text) == words
@@ -110,21 +123,21 @@ def test_a_chinese_character_is_a_word() -> None:
 
 def test_texts_that_teach_nothing_are_value_errors() -> None:
     with pytest.raises(ValueError, match="one label"):
-        nb_svm_answers(["a", "b"], ["pos", "pos"], ["a"])
+        nb_svm_scores(["a", "b"], ["pos", "pos"], ["a"])
     with pytest.raises(ValueError, match="no text has a word"):
-        nb_svm_answers(["", " "], ["pos", "neg"], ["a"])
+        nb_svm_scores(["", " "], ["pos", "neg"], ["a"])
 
 
 def test_a_text_of_unknown_words_gets_an_answer() -> None:
-    assert nb_svm_answers(["good", "bad"], ["pos", "neg"], ["", "xyz"])[0] in ("pos", "neg")
+    assert answers(nb_svm_scores, ["good", "bad"], ["pos", "neg"], ["", "xyz"])[0] in ("pos", "neg")
 
 
 def test_without_the_extra_its_install_line_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("sklearn.svm", "sklearn.linear_model"):
         monkeypatch.setitem(sys.modules, name, None)
-    for answers in (nb_svm_answers, tfidf_answers):
+    for method in (nb_svm_scores, tfidf_scores):
         with pytest.raises(MissingExtraError, match=r"pip install 'minibert\[tasks\]'"):
-            answers(["good", "bad"], ["pos", "neg"], ["good"])
+            method(["good", "bad"], ["pos", "neg"], ["good"])
 
 
 def test_baselines_of_pairs_have_the_figure_that_the_field_quotes() -> None:
@@ -132,12 +145,12 @@ def test_baselines_of_pairs_have_the_figure_that_the_field_quotes() -> None:
     labels = ["equivalent", "equivalent", "not_equivalent"] * 8
     words = {"equivalent": "same", "not_equivalent": "other"}
     train = [LabelledText(str(i), words[n], n, "text") for i, n in enumerate(labels)]
-    found = task.baselines(train, train)
+    found = task.baselines(train, train, train)
     # Always "equivalent": precision 2/3, recall 1.
     assert found["majority_f1_binary"] == pytest.approx(0.8)
     assert found["majority_accuracy"] == pytest.approx(2 / 3)
     assert found["nbsvm_f1_binary"] == found["tfidf_f1_binary"] == 1.0
-    assert found["tfidf_f1"] == tfidf_baseline(train, train)["f1"]
+    assert found["tfidf_f1"] == classical_figures(tfidf_scores, train, train)["f1"]
 
 
 def test_the_baseline_of_a_run_has_the_f1_of_the_class_that_is_looked_for() -> None:
@@ -145,10 +158,44 @@ def test_the_baseline_of_a_run_has_the_f1_of_the_class_that_is_looked_for() -> N
     asked = [*train[:2], LabelledText("x", "ham mail", "spam"), train[2]]
     for named, f1 in (("spam", 2 / 3), ("ham", 0.8)):
         settings = FinetuneSettings(task="classification", data="x.csv", positive_label=named)
-        found = ClassificationTask(settings).baseline(train, asked)
+        found = ClassificationTask(settings).baseline(train, asked, asked)
         assert found["tfidf_f1_binary"] == pytest.approx(f1)
         assert found["tfidf_accuracy"] == 0.75
     unnamed = ClassificationTask(FinetuneSettings(task="classification", data="x.csv"))
-    assert unnamed.baseline(train, asked).keys() == {
+    assert unnamed.baseline(train, asked, asked).keys() == {
         *("tfidf_accuracy", "tfidf_f1", "majority_accuracy")
     }
+
+
+@pytest.mark.parametrize("method", [tfidf_scores, nb_svm_scores])
+def test_a_method_has_a_threshold_of_its_own_where_the_model_has(method: Any) -> None:
+    """Three of four texts in train are yes, so that it leans to yes; in dev few are."""
+    words = ["good fine film", "good dull film", "bad fine film", "bad dull film"]
+    labels = ["yes", "yes", "yes", "no"]
+    train = [LabelledText(str(i), words[i % 4], labels[i % 4]) for i in range(40)]
+    asked = [LabelledText(str(i), words[i % 4], "yes" if i % 4 == 0 else "no") for i in range(20)]
+    plain = classical_figures(method, train, asked, "yes")
+    tuned = classical_figures(method, train, asked, "yes", asked, "f1_binary")
+    assert tuned["f1_binary"] == tuned["accuracy"] == 1.0
+    assert plain["f1_binary"] < 0.7
+    # By the class that is looked for, whichever comes first, and as well for another figure.
+    assert classical_figures(method, train, asked, "no", asked, "accuracy")["f1_binary"] == 1.0
+
+
+def test_the_baselines_of_a_task_have_a_threshold_where_dev_chooses_one() -> None:
+    labels = ["equivalent", "equivalent", "equivalent", "not_equivalent"] * 8
+    words = ["good fine", "good dull", "bad fine", "bad dull"] * 8
+    train = [
+        LabelledText(str(i), w, n, "") for i, (w, n) in enumerate(zip(words, labels, strict=True))
+    ]
+    asked = [
+        LabelledText(e.id, e.text, "equivalent" if e.text == "good fine" else "not_equivalent", "")
+        for e in train
+    ]
+    chosen = FinetuneSettings(task="mrpc", select="f1_binary", threshold="best")
+    for settings, is_right in ((chosen, True), (FinetuneSettings(task="mrpc"), False)):
+        task = ClassificationTask(settings)
+        found = task.baseline(train, asked, asked) | task.baselines(train, asked, asked)
+        assert (found["tfidf_f1_binary"] == 1.0) is is_right
+        assert (found["nbsvm_f1_binary"] == 1.0) is is_right
+        assert found["majority_f1_binary"] == pytest.approx(0.4)

@@ -47,7 +47,7 @@ def test_the_baseline_is_computed_once_for_all_seeds(
 ) -> None:
     asked: list[int] = []
 
-    def baseline(self: Any, train: list[Any], test: list[Any]) -> dict[str, float]:
+    def baseline(self: Any, train: list[Any], *parts: list[Any]) -> dict[str, float]:
         asked.append(len(train))
         return {"tfidf_accuracy": 0.5}
 

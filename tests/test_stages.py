@@ -32,7 +32,8 @@ from minibert.pretraining import default_learning_rate, default_steps, pretrain
 from minibert.run_folder import read_metrics
 from minibert.runs import RunResult
 from minibert.settings import FinetuneSettings, PretrainSettings
-from minibert.tasks.classification import ClassificationTask, tfidf_baseline
+from minibert.tasks.classical import tfidf_scores
+from minibert.tasks.classification import ClassificationTask, classical_figures
 from minibert.tasks.labelled_sets import read_imdb
 from minibert.tokenizer import WordPiece
 from minibert.train import Loop, NonFiniteError
@@ -503,7 +504,7 @@ def test_default_rate_falls_with_the_width() -> None:
 
 def test_bundled_reviews_are_neither_trivial_nor_hopeless() -> None:
     splits = read_imdb(bundled_data() / "imdb")
-    assert 0.65 < tfidf_baseline(splits.train, splits.test)["accuracy"] < 0.92
+    assert 0.65 < classical_figures(tfidf_scores, splits.train, splits.test)["accuracy"] < 0.92
 
 
 # --- the README's own commands --------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_baselines_are_of_the_same_split_and_computed_once(
     task = find_task("rte")(FinetuneSettings(task="rte"))
     splits = task.read(task.find_data())
     assert splits.dev is not None
-    wanted = task.baselines(splits.train, splits.dev)
+    wanted = task.baselines(splits.train, splits.dev, splits.dev)
     assert made["tasks"]["rte"]["baselines"] == {
         "TF-IDF + logistic regression": 100 * wanted["tfidf_accuracy"],
         "NB-SVM": 100 * wanted["nbsvm_accuracy"],
@@ -125,13 +125,14 @@ def test_baselines_are_of_the_same_split_and_computed_once(
 def test_baselines_of_an_older_method_are_computed_anew(tmp_path: Path) -> None:
     asked: list[int] = []
 
-    def baselines(train: list[str], test: list[str]) -> dict[str, float]:
+    def baselines(train: list[str], dev: list[str], test: list[str]) -> dict[str, float]:
         asked.append(len(train))
         return {"majority_accuracy": 0.5}
 
     task: Any = SimpleNamespace(
-        **{"name": "rte", "baselines_version": 1, "baselines": baselines},
-        settings=SimpleNamespace(limit=None, positive_label=None),
+        **{"name": "rte", "baselines_version": 1, "baselines": baselines, "metric": "accuracy"},
+        **{"settings": SimpleNamespace(limit=None, positive_label=None, select=None)},
+        chooses=False,
     )
     parts = Parts(["a"], ["b"], ["b"], "dev")
 
@@ -149,6 +150,10 @@ def test_baselines_of_an_older_method_are_computed_anew(tmp_path: Path) -> None:
     assert [count(), count()] == [2, 2]
     task.settings.positive_label = "no"  # whose F1 is another
     assert [count(), count()] == [3, 3]
+    task.chooses = True  # a threshold, and another for another figure
+    assert [count(), count()] == [4, 4]
+    task.settings.select = "f1_binary"
+    assert [count(), count()] == [5, 5]
 
 
 @pytest.mark.parametrize(("name", "baseline"), [("stsb", "TF-IDF cosine"), ("squad", "word over")])

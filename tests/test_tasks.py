@@ -29,7 +29,8 @@ from minibert.tasks import FAMILIES, TASKS, classical, find_task
 from minibert.tasks.base import FAMILY_SETTINGS, Source, Task
 from minibert.tasks.batches import Feature, TaskData, infer, pad
 from minibert.tasks.classes import confusion_text, per_class_text
-from minibert.tasks.classification import ClassificationTask, tfidf_baseline
+from minibert.tasks.classical import tfidf_scores
+from minibert.tasks.classification import ClassificationTask, classical_figures
 from minibert.tasks.labelled import LabelledText, read_own
 from minibert.tasks.labelled_sets import IMDB_CLASSES, read_imdb
 from minibert.tasks.splits import cut_dev, limit_examples
@@ -553,7 +554,8 @@ def test_baseline_learns_from_words() -> None:
         for i in range(20)
     ]
     test = [LabelledText("a", "a fine film", "pos"), LabelledText("b", "a dull film", "neg")]
-    assert tfidf_baseline(train, test) == {"accuracy": 1.0, "f1": 1.0}
+    figures = classical_figures(tfidf_scores, train, test)
+    assert figures == pytest.approx({"accuracy": 1.0, "f1": 1.0, "matthews": 1.0})
 
 
 def test_baseline_of_texts_without_a_word_in_common_does_not_fail() -> None:
@@ -561,7 +563,7 @@ def test_baseline_of_texts_without_a_word_in_common_does_not_fail() -> None:
     pytest.importorskip("sklearn")
     words = enumerate("one two six ten".split())
     train = [LabelledText(str(i), word, CLASSES[i % 2]) for i, word in words]
-    figures = tfidf_baseline(train, train)
+    figures = classical_figures(tfidf_scores, train, train)
     assert 0 <= figures["accuracy"] <= 1
 
 
@@ -570,10 +572,10 @@ def test_a_baseline_that_would_fill_the_memory_is_left_alone(
 ) -> None:
     pytest.importorskip("sklearn")
     train = [LabelledText(str(i), f"word{i % 5} river", CLASSES[i % 2]) for i in range(20)]
-    assert tfidf_baseline(train, train)["accuracy"] <= 1
+    assert classical_figures(tfidf_scores, train, train)["accuracy"] <= 1
     monkeypatch.setattr(classical, "_MOST_WEIGHTS", 10)
     with pytest.raises(ValueError, match=r"2 classes of 11 words and word pairs would need about"):
-        tfidf_baseline(train, train)
+        classical_figures(tfidf_scores, train, train)
 
 
 # --- bundled data ---------------------------------------------------------------------------------

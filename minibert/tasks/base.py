@@ -383,8 +383,11 @@ class Task(ABC, Generic[E, P]):
         """Raises InputError where the figures of a part would say nothing."""
         return
 
-    def baseline(self, train: Sequence[E], test: Sequence[E]) -> dict[str, float]:
-        """What a simple method reaches, under keys of its own.
+    def baseline(self, train: Sequence[E], dev: Sequence[E], test: Sequence[E]) -> dict[str, float]:
+        """What a simple method reaches on test, under keys of its own.
+
+        Args:
+            dev: what chooses for it what dev chooses for the model, such as a threshold.
 
         Raises:
             MissingExtraError: it needs a library that is not there.
@@ -392,12 +395,14 @@ class Task(ABC, Generic[E, P]):
         """
         return {}
 
-    def baselines(self, train: Sequence[E], test: Sequence[E]) -> dict[str, float]:
+    def baselines(
+        self, train: Sequence[E], dev: Sequence[E], test: Sequence[E]
+    ) -> dict[str, float]:
         """`baseline` with others that are too slow for every run, as `<method>_<figure>`.
 
         Raises: as `baseline`.
         """
-        return self.baseline(train, test)
+        return self.baseline(train, dev, test)
 
     @abstractmethod
     def row(self, example: E, prediction: P) -> dict[str, Any]:

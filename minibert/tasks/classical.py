@@ -29,10 +29,16 @@ _MOST_WEIGHTS, _BYTES_A_WEIGHT = 10_000_000, 37 * 8
 _MISSING = "needs scikit-learn: pip install 'minibert[tasks]'"
 
 
-def tfidf_answers(train: Sequence[str], labels: Sequence[str], test: Sequence[str]) -> list[str]:
-    """Answers of TF-IDF + logistic regression, the line a model has to pass.
+def tfidf_scores(
+    train: Sequence[str], labels: Sequence[str], *asked: Sequence[str]
+) -> list[np.ndarray]:
+    """Scores of TF-IDF + logistic regression, the line a model has to pass.
 
     Words and word pairs, sublinear counts, scikit-learn's default strength.
+
+    Returns:
+        For each of `asked` (n, C), in the order of the sorted labels; the highest is the answer.
+        Of two classes the first has 0, so that the sigmoid of the second is its probability.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -59,17 +65,18 @@ def tfidf_answers(train: Sequence[str], labels: Sequence[str], test: Sequence[st
         )
     model = LogisticRegression(max_iter=1000)
     model.fit(counts, list(labels))
-    return [str(answer) for answer in model.predict(vectorizer.transform(test))]
+    found = [model.decision_function(vectorizer.transform(texts)) for texts in asked]
+    return [_columns(scores) if scores.ndim == 1 else scores for scores in found]
 
 
-def nb_svm_answers(
+def nb_svm_scores(
     train: Sequence[str],
     labels: Sequence[str],
-    test: Sequence[str],
+    *asked: Sequence[str],
     order: int = 3,
     share: float = 0.25,
-) -> list[str]:
-    """Answers of the NB-SVM of Wang and Manning 2012, of single words up to runs of `order`.
+) -> list[np.ndarray]:
+    """Scores of the NB-SVM of Wang and Manning 2012, of single words up to runs of `order`.
 
     A linear SVM (squared hinge, strength 1) reads which n-grams a text has, each weighted by its
     `log_count_ratio`; its weights are drawn towards their mean size (`interpolated`). Of more than
@@ -77,6 +84,9 @@ def nb_svm_answers(
 
     Args:
         share: of the SVM's own weights in the interpolation, the paper's beta.
+
+    Returns:
+        As of `tfidf_scores`, but that a sigmoid makes no probabilities of margins.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -86,15 +96,19 @@ def nb_svm_answers(
     if len(names) < 2:
         raise ValueError("all texts have one label; NB-SVM needs two")
     grams = Ngrams(train, order)
-    known, asked = grams.presence(train), grams.presence(test)
-    scores = []
+    known, unknown = grams.presence(train), [grams.presence(texts) for texts in asked]
+    scores: list[list[np.ndarray]] = [[] for _ in asked]
     for name in names[1:] if len(names) == 2 else names:
         is_own = np.array([label == name for label in labels])
         weights, intercept = nb_svm_weights(known, is_own, share)
-        scores.append(asked @ weights + intercept)
-    if len(names) == 2:
-        return [names[int(score > 0)] for score in scores[0]]
-    return [names[i] for i in np.argmax(scores, axis=0)]
+        for own, presence in zip(scores, unknown, strict=True):
+            own.append(presence @ weights + intercept)
+    return [_columns(own[0]) if len(names) == 2 else np.stack(own, axis=1) for own in scores]
+
+
+def _columns(scores: np.ndarray) -> np.ndarray:
+    """The scores of two classes of those of the second, (n,)."""
+    return np.stack([np.zeros_like(scores), scores], axis=1)
 
 
 def nb_svm_weights(presence: Any, is_own: np.ndarray, share: float) -> tuple[np.ndarray, float]:

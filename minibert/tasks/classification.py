@@ -39,7 +39,7 @@ from minibert.settings import BEST, FinetuneSettings
 from minibert.tasks.base import Predictor, Source, Splits, Task
 from minibert.tasks.batches import Feature, inputs_of
 from minibert.tasks.classes import class_weights, confusion_text, per_class_text, positive_weights
-from minibert.tasks.classical import nb_svm_answers, tfidf_answers
+from minibert.tasks.classical import nb_svm_scores, tfidf_scores
 from minibert.tasks.labelled import (
     LabelledText,
     classes_of,
@@ -56,6 +56,7 @@ from minibert.tasks.texts import encode
 from minibert.tokenizer import WordPiece
 from minibert.train import Batch, Term
 
+Scorer = Callable[..., list[np.ndarray]]  # `tfidf_scores` or `nb_svm_scores`
 _LISTED_ERRORS = 50
 _WIDEST_MATRIX = 6  # classes of a confusion matrix that is printed
 _LARGEST_MATRIX = 200  # and of one that results hold
@@ -364,12 +365,18 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
 
     def choose(self, dev: Sequence[LabelledText], predictions: Sequence[np.ndarray]) -> None:
         """The threshold with the best figure."""
-        select = self.settings.select or self.metric
         shares, targets = np.stack(predictions), self._targets(dev)
         yes = shares if self.multi else shares[:, self._positive]
+        self.threshold = best_threshold(
+            yes, lambda t: self._figures(shares, targets, t)[self._threshold_for]
+        )
+
+    @property
+    def _threshold_for(self) -> str:
+        """The figure that the threshold is chosen for."""
+        select = self.settings.select or self.metric
         # No threshold changes the area under the curve; a yes and a no are told by accuracy then.
-        key = "accuracy" if select == "roc_auc" else select
-        self.threshold = best_threshold(yes, lambda t: self._figures(shares, targets, t)[key])
+        return "accuracy" if select == "roc_auc" else select
 
     def details(
         self, examples: Sequence[LabelledText], predictions: Sequence[np.ndarray]
@@ -400,35 +407,49 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         return "\n".join(parts)
 
     def baseline(
-        self, train: Sequence[LabelledText], test: Sequence[LabelledText]
+        self,
+        train: Sequence[LabelledText],
+        dev: Sequence[LabelledText],
+        test: Sequence[LabelledText],
     ) -> dict[str, float]:
+        """TF-IDF and the majority."""
         if self.multi:
             raise ValueError("the TF-IDF baseline is for one label a text")
-        figures = tfidf_baseline(train, test, self.positive_label)
+        figures = self._classical(tfidf_scores, train, dev, test)
         majority = Counter(e.label for e in train).most_common(1)[0][0]
         return {
-            **{f"tfidf_{key}": value for key, value in figures.items()},
+            **{f"tfidf_{key}": value for key, value in figures.items() if key != "matthews"},
             "majority_accuracy": sum(e.label == majority for e in test) / len(test),
         }
 
     def baselines(
-        self, train: Sequence[LabelledText], test: Sequence[LabelledText]
+        self,
+        train: Sequence[LabelledText],
+        dev: Sequence[LabelledText],
+        test: Sequence[LabelledText],
     ) -> dict[str, float]:
         """Every figure of TF-IDF, of NB-SVM, which takes a minute on IMDb, and of the majority."""
         if self.multi:
             raise ValueError("the baselines are for one label a text")
-        given, asked, labels = [_whole(e) for e in train], [_whole(e) for e in test], _names(train)
-        majority = Counter(labels).most_common(1)[0][0]
-        answers = {
-            "tfidf": tfidf_answers(given, labels, asked),
-            "nbsvm": nb_svm_answers(given, labels, asked),
-            "majority": [majority] * len(test),
+        labels = _names(train)
+        majority = [Counter(labels).most_common(1)[0][0]] * len(test)
+        figures = {
+            "tfidf": self._classical(tfidf_scores, train, dev, test),
+            "nbsvm": self._classical(nb_svm_scores, train, dev, test),
+            "majority": _figures_of(majority, test, labels, self.positive_label),
         }
-        return {
-            f"{method}_{key}": value
-            for method, found in answers.items()
-            for key, value in _figures_of(found, test, labels, self.positive_label).items()
-        }
+        return {f"{method}_{k}": v for method, own in figures.items() for k, v in own.items()}
+
+    def _classical(
+        self,
+        method: Scorer,
+        train: Sequence[LabelledText],
+        dev: Sequence[LabelledText],
+        test: Sequence[LabelledText],
+    ) -> dict[str, float]:
+        """Figures of a method of `classical`, with a threshold of its own where the model has."""
+        select = self._threshold_for if self.chooses else None
+        return classical_figures(method, train, test, self.positive_label, dev, select)
 
     @property
     def _positive(self) -> int:
@@ -575,21 +596,46 @@ def _whole(example: LabelledText) -> str:
     return f"{example.text} {example.text_pair or ''}".rstrip()
 
 
-def tfidf_baseline(
-    train: Sequence[LabelledText], test: Sequence[LabelledText], positive: str | None = None
+def classical_figures(
+    method: Scorer,
+    train: Sequence[LabelledText],
+    test: Sequence[LabelledText],
+    positive: str | None = None,
+    dev: Sequence[LabelledText] = (),
+    select: str | None = None,
 ) -> dict[str, float]:
-    """Accuracy and macro F1 of TF-IDF + logistic regression, the line a model has to pass.
+    """Accuracy, macro F1 and Matthews of a method of `classical`; of a positive class f1_binary.
 
-    Words and word pairs, sublinear counts, scikit-learn's default strength. Of a positive class
-    f1_binary, too.
+    Args:
+        positive: that class, if one is looked for.
+        dev: what chooses the threshold.
+        select: the figure it is chosen for, as a model's is by `--threshold best`: a figure that
+            hangs on how often yes is said would compare thresholds else. None for the method's own.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
+        ValueError: as of the method.
     """
     labels = _names(train)
-    answers = tfidf_answers([_whole(e) for e in train], labels, [_whole(e) for e in test])
-    figures = _figures_of(answers, test, labels, positive)
-    return {key: value for key, value in figures.items() if key != "matthews"}
+    names = sorted(set(labels))
+    has_threshold = select is not None and len(names) == 2
+    parts = [dev, test] if has_threshold else [test]
+    given = [_whole(e) for e in train]
+    found = method(given, labels, *([_whole(e) for e in part] for part in parts))
+    if not has_threshold:
+        answers = [names[number] for number in found[0].argmax(-1)]
+        return _figures_of(answers, test, labels, positive)
+    yes = names.index(positive) if positive in names else 1
+    on_dev, on_test = (1 / (1 + np.exp(s[:, 1 - yes] - s[:, yes])) for s in found)
+
+    def figures(
+        part: Sequence[LabelledText], shares: np.ndarray, threshold: float
+    ) -> dict[str, float]:
+        said = [names[yes if share > threshold else 1 - yes] for share in shares]
+        return _figures_of(said, part, labels, positive)
+
+    threshold = best_threshold(on_dev, lambda t: figures(dev, on_dev, t)[str(select)])
+    return figures(test, on_test, threshold)
 
 
 def _names(examples: Sequence[LabelledText]) -> list[str]:

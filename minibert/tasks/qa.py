@@ -313,7 +313,9 @@ class QATask(Task[Question, Reply]):
             lines.append(f"{word:<10}{n['exact_match']:>13.2f}{n['f1']:>13.2f}{n['support']:>13,}")
         return "\n".join(lines)
 
-    def baseline(self, train: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
+    def baseline(
+        self, train: Sequence[Question], dev: Sequence[Question], test: Sequence[Question]
+    ) -> dict[str, float]:
         """What words in common with the question reach; in version 2.0 also what silence does."""
         guesses = [guess(q.question, q.context) for q in test]
         overlap = squad_figures(_golds(test), guesses, bool(self.version_2))

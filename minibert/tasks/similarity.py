@@ -264,7 +264,9 @@ class SimilarityTask(Task[ScoredPair, float]):
             "loss": float((error**2).mean()),
         }
 
-    def baseline(self, train: Sequence[ScoredPair], test: Sequence[ScoredPair]) -> dict[str, float]:
+    def baseline(
+        self, train: Sequence[ScoredPair], dev: Sequence[ScoredPair], test: Sequence[ScoredPair]
+    ) -> dict[str, float]:
         found, scores = tfidf_cosines(train, test), _scores(test)
         return {
             "tfidf_pearson": pearson(found, scores),

@@ -286,7 +286,9 @@ class TaggingTask(Task[Sentence, Tagged]):
     def table(self, results: dict[str, Any]) -> str:
         return per_class_text(results["per_type"], "type") if results["per_type"] else ""
 
-    def baseline(self, train: Sequence[Sentence], test: Sequence[Sentence]) -> dict[str, float]:
+    def baseline(
+        self, train: Sequence[Sentence], dev: Sequence[Sentence], test: Sequence[Sentence]
+    ) -> dict[str, float]:
         """What looking entities of train up reaches."""
         lexicon = Lexicon(train)
         figures = entity_figures([e.tags for e in test], [lexicon.tags(e.words) for e in test])

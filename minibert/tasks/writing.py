@@ -490,7 +490,9 @@ class WritingTask(Task[TextPair, WrittenText]):
         signatures = {key: value for key, value in found.items() if isinstance(value, str)}
         return signatures | {"num_cut": sum(not p.is_whole for p in predictions)}
 
-    def baseline(self, train: Sequence[TextPair], test: Sequence[TextPair]) -> dict[str, float]:
+    def baseline(
+        self, train: Sequence[TextPair], dev: Sequence[TextPair], test: Sequence[TextPair]
+    ) -> dict[str, float]:
         """Figures of what `trivial` writes."""
         texts = [WrittenText(self.trivial(pair.source), 0.0, True) for pair in test]
         return {f"{self.trivial_name}_{k}": v for k, v in self.score(test, texts).items()}
