@@ -28,7 +28,7 @@ from minibert.recipes import file_settings
 from minibert.runs import dev_figure, learning_seconds, log_line, of_seed, weights_digest
 from minibert.runtime import find_device
 from minibert.series import Job, carry_out_all, check_alone, claimed
-from minibert.settings import NO_TASK, FinetuneSettings, check_fields, flag
+from minibert.settings import BEST, NO_TASK, FinetuneSettings, check_fields, flag
 from minibert.starts import start_folder, with_recipe, within_positions
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
@@ -410,17 +410,18 @@ def _baselines(
     """What classical methods reach, computed once and kept in baselines.json.
 
     Returns:
-        baselines: 0..100, by name. baselines_lack: why there are none, or empty.
+        baselines: 0..100, by name. baselines_lack: why there are none, or empty. threshold_for:
+            the figure that dev chose a threshold for, theirs and the model's; None for none.
     """
-    path = folder / "baselines.json"
+    path, settings = folder / "baselines.json", task.settings
     basis = {
         "version": task.baselines_version,
         "data": fingerprint,
-        "limit": task.settings.limit,
+        "limit": settings.limit,
         "num_train": len(parts.train),
-        "positive_label": task.settings.positive_label,  # whose F1 is told, if not the set's own
+        "positive_label": settings.positive_label,  # whose F1 is told, if not the set's own
         # For which figure dev chooses a threshold.
-        "threshold_for": (task.settings.select or task.metric) if task.chooses else None,
+        "threshold_for": (settings.select or task.metric) if settings.threshold == BEST else None,
     }
     kept = read_json(path, "") if path.is_file() else {}
     older = {"version": 1, "positive_label": None, "threshold_for": None}
@@ -431,7 +432,7 @@ def _baselines(
         except (MissingExtraError, ValueError, MemoryError) as error:
             why = str(error) or "memory ran out"
             log_line("baseline", f"not scored: {why}")
-            return {"baselines": {}, "baselines_lack": why}
+            return {"baselines": {}, "baselines_lack": why, "threshold_for": None}
         kept = {"basis": basis, "figures": figures}
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, kept)
@@ -442,7 +443,7 @@ def _baselines(
             is_cosine = (method, entry.figure) == ("tfidf", "spearman")
             title = "TF-IDF cosine" if is_cosine else _METHODS[method]
             found[title] = value * entry.scale
-    return {"baselines": found, "baselines_lack": ""}
+    return {"baselines": found, "baselines_lack": "", "threshold_for": basis["threshold_for"]}
 
 
 def _with_wall(before: dict[str, Any], job: Job, figures: dict[str, Any]) -> dict[str, Any]:

@@ -135,6 +135,12 @@ def _caption(suite: dict[str, Any]) -> list[str]:
             f"Times are of {suite['jobs']} runs at a time, each on its share of the cores."
         )
     lines += [f"Left out: {name}, {why}." for name, why in suite["skipped"].items()]
+    chosen = ((n, t.get("threshold_for")) for n, t in suite["tasks"].items())
+    lines += [
+        f"Of {name} dev chose the threshold above which yes is said, also for classical methods."
+        for name, figure in chosen
+        if figure
+    ]
     lacking = ((n, t.get("baselines_lack", "")) for n, t in suite["tasks"].items())
     lines += [f"No classical methods for {name}: {why}." for name, why in lacking if why]
     return lines

@@ -131,8 +131,7 @@ def test_baselines_of_an_older_method_are_computed_anew(tmp_path: Path) -> None:
 
     task: Any = SimpleNamespace(
         **{"name": "rte", "baselines_version": 1, "baselines": baselines, "metric": "accuracy"},
-        **{"settings": SimpleNamespace(limit=None, positive_label=None, select=None)},
-        chooses=False,
+        settings=SimpleNamespace(limit=None, positive_label=None, select=None, threshold=None),
     )
     parts = Parts(["a"], ["b"], ["b"], "dev")
 
@@ -150,7 +149,7 @@ def test_baselines_of_an_older_method_are_computed_anew(tmp_path: Path) -> None:
     assert [count(), count()] == [2, 2]
     task.settings.positive_label = "no"  # whose F1 is another
     assert [count(), count()] == [3, 3]
-    task.chooses = True  # a threshold, and another for another figure
+    task.settings.threshold = "best"  # and another for another figure
     assert [count(), count()] == [4, 4]
     task.settings.select = "f1_binary"
     assert [count(), count()] == [5, 5]
@@ -672,6 +671,14 @@ def test_means_deviations_and_gaps_are_those_worked_out_by_hand() -> None:
         *("TF-IDF 88.00, NB-SVM 91.00", "-9.00", "accuracy 83.00"),
     ]
     assert cells[10:12] == ["22,500 / 25,000", "3 min (2 min)"]
+
+
+def test_the_page_says_where_classical_methods_have_a_threshold_of_dev() -> None:
+    said = "Of imdb dev chose the threshold above which yes is said, also for classical methods"
+    made = a_suite()
+    assert said not in as_markdown(made)
+    made["tasks"]["imdb"]["threshold_for"] = "f1_binary"
+    assert said in as_markdown(made)
 
 
 def test_the_gain_over_random_weights_is_tested_by_welch() -> None:
