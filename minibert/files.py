@@ -138,7 +138,7 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
         InputError: missing file (with `hint`), or a file that holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # editors may leave a mark
     except FileNotFoundError:
         raise InputError(f"{path} does not exist ({hint})") from None
     except IsADirectoryError:

@@ -96,6 +96,13 @@ def search(
     ]
 
 
+def _text_of(file: Path, number: int, row: str) -> str:
+    text = text_in(row)
+    if not isinstance(text, str):
+        raise InputError(f"--input {file}, line {number}: {row:.60} holds no text")
+    return text
+
+
 def sentences_of(file: Path, text_column: str | None = None) -> dict[str, tuple[int, int]]:
     """The different sentences of a file -> (first line, how many lines), in their order.
 
@@ -106,7 +113,7 @@ def sentences_of(file: Path, text_column: str | None = None) -> dict[str, tuple[
         raise InputError(f"--input {file} is a folder; expected a file of one sentence a line")
     if table_kind(file):
         rows = read_inputs(file, lambda _: {"text": text_column or "text"})
-        lines = [(number, text_in(row)) for number, row in rows]
+        lines = [(number, _text_of(file, number, row)) for number, row in rows]
     elif text_column is not None:
         raise InputError("--text-column goes with a .csv, .tsv or .jsonl as --input")
     else:

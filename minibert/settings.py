@@ -8,6 +8,7 @@ Importable without torch.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -640,6 +641,7 @@ class FinetuneSettings(RunSettings):
         found = super().faults()
         if not self.task:
             found.append("--task is missing; as in --task imdb")
+        found += self._data_faults()
         if self.reinit_layers < 0:
             found.append(f"--reinit-layers is {self.reinit_layers}, must be 0 or more")
         if self.seeds < 1:
@@ -661,8 +663,6 @@ class FinetuneSettings(RunSettings):
             found.append(f"--doc-stride is {self.doc_stride}, must be at least 1")
         if self.patience is not None and self.patience < 1:
             found.append(f"--patience is {self.patience}, must be at least 1")
-        if not self.data and (self.dev_data or self.test_data):
-            found.append("--dev-data and --test-data go with --data, the training examples")
         if self.reinit_layers and self.random_weights:
             found.append("--reinit-layers has no use with --random-weights, which redraws all")
         if not 0 < self.dev_fraction < 1:
@@ -675,16 +675,31 @@ class FinetuneSettings(RunSettings):
             found.append(f"--length-penalty is {self.length_penalty}, must be 0 or more")
         if self.no_repeat_ngram is not None and self.no_repeat_ngram < 0:
             found.append(f"--no-repeat-ngram is {self.no_repeat_ngram}, must be 0 or more")
-        for name in ("data", "dev_data", "test_data"):
-            beside = name.replace("data", "target_data")
-            if getattr(self, beside) and not getattr(self, name):
-                found.append(f"{flag(beside)} goes with {flag(name)}, the lines to be read")
         if self.min_steps is not None and self.min_steps < 0:
             found.append(f"--min-steps is {self.min_steps}, must be 0 or more")
         if self.min_steps and (self.max_steps or self.max_minutes):
             found.append("--min-steps goes with --epochs; another budget says how long by itself")
         if self.limit is not None and self.limit < 4:
             found.append(f"--limit is {self.limit}, must be at least 4")
+        return found
+
+    def _data_faults(self) -> list[str]:
+        """Of what names files and columns."""
+        found = []
+        files = ("data", "dev_data", "test_data")
+        columns = ("text_column", "text_pair_column", "label_column")
+        for name in ("model", *files, *columns):
+            if getattr(self, name) == "":  # as from a variable that is not set
+                found.append(f"{flag(name)} '' names nothing; leave it out, or name one")
+        if not self.data and (self.dev_data or self.test_data):
+            found.append("--dev-data and --test-data go with --data, the training examples")
+        for name in files:
+            beside = name.replace("data", "target_data")
+            if getattr(self, beside) and not getattr(self, name):
+                found.append(f"{flag(beside)} goes with {flag(name)}, the lines to be read")
+        for first, second in itertools.combinations(columns, 2):
+            if getattr(self, first) and getattr(self, first) == getattr(self, second):
+                found.append(f"{flag(first)} and {flag(second)} are both {getattr(self, first)!r}")
         return found
 
     def _adapt_faults(self) -> list[str]:

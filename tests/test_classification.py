@@ -110,6 +110,76 @@ def test_whole_numbers_are_one_class_however_they_are_written(tmp_path: Path) ->
     assert [e.label for e in splits.train] == [("2", "3"), ("3", "4")]
 
 
+@pytest.mark.parametrize(
+    ("own", "others"),
+    [
+        (("true", "false"), (True, False)),
+        (("caf\u00e9", "tea"), ("cafe\u0301", "tea")),
+        (("1", "2"), (1.0, 2)),
+    ],
+)
+def test_a_class_that_another_file_spells_otherwise_is_known(
+    tmp_path: Path, own: Sequence[str], others: Sequence[Any]
+) -> None:
+    rows = [{"text": f"film {i}", "label": own[i % 2]} for i in range(6)]
+    train = write_rows(tmp_path / "a.csv", rows)
+    rows = [{"text": f"show {i}", "label": others[i % 2]} for i in range(6)]
+    splits = read(data=train, test_data=write_rows(tmp_path / "b.jsonl", rows))
+    assert [e.label for e in splits.test or ()] == [own[i % 2] for i in range(6)]
+
+
+def test_classes_that_look_alike_are_told_by_their_characters(tmp_path: Path) -> None:
+    labels = ("caf\u00e9", "cafe\u0301", "tea", "Tea", "pot", "po\u200bt")
+    rows = [{"text": f"film {i}", "label": label} for i, label in enumerate(labels)]
+    (note,) = (n for n in read(data=write_rows(tmp_path / "a.csv", rows)).notes if "taken" in n)
+    assert "'cafe\\u0301' and 'caf\\xe9'" in note
+    assert "Tea and tea" in note
+    assert "'pot' and 'po\\u200bt'" in note
+
+
+def test_a_dev_file_that_can_choose_nothing_is_refused(tmp_path: Path) -> None:
+    train = write_rows(tmp_path / "a.csv", rows_of())
+    dev = write_rows(tmp_path / "b.csv", [{"text": "one", "label": ""}])
+    with pytest.raises(
+        InputError, match=r"--dev-data .*b.csv has no labels, so that it can choose"
+    ):
+        read(data=train, dev_data=dev)
+
+
+def test_a_dev_of_one_class_chooses_by_no_figure_that_it_leaves_fixed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = write_rows(tmp_path / "a.csv", [r for r in rows_of() if r["label"] != "odd"])
+    one = write_rows(tmp_path / "b.csv", [{"text": "two", "label": "bad"}])
+
+    def parts(**given: Any) -> None:
+        task = ClassificationTask(
+            FinetuneSettings(task="classification", data=both, dev_data=one, **given)
+        )
+        parts_of(task, task.read(task.find_data()), 0.1, None)
+
+    for given in ({"select": "matthews"}, {"select": "roc_auc"}):
+        with pytest.raises(InputError, match=r"1 example\(s\) in dev, all bad: .* name --dev-data"):
+            parts(**given)
+    assert capsys.readouterr().err == ""
+    parts()
+    assert "dev: 1 example(s) in dev, all bad, by which" in capsys.readouterr().err
+
+
+def test_a_column_has_one_role(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "a.csv", rows_of())
+    with pytest.raises(InputError, match="--text-column and --label-column are both 'label'"):
+        read(data=data, text_column="label")
+    with pytest.raises(InputError, match="--text-column and --text-pair-column are both 'text'"):
+        read(data=data, text_column="text", text_pair_column="text")
+
+
+@pytest.mark.parametrize("name", ["model", "data", "dev_data", "label_column"])
+def test_an_empty_name_is_said_to_name_nothing(name: str) -> None:
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} '' names nothing"):
+        FinetuneSettings(task="classification", **{name: ""})
+
+
 def test_what_is_missing_in_a_list_of_classes_is_no_class(tmp_path: Path) -> None:
     labels = (["x", None], ["", "y"], [math.nan, " "], [])
     rows = [{"text": f"film {i}", "label": label} for i, label in enumerate(labels)]
@@ -713,7 +783,8 @@ def test_evaluate_reads_own_columns_and_by_default_those_of_the_run(
     for flags, wanted in (
         ([], "no column 'kind' (--label-column); its columns are text, grade"),
         (["--label-column", "g"], "no column 'g' (--label-column); its columns are text, grade"),
-        (["--label-column", "grade", "--text-pair-column", "text"], "reads single texts"),
+        (["--label-column", "grade", "--text-pair-column", "grade"], "are both 'grade'"),
+        (["--label-column", "grade", "--text-pair-column", "id"], "reads single texts"),
         (["--target-column", "grade"], "--target-column has no use in classification"),
         (["--text-colum", "text"], "did you mean '--text-column'"),
     ):

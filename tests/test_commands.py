@@ -961,6 +961,12 @@ def test_a_file_is_judged_with_the_flags_in_place(
         assert name == "recipe" or getattr(settings, name) == value
 
 
+def test_a_config_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text('{"task": "imdb", "epochs": 2}', encoding="utf-8-sig")
+    found = cli.settings_from({"config": str(tmp_path / "own.json")}, FinetuneSettings)
+    assert found.to_dict()["epochs"] == 2
+
+
 @pytest.mark.parametrize(
     ("file", "flags", "left"),
     [

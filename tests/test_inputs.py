@@ -111,6 +111,26 @@ def test_an_object_that_lacks_what_was_learnt_is_named(
         examples(path, task, **given)
 
 
+@pytest.mark.parametrize("line", ['{"review": "a great film"}', '{"text": 5}'])
+def test_an_object_without_a_text_is_no_text(line: str) -> None:
+    family = TASKS["classification"](FinetuneSettings(task="classification"))
+    with pytest.raises(InputError, match="text 3 is {.*expected a string, or an object with it as"):
+        family.example_of(family.parse_line(line), 3)
+    for text in ("{a} set", "{", '{"a": 1} and more'):
+        assert family.example_of(family.parse_line(text), 1).text == text
+
+
+def test_a_tagger_takes_a_note_for_a_text_and_words_by_either_key() -> None:
+    family = TASKS["tagging"](FinetuneSettings(task="tagging"))
+
+    def words(line: str) -> list[str]:
+        found: list[str] = family.example_of(family.parse_line(line), 1).words
+        return found
+
+    assert words("[1]") == ["[", "1", "]"]
+    assert words('["Ada", "left"]') == words('{"words": ["Ada", "left"]}') == ["Ada", "left"]
+
+
 def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "own.jsonl", '{"text": "a"}\n{"text": \n')
     with pytest.raises(InputError, match="line 2 is not JSON"):

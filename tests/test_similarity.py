@@ -55,6 +55,21 @@ HEAD = "text,text_pair,score\n"
 FOUR = f"{HEAD}a,b,0\nc,d,1\ne,f,2\ng,h,4\n"
 
 
+def test_a_file_without_rows_or_a_dev_without_scores_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "b.csv"
+    for content, said in (
+        (HEAD, "b.csv holds no row"),
+        (f"{HEAD}a,b,\n", "has no scores, so that"),
+    ):
+        other.write_text(content)
+        with pytest.raises(InputError, match=said):
+            read(tmp_path, FOUR, dev_data=str(other))
+    assert read(tmp_path, FOUR, test_data=str(other)).test is None
+    other.write_text(HEAD)
+    with pytest.raises(InputError, match="b.csv holds no row"):
+        read(tmp_path, FOUR, test_data=str(other))
+
+
 # --- figures and loss -----------------------------------------------------------------------------
 
 

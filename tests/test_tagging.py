@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from minibert.config import BertConfig
 from minibert.errors import InputError
-from minibert.files import bundled_data
+from minibert.files import OPENERS, bundled_data
 from minibert.losses import IGNORE_INDEX
 from minibert.settings import FinetuneSettings
 from minibert.tasks.batches import Feature, pad
@@ -456,6 +456,29 @@ def test_json_lines_are_read(tmp_path: Path) -> None:
 def test_faulty_json_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_tagged({"train": write(tmp_path / "a.jsonl", line)})
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.JSONL", "a.jsonl.xz", "a.JSON.gz"])
+def test_json_lines_are_known_by_any_of_their_names(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with OPENERS.get(path.suffix.lower(), open)(path, "wb") as handle:
+        handle.write(b'{"tokens": ["Ana"], "tags": ["B-PER"]}\n')
+    read, _ = read_tagged({"train": path})
+    assert read["train"] == [Sentence("train/0", ["Ana"], ["B-PER"])]
+
+
+def test_json_lines_are_not_taken_for_columns(tmp_path: Path) -> None:
+    lines = '{"tokens": ["Ana", "sings"], "tags": ["B-PER", "O"]}\n' * 3
+    with pytest.raises(InputError, match=r"a.txt holds JSON; JSON lines are read from a name with"):
+        read_tagged({"train": write(tmp_path / "a.txt", lines)})
+    read, _ = read_tagged({"train": write(tmp_path / "b.txt", "{ O\n}\tO\n")})
+    assert read["train"][0].words == ["{", "}"]
+
+
+def test_a_file_without_blank_lines_is_said_to_lack_them(tmp_path: Path) -> None:
+    read_columns(write(tmp_path / "a.txt", "Ana B-PER\n" * 500), "train")
+    with pytest.raises(InputError, match="a.txt is one sentence of 501 words; expected a blank"):
+        read_columns(write(tmp_path / "a.txt", "Ana B-PER\n" * 501), "train")
 
 
 def test_what_dev_and_test_have_that_train_has_not_is_said(tmp_path: Path) -> None:

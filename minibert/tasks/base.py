@@ -415,7 +415,10 @@ class Task(ABC, Generic[E, P]):
     # --- use -------------------------------------------------------------------------------------
 
     def parse_line(self, line: str) -> Any:
-        """What a line of `minibert predict` gives to `example_of`: a text, or {"text": ...}."""
+        """What a line of `minibert predict` gives to `example_of`: a text, or {"text": ...}.
+
+        A JSON object without a text is handed on, to be refused there.
+        """
         return text_in(line)
 
     def table_columns(
@@ -456,16 +459,19 @@ class Task(ABC, Generic[E, P]):
         return Predictor(model, self, runtime)
 
 
-def text_in(line: str) -> str:
-    """The text of a JSON object that has a "text", which may have line breaks; else the line."""
+def text_in(line: str) -> str | dict[str, Any]:
+    """The text of a JSON object, which may have line breaks; an object without one; else the line.
+
+    The text is what the object has as "text".
+    """
     if not line.lstrip().startswith("{"):
         return line
     try:
-        row = json.loads(line)
+        row: dict[str, Any] = json.loads(line)  # what begins so and is JSON is an object
     except (ValueError, RecursionError):
         return line
-    is_text = isinstance(row, dict) and isinstance(row.get("text"), str)
-    return row["text"] if is_text else line
+    text = row.get("text")
+    return text if isinstance(text, str) else row
 
 
 class Predictor:

@@ -105,6 +105,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         self.public = PUBLIC.get(self.name)
         self.labels: tuple[str, ...] = self.public.labels if self.public else ()
         self.multi = False
+        self._is_finished = False
         self._own_labels: tuple[str, ...] = ()  # of all own examples, dev and --limit left out too
         self.weights: Tensor | None = None
         self.positives: Tensor | None = None  # of texts with several labels
@@ -205,6 +206,23 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         else:
             self.weights = class_weights(given, self.labels, counts)
 
+    def check_parts(self, dev: Sequence[LabelledText], test: Sequence[LabelledText] | None) -> None:
+        """Raises InputError where dev would choose weights by a figure that one class leaves fixed.
+
+        Of a model that is finished, dev chooses nothing more.
+        """
+        select = self._threshold_for if self.chooses else self.settings.select
+        given = {e.label for e in dev}
+        if self._is_finished or len(given) != 1 or isinstance(label := given.pop(), tuple):
+            return
+        says = f"{len(dev)} example(s) in dev, all {shown(str(label))}"
+        if select in ("matthews", "roc_auc", "f1_binary"):
+            raise InputError(
+                f"{says}: {select} would say nothing of the weights; raise --dev-fraction or name "
+                f"--dev-data with both classes"
+            )
+        log_line("dev", f"{says}, by which always saying so is the best")
+
     def _check_labels(self) -> None:
         """Raises InputError where the labels are not what the settings speak of."""
         s, two = self.settings, len(self.labels) == 2 and not self.multi
@@ -228,6 +246,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
 
     def restore(self, folder: Path, config: BertConfig, tokenizer: WordPiece) -> None:
         super().restore(folder, config, tokenizer)
+        self._is_finished = True
         named = config.id2label or {}
         self.labels = tuple(named.get(i, f"LABEL_{i}") for i in range(config.num_labels))
         self.multi = config.problem_type == _MULTI
@@ -516,6 +535,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         wanted = "two texts, as a tab between them or a list of two" if self.pairs else "a string"
         fits = isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)
         if not fits or len(texts) != (2 if self.pairs else 1):
+            wanted += ", or an object with it as 'text'" if isinstance(given, Mapping) else ""
             raise TextError(number, f"is {given!r:.60}; expected {wanted}")
         first, *second = map(whole_characters, texts)
         return LabelledText(str(number), first, None, *second)

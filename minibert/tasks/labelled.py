@@ -7,8 +7,9 @@ Out: `Splits` of `LabelledText`.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,6 +128,11 @@ def read_own(settings: FinetuneSettings) -> Splits[LabelledText]:
     """
     assert settings.data is not None
     notes: list[str] = []
+    if (settings.text_column or "text") == (settings.label_column or "label"):
+        raise InputError(
+            f"--text-column and --label-column are both {settings.text_column or 'text'!r}; a "
+            f"label that is the text teaches nothing"
+        )
     train = _own_part(settings, settings.data, "train", notes) or []
     full = [e for e in train if same_text(e)]
     if len(full) < len(train):
@@ -163,11 +169,21 @@ def _check_classes(
 
 
 def _alike(classes: Sequence[str]) -> list[str]:
-    """A line about classes that are likely one, written in several ways, as Yes and yes."""
+    """A line about classes that are likely one, written in several ways, as Yes and yes.
+
+    Two that look alike, in other forms of Unicode or with a mark that is not seen, are written so
+    that they can be told apart.
+    """
     spellings: dict[str, list[str]] = {}
     for name in classes:
-        spellings.setdefault(name.casefold().removesuffix(".0"), []).append(name)
-    several = [" and ".join(names) for names in spellings.values() if len(names) > 1]
+        seen = "".join(c for c in name if unicodedata.category(c) != "Cf")
+        plain = unicodedata.normalize("NFKC", seen).casefold().removesuffix(".0")
+        spellings.setdefault(plain, []).append(name)
+    several = []
+    for names in (names for names in spellings.values() if len(names) > 1):
+        forms = {unicodedata.normalize("NFKC", name) for name in names}
+        is_seen = len(forms) == len(names) and all(map(str.isprintable, names))
+        several.append(" and ".join(names if is_seen else map(ascii, names)))
     return [f"taken as classes of their own: {told(several)}"] if several else []
 
 
@@ -229,6 +245,11 @@ def _own_part(
     found = [_own_example(settings, Path(path), split, row) for row in rows]
     labelled = [e for e in found if e.label is not None]
     none = sum(e.label == () for e in labelled)
+    if found and none == len(labelled) and split == "dev":
+        raise InputError(
+            f"--dev-data {path} has no labels, so that it can choose no weights; leave it out, and "
+            f"a dev split is cut from train"
+        )
     if found and none == len(labelled) and split != "train":
         notes.append(f"{split} has no labels, so it is not scored")
         return None
@@ -253,7 +274,10 @@ def _known_part(
         return None
     if not found:
         raise InputError(f"{path} holds no labelled row")
-    found = [e if e.label in classes else _as_written(e, classes) for e in found]
+    spelt: dict[str, list[str]] = {}
+    for name in classes:
+        spelt.setdefault(_plain(name), []).append(name)
+    found = [_as_written(e, set(classes), spelt) for e in found]
     known = [e for e in found if set(names_of(e)) <= set(classes)]
     if len(known) < len(found):
         lacking = sorted(set(classes_of(found)) - set(classes))
@@ -269,13 +293,34 @@ def _known_part(
     return known
 
 
-def _as_written(example: LabelledText, classes: tuple[str, ...]) -> LabelledText:
-    """An example whose whole-numbered label another table has as 1 or as 1.0."""
+def _as_written(
+    example: LabelledText, classes: Collection[str], spelt: Mapping[str, Sequence[str]]
+) -> LabelledText:
+    """An example whose label another table writes otherwise.
+
+    So it may be with whole numbers, 1 and 1.0; with JSON's booleans, true and True; and with
+    accented letters, which Unicode has in two forms.
+
+    Args:
+        spelt: classes by what is `_plain` of them.
+    """
+
+    def known(name: str) -> str:
+        same = () if name in classes else spelt.get(_plain(name), ())
+        return same[0] if len(same) == 1 else name
+
     label = example.label
-    if not isinstance(label, str):
+    if label is None:
         return example
-    other = label.removesuffix(".0") if label.endswith(".0") else f"{label}.0"
-    return example._replace(label=other) if other in classes else example
+    if isinstance(label, str):
+        return example._replace(label=known(label))
+    return example._replace(label=tuple(sorted(map(known, label))))
+
+
+def _plain(name: str) -> str:
+    """The name of a class without what files write in two ways."""
+    name = unicodedata.normalize("NFC", name).removesuffix(".0")
+    return name.lower() if name.lower() in ("true", "false") else name
 
 
 def _own_example(settings: FinetuneSettings, path: Path, split: str, row: Row) -> LabelledText:

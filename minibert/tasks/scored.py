@@ -182,7 +182,14 @@ def _own_part(
     if path is None:
         return None
     found = [_own_pair(settings, Path(path), split, row) for row in read_table(Path(path))]
+    if not found:
+        raise InputError(f"{path} holds no row")
     scored = [e for e in found if e.score is not None]
+    if not scored and split == "dev":
+        raise InputError(
+            f"--dev-data {path} has no scores, so that it can choose no weights; leave it out, and "
+            f"a dev split is cut from train"
+        )
     if not scored and split != "train":
         notes.append(f"{split} has no scores, so it is not scored")
         return None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.errors import InputError
-from minibert.files import TABLES, long_csv_fields, read_text, table_kind, whole_characters
+from minibert.files import TABLES, ending, long_csv_fields, read_text, table_kind, whole_characters
 
 
 class Row(NamedTuple):
@@ -31,7 +31,10 @@ def kind_of(path: Path) -> str:
     """
     kind = table_kind(path)
     if kind is None:
-        raise InputError(f"{path} is not a table; expected {', '.join(TABLES)}, or one packed .gz")
+        more = "; JSON lines are named .jsonl" if ending(path) == ".json" else ""
+        raise InputError(
+            f"{path} is not a table; expected {', '.join(TABLES)}, also .gz, .xz or .bz2{more}"
+        )
     return kind
 
 

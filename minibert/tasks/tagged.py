@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from minibert.corpus import split_sentences
 from minibert.errors import InputError
-from minibert.files import read_text, whole_characters
+from minibert.files import ending, read_text, whole_characters
 from minibert.tasks.entities import normalise_tags
 
 
@@ -41,9 +41,10 @@ _STEMS = {
     "dev": ("valid", "dev", "validation", "eng.testa", "testa"),
     "test": ("test", "eng.testb", "testb"),
 }
-_ENDINGS = ("", ".txt", ".conll", ".bio", ".iob", ".iob2", ".tsv", ".jsonl")
+_ENDINGS = ("", ".txt", ".conll", ".bio", ".iob", ".iob2", ".tsv", ".jsonl", ".json")
 _PACKED = ("", ".gz", ".xz", ".bz2")
 WORD_KEYS = ("tokens", "words")  # of JSON lines, where none is named
+_LONGEST = 500  # words; a file of one sentence above that lacks its blank lines
 _TAG = re.compile(r"O|[BIESLUMW]-.+")
 # How a first line calls its columns, where a file has one that does.
 _HEADS = ({"word", "token", "text", "form"}, {"tag", "label", "ner", "ner_tag", "entity", "pos"})
@@ -52,8 +53,8 @@ _HEADS = ({"word", "token", "text", "form"}, {"tag", "label", "ner", "ner_tag", 
 def find_split(folder: Path, split: str) -> Path | None:
     """The file of a split ("train", "dev" or "test") in a folder, or None."""
     for stem in _STEMS[split]:
-        for ending in (e + p for e in _ENDINGS for p in _PACKED):
-            if (path := folder / f"{stem}{ending}").is_file():
+        for end in (e + p for e in _ENDINGS for p in _PACKED):
+            if (path := folder / f"{stem}{end}").is_file():
                 return path
     return None
 
@@ -64,7 +65,7 @@ def read_tagged(
     """Reads the files of a data set, and brings their tags to BIO.
 
     Args:
-        paths: name of the split -> its file, JSONL by its name or else columns.
+        paths: name of the split -> its file, JSON lines by its name or else columns.
         word_column, tag_column: of files in columns a number, counted from 0, or from -1 at the
             end; of JSONL a key. By default the first and the last column, and the usual keys.
 
@@ -78,7 +79,7 @@ def read_tagged(
     read: dict[str, list[Sentence]] = {}
     notes: list[str] = []
     for split, path in paths.items():
-        if path.suffixes[-2:-1] == [".jsonl"] or path.suffix == ".jsonl":
+        if ending(path) in (".jsonl", ".json"):
             read[split] = read_json_lines(path, split, word_column, tag_column)
         else:
             word = _number(path, word_column, 0, "--text-column")
@@ -137,6 +138,8 @@ def read_columns(
                 sentences.append(Sentence(f"{split}/{len(sentences)}", words, tags))
                 words, tags = [], []
             continue
+        if not first and _is_object(line):
+            raise InputError(f"{path} holds JSON; JSON lines are read from a name with .jsonl")
         fields = _fields(line)
         if not words and line.startswith("#") and not is_word(fields):
             comments += 1
@@ -163,7 +166,20 @@ def read_columns(
         tags.append(tag)
     if not sentences:
         raise InputError(f"{path} holds no sentences; expected lines of a word and its tag")
+    if len(sentences) == 1 and len(sentences[0].words) > _LONGEST:
+        raise InputError(
+            f"{path} is one sentence of {len(sentences[0].words):,} words; expected a blank line "
+            f"after each sentence"
+        )
     return sentences, notes + ([f"{comments:,} comment lines left out"] if comments else [])
+
+
+def _is_object(line: str) -> bool:
+    """Whether a line is a JSON object."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _are_heads(word: str, tag: str) -> bool:

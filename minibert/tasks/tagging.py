@@ -336,9 +336,11 @@ class TaggingTask(Task[Sentence, Tagged]):
         if line.lstrip()[:1] not in ("[", "{"):
             return line
         try:
-            return json.loads(line)
+            found = json.loads(line)
         except (ValueError, RecursionError):
             return line  # "[Reuters] Oslo" is a text like another
+        is_note = isinstance(found, list) and not all(isinstance(word, str) for word in found)
+        return line if is_note else found  # and so is "[1]"
 
     def table_columns(
         self, text: str | None, text_pair: str | None, names: Collection[str]
@@ -355,7 +357,7 @@ class TaggingTask(Task[Sentence, Tagged]):
     def example_of(self, given: Any, number: int) -> Sentence:
         words = given
         if isinstance(given, Mapping):
-            words = given.get("tokens", given.get("text"))
+            words = next((given[key] for key in (*WORD_KEYS, "text") if key in given), None)
         if isinstance(words, str):
             return plain_sentence(whole_characters(words), str(number))
         if isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words):
