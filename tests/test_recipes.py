@@ -121,6 +121,16 @@ def test_few_examples_are_gone_through_more_often_by_every_recipe() -> None:
     assert fill(task="rte").least_steps == 300  # of 311 in the epochs that were measured
 
 
+def test_mrpc_is_decided_by_the_figure_it_is_told_by_from_the_bundled_model_on_both_sides() -> None:
+    config = BertConfig.from_pretrained(model_path(BUNDLED))
+    for is_random in (False, True):
+        found = fill(task="mrpc", random_weights=is_random, config=config)
+        assert (found.select, found.threshold) == ("f1_binary", "best")
+        assert (fill(task="rte", random_weights=is_random, config=config).threshold) is None
+    own = fill(task="mrpc", select="accuracy", threshold="0.5", config=config)
+    assert (own.select, own.threshold) == ("accuracy", "0.5")
+
+
 def test_what_a_search_may_find_a_recipe_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"truncation": "head+tail", "dropout": 0.2, "label_smoothing": 0.1}
     whole = Recipe("imdb", 4, 256, False, "", **changes)  # type: ignore[arg-type]
