@@ -22,7 +22,7 @@ import minibert
 from minibert.cli import main
 from minibert.config import BertConfig
 from minibert.decoder_config import DecoderConfig
-from minibert.errors import InputError, Interrupted
+from minibert.errors import InputError, Interrupted, TextError
 from minibert.estimate import Memory, num_parameters
 from minibert.files import bundled_data, model_path
 from minibert.finetuning import finetune
@@ -535,8 +535,11 @@ def test_a_line_may_hold_a_text_of_several_lines(tmp_path: Path) -> None:
     task = find_task("summarization")(FinetuneSettings(task="summarization"))
     assert task.parse_line('{"text": "A: Hi.\\nB: Hi."}') == "A: Hi.\nB: Hi."
     assert task.parse_line('{"text": "a", "id": 2}') == "a"  # a row as training takes it
-    for plain in ('{"text": 1}', '{"body": "a"}', "{a", "a"):
+    for plain in ("{a", "a"):
         assert task.parse_line(plain) == plain
+    for without in ('{"text": 1}', '{"body": "a"}'):
+        with pytest.raises(TextError, match="text 4 is {.*; expected a string"):
+            task.example_of(task.parse_line(without), 4)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
