@@ -143,6 +143,7 @@ def _print_answers(
     check: Callable[[list[str]], object],
     answer: Callable[[list[str]], Iterable[Any]],
     show: Callable[[Any], None],
+    key: str = "text",
 ) -> None:
     """Prints the answer to each text as soon as it is known.
 
@@ -152,6 +153,7 @@ def _print_answers(
     Args:
         check: raises InputError where one of some texts cannot be answered.
         answer: texts -> their answers, in their order.
+        key: of the text in the object of a refused one, as in the answers.
 
     Raises:
         InputError: at the end, that some could not be answered; at once, if there is but one text.
@@ -161,7 +163,7 @@ def _print_answers(
     answers = iter(answer([text for number, text in enumerate(texts) if number not in refused]))
     for number, text in enumerate(texts):
         if number in refused:
-            _print_row({"text": text, "error": refused[number]})
+            _print_row({key: text, "error": refused[number]})
         else:
             show(next(answers))
     for number, reason in refused.items():
@@ -237,7 +239,7 @@ def _score(values: dict[str, Any]) -> None:
         characters, sentences = characters + len(found.sentence.strip()), sentences + 1
 
     try:
-        _print_answers(lines, model.iter_scores, answer, show)
+        _print_answers(lines, model.iter_scores, answer, show, key="sentence")
     finally:
         if len(lines) > 1 and tokens:
             from minibert.masked import figures_of
