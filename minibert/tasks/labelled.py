@@ -277,10 +277,11 @@ def _known_part(
     spelt: dict[str, list[str]] = {}
     for name in classes:
         spelt.setdefault(_plain(name), []).append(name)
-    found = [_as_written(e, set(classes), spelt) for e in found]
-    known = [e for e in found if set(names_of(e)) <= set(classes)]
+    own = set(classes)
+    found = [_as_written(e, own, spelt) for e in found]
+    known = [e for e in found if own.issuperset(names_of(e))]
     if len(known) < len(found):
-        lacking = sorted(set(classes_of(found)) - set(classes))
+        lacking = sorted(set(classes_of(found)) - own)
         notes.append(
             f"{len(found) - len(known):,} of {split} with labels that {whose} lacks "
             f"({told(lacking)}), left out"
