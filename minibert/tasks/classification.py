@@ -211,8 +211,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
 
         Of a model that is finished, dev chooses nothing more.
         """
-        select = self._threshold_for if self.chooses else self.settings.select
-        given = {e.label for e in dev}
+        select, given = self.settings.select, {e.label for e in dev}
         if self._is_finished or len(given) != 1 or isinstance(label := given.pop(), tuple):
             return
         says = f"{len(dev)} example(s) in dev, all {shown(str(label))}"
