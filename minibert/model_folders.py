@@ -103,6 +103,11 @@ def _fetched(repository: str, revision: str | None, cache_dir: str | None) -> Pa
     except RevisionNotFoundError:
         raise InputError(f"{unusable}: {repository} has no revision {revision!r}") from None
     except LocalEntryNotFoundError:
+        if constants.HF_HUB_OFFLINE:
+            raise InputError(
+                f"{unusable}: HF_HUB_OFFLINE is set, and the cache does not hold it; "
+                f"name a folder, or unset the variable"
+            ) from None
         raise InputError(
             f"{unusable}: {constants.ENDPOINT} does not answer, and the cache does not hold it; "
             f"name a folder, or try again with a network"

@@ -305,15 +305,21 @@ def filled(
     if "max_seq_length" in values:  # a model of the size may have fewer positions
         longest = config.max_position_embeddings
         values["max_seq_length"] = min(values["max_seq_length"], longest)
+    left_out = ""
     if "intermediate_task" in values and (settings.max_steps or settings.max_minutes):
         # Of the whole, which may be a quick look. A file of these settings is to do without, too.
         settings = dataclasses.replace(settings, intermediate_task=NO_TASK)
-        del values["intermediate_task"]
+        first = values.pop("intermediate_task")
+        left_out = (
+            f"without {first} before it, as the budget is of steps or minutes; "
+            f"--intermediate-task {first} trains on it first"
+        )
     if not values:
-        return settings, ""
+        return settings, left_out
     start = "random weights" if recipe.random_weights else "pretrained weights"
     size = f"{recipe.layers} layers of {recipe.hidden_size}"
     said = f"{_told(values)}; {recipe.task} from {start}, {size} ({recipe.source})"
+    said += f"; {left_out}" if left_out else ""
     return dataclasses.replace(settings, **values), said
 
 

@@ -335,9 +335,9 @@ def _prepare(
         "searches": _searches_beside(plan.settings, name),
         **_baselines(Path(plan.output) / name, task, splits.fingerprint, parts, entry),
         **{
-            side: {"settings": said}
+            side: {"settings": said, "threshold_for": _threshold_for(task, settings)}
             | {key: {} for key in ("figures", "dev", "seconds", "wall_seconds", "diverged")}
-            for side, (_, said) in sides.items()
+            for side, (settings, said) in sides.items()
         },
     }
     return [
@@ -404,6 +404,11 @@ def _side_settings(
     return settings, f"{', '.join(told)} ({'; '.join(origins) or 'defaults'})"
 
 
+def _threshold_for(task: Task[Any, Any], settings: FinetuneSettings) -> str | None:
+    """The figure that dev chooses a threshold for, if it chooses one."""
+    return (settings.select or task.metric) if settings.threshold == BEST else None
+
+
 def _baselines(
     folder: Path, task: Task[Any, Any], fingerprint: str, parts: Parts, entry: Entry
 ) -> dict[str, Any]:
@@ -412,6 +417,7 @@ def _baselines(
     Returns:
         baselines: 0..100, by name. baselines_lack: why there are none, or empty. threshold_for:
             the figure that dev chose a threshold for, theirs and the model's; None for none.
+            Random weights may have another: each side has its own, too.
     """
     path, settings = folder / "baselines.json", task.settings
     basis = {
@@ -420,8 +426,7 @@ def _baselines(
         "limit": settings.limit,
         "num_train": len(parts.train),
         "positive_label": settings.positive_label,  # whose F1 is told, if not the set's own
-        # For which figure dev chooses a threshold.
-        "threshold_for": (settings.select or task.metric) if settings.threshold == BEST else None,
+        "threshold_for": _threshold_for(task, settings),
     }
     kept = read_json(path, "") if path.is_file() else {}
     older = {"version": 1, "positive_label": None, "threshold_for": None}

@@ -135,15 +135,27 @@ def _caption(suite: dict[str, Any]) -> list[str]:
             f"Times are of {suite['jobs']} runs at a time, each on its share of the cores."
         )
     lines += [f"Left out: {name}, {why}." for name, why in suite["skipped"].items()]
-    chosen = ((n, t.get("threshold_for")) for n, t in suite["tasks"].items())
-    lines += [
-        f"Of {name} dev chose the threshold above which yes is said, also for classical methods."
-        for name, figure in chosen
-        if figure
-    ]
+    lines += [said for name, task in suite["tasks"].items() if (said := _thresholds(name, task))]
     lacking = ((n, t.get("baselines_lack", "")) for n, t in suite["tasks"].items())
     lines += [f"No classical methods for {name}: {why}." for name, why in lacking if why]
     return lines
+
+
+def _thresholds(name: str, task: dict[str, Any]) -> str:
+    """Whose threshold dev chose: a settings file may name one for one side alone."""
+    of_task = task.get("threshold_for")  # of classical methods; older tables have it of both sides
+    found = {
+        "the model": task["model"].get("threshold_for", of_task),
+        "random weights": task["random"].get("threshold_for", of_task),
+        "classical methods": of_task,
+    }
+    if not task["baselines"]:
+        del found["classical methods"]
+    with_one = [who for who, figure in found.items() if figure]
+    if not with_one:
+        return ""
+    said = f"Of {name} dev chose the threshold above which yes is said, for {', '.join(with_one)}"
+    return f"{said}." if len(with_one) == len(found) else f"{said} alone."
 
 
 def _masked(suite: dict[str, Any]) -> list[str]:
@@ -156,7 +168,7 @@ def _masked(suite: dict[str, Any]) -> list[str]:
             f"{measured['max_seq_length']} tokens, 15 % masked: accuracy "
             f"{measured['mlm_accuracy']:.1%}, loss {measured['mlm_loss']:.3f} nats, "
             f"{measured['mlm_bits_per_character']:.3f} bits per character, by which vocabularies "
-            f"compare."
+            f"compare. Of a model that has learnt from this text they say nothing."
         ]
     if not mlm:
         return [*lines, "The folder holds no figures of pretraining."]

@@ -291,8 +291,10 @@ def test_a_recipe_may_name_one(
     for name, place in {"mrpc": "mrpc", "stsb": "STS-B"}.items():
         shutil.copytree(bundled_data() / name, tmp_path / place)
     given = {"task": "mrpc", "data": str(tmp_path / "mrpc"), "model": str(model), **options}
-    settings, _ = with_recipe(FinetuneSettings.from_dict(given))
+    settings, said = with_recipe(FinetuneSettings.from_dict(given))
     assert settings.intermediate_task == found
+    is_budget = not {"max_steps", "max_minutes"}.isdisjoint(options)
+    assert ("--intermediate-task stsb trains on it first" in said) == is_budget
 
 
 @pytest.mark.usefixtures("own_recipe")

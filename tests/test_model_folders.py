@@ -299,6 +299,17 @@ def test_without_a_network_the_command_ends_with_status_2(
     assert not Path("run").exists()
 
 
+def test_offline_by_the_variable_says_so(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set, and the cache does not hold it"):
+        open_model_folder("some/model", str(cache))
+    assert hub.asked == []
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -673,12 +673,18 @@ def test_means_deviations_and_gaps_are_those_worked_out_by_hand() -> None:
     assert cells[10:12] == ["22,500 / 25,000", "3 min (2 min)"]
 
 
-def test_the_page_says_where_classical_methods_have_a_threshold_of_dev() -> None:
-    said = "Of imdb dev chose the threshold above which yes is said, also for classical methods"
+def test_the_page_says_whose_threshold_dev_chose() -> None:
+    said = "Of imdb dev chose the threshold above which yes is said, for "
     made = a_suite()
+    task = made["tasks"]["imdb"]
     assert said not in as_markdown(made)
-    made["tasks"]["imdb"]["threshold_for"] = "f1_binary"
-    assert said in as_markdown(made)
+    task["threshold_for"] = "f1_binary"  # as in tables from before the sides had one each
+    assert said + "the model, random weights, classical methods." in as_markdown(made)
+    task["random"]["threshold_for"] = None
+    assert said + "the model, classical methods alone." in as_markdown(made)
+    task |= {"baselines": {}, "threshold_for": None}
+    task["model"]["threshold_for"] = "f1_binary"
+    assert said + "the model alone." in as_markdown(made)
 
 
 def test_the_gain_over_random_weights_is_tested_by_welch() -> None:
@@ -757,7 +763,7 @@ def test_masked_words_of_one_text_are_scored_for_any_model(model: str, tmp_path:
     (copy / "run.json").unlink()
     assert masked_word_figures(copy, None, "cpu", "fp32")["max_seq_length"] == 48
     page = as_markdown(a_suite(masked_words=found))
-    assert "Of wiki.txt, " in page
+    assert "Of wiki.txt, " in page and "has learnt from this text they say nothing" in page
     headless = tmp_path / "headless"
     shutil.copytree(model, headless)
     tensors = load_file(headless / "model.safetensors")
