@@ -88,6 +88,7 @@ def evaluate(
         "scored": scored,
         **task.score(examples, found),
         **task.details(examples, found),
+        **({"data_notes": list(splits.notes)} if splits.notes else {}),
     }
 
 

@@ -662,6 +662,7 @@ def _results(
         "scored": parts.scored,
         **task.score(parts.test, predictions),
         **task.details(parts.test, predictions),
+        **({"data_notes": list(splits.notes)} if splits.notes else {}),
     }
 
 

@@ -248,7 +248,7 @@ def _summary(figures: dict[int, dict[str, Any]]) -> dict[str, Any]:
             summary[key] = statistics.fmean(values)
             if len(values) > 1:
                 summary[f"{key}_sd"] = statistics.stdev(values)
-        elif isinstance(value, (str, int)):
+        elif isinstance(value, (str, int)) or key == "data_notes":
             summary[key] = value
     summary["seconds"] = sum(float(run["seconds"]) for run in runs)
     return summary | {"seeds": [{"seed": seed, **run} for seed, run in figures.items()]}

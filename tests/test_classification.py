@@ -646,7 +646,8 @@ def assert_own_file_is_a_test_part(
     found = minibert.evaluate(folder, data=other, predictions=world / "scored.jsonl")
     assert (found["num_eval"], found["scored"]) == (4, "test")
     said = capsys.readouterr().err
-    assert "1 of test with labels that the model lacks (new), left out" in said
+    lacking = "1 of test with labels that the model lacks (new), left out"
+    assert lacking in said and lacking in found["data_notes"]
     assert "1 empty" in said
     ids = [json.loads(line)["id"] for line in (world / "scored.jsonl").read_text().splitlines()]
     assert ids == [f"test:{line}" for line in (3, 4, 5, 6)]

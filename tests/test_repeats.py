@@ -58,4 +58,7 @@ def test_the_baseline_is_computed_once_for_all_seeds(
         **{"max_seq_length": 32, "device": "cpu", "precision": "fp32"},
     )
     assert len(asked) == 1
+    noticed = ["8 reviews to train on, 8 to test on"]
+    assert [one["data_notes"] for one in run.figures["seeds"]] == [noticed, noticed]
+    assert run.figures["data_notes"] == noticed
     assert [own["tfidf_accuracy"] for own in run.figures["seeds"]] == [0.5, 0.5]
