@@ -375,6 +375,23 @@ def test_every_named_task_has_a_sample_that_calls_itself_one() -> None:
         assert all((e.text_pair is not None) == task.pairs for e in everything), name
 
 
+def test_quotes_that_are_text_but_seem_meant_as_such_are_counted(tmp_path: Path) -> None:
+    kept = ["text\tlabel", 'she said "yes" and "no"\tx', '"wholly" quoted "text"\ty', '""\ty']
+    table = tmp_path / "a.tsv"
+    table.write_text("\n".join([*kept, '"a ""fine"" film"\tx', '"dull, ""flat"""\ty', ""]))
+    said = "; ".join(read(data=str(table)).notes)
+    assert "2 rows of a.tsv (the first in line 5) hold fields in quotes, which are text" in said
+    table.write_text("\n".join([*kept, "plain\tx", ""]))
+    assert "quotes" not in "; ".join(read(data=str(table)).notes)
+    csv = tmp_path / "a.csv"
+    csv.write_text('text,label\n"a, b",x\n"c",  "y"\nd,y\n')
+    splits = read(data=str(csv))
+    assert [e.label for e in splits.train] == ["x", '"y"', "y"]
+    assert "1 rows of a.csv (the first in line 3) hold quotes after a blank" in "; ".join(
+        splits.notes
+    )
+
+
 def test_glue_tables_take_quotes_as_text_and_skip_what_has_no_labels(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text('sentence\tlabel\n" open quote \t1\nplain\t0\n')
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\nfine\t1\n")

@@ -17,7 +17,7 @@ from minibert.errors import InputError
 from minibert.files import whole_characters
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Splits
-from minibert.tasks.tables import Row, column, read_table
+from minibert.tasks.tables import Row, column, read_table, stray_quotes
 
 # Short tags of HTML by their names, such as <br />, </b> and <a href="x">; attributes have an "=".
 # What else stands in angle brackets (<user>, <e1>, x <y and z> w) is text.
@@ -242,6 +242,7 @@ def _own_part(
     if path is None:
         return None
     rows = read_table(Path(path))
+    notes += stray_quotes(Path(path), rows)
     found = [_own_example(settings, Path(path), split, row) for row in rows]
     labelled = [e for e in found if e.label is not None]
     none = sum(e.label == () for e in labelled)

@@ -15,7 +15,7 @@ from minibert.files import read_text
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Splits
 from minibert.tasks.labelled import LabelledText, clean_published, clean_text, noticed, told
-from minibert.tasks.tables import Row, column, read_table
+from minibert.tasks.tables import Row, column, read_table, stray_quotes
 
 
 class ScoredPair(NamedTuple):
@@ -181,7 +181,9 @@ def _own_part(
     """The scored rows of a file; None where no file is named or none has a score."""
     if path is None:
         return None
-    found = [_own_pair(settings, Path(path), split, row) for row in read_table(Path(path))]
+    rows = read_table(Path(path))
+    notes += stray_quotes(Path(path), rows)
+    found = [_own_pair(settings, Path(path), split, row) for row in rows]
     if not found:
         raise InputError(f"{path} holds no row")
     scored = [e for e in found if e.score is not None]

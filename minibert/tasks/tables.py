@@ -8,12 +8,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.errors import InputError
 from minibert.files import TABLES, ending, long_csv_fields, read_text, table_kind, whole_characters
+
+# Whole fields: in quotes, those within doubled; in quotes that a blank precedes.
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_AFTER_BLANK = re.compile(r'\s+"[^"]+"\s*')
 
 
 class Row(NamedTuple):
@@ -73,6 +78,30 @@ def read_table(path: Path, columns: Sequence[str] = (), kind: str | None = None)
                 f"{path}, line {line} has {count}, expected {len(names)}: {', '.join(names)}"
             )
     return [Row(line, dict(zip(names, fields, strict=True))) for line, fields in rows]
+
+
+def stray_quotes(path: Path, rows: Sequence[Row]) -> list[str]:
+    """A note where quotes seem meant to hold a field together, but are text as the file is read.
+
+    A spreadsheet quotes fields of a TSV, too, and doubles the quotes within; in a CSV quotes after
+    a blank are text.
+    """
+    kind = table_kind(path)
+    if kind not in (".csv", ".tsv"):
+        return []
+
+    def is_stray(field: str) -> bool:
+        if kind == ".csv":
+            return _AFTER_BLANK.fullmatch(field) is not None
+        return '""' in field[1:-1] and _QUOTED.fullmatch(field) is not None
+
+    lines = [row.line for row in rows if any(map(is_stray, row.values.values()))]
+    if not lines:
+        return []
+    where = f"{len(lines):,} rows of {path.name} (the first in line {lines[0]})"
+    if kind == ".tsv":
+        return [f"{where} hold fields in quotes, which are text in a .tsv; save it as .csv"]
+    return [f"{where} hold quotes after a blank, which are text; leave no blank after a comma"]
 
 
 def _check_separator(path: Path, header: str, kind: str) -> None:
