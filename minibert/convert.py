@@ -227,9 +227,11 @@ def to_ours(tensors: Mapping[str, Tensor], num_layers: int) -> tuple[dict[str, T
     if "mlm.bias" not in ours and "cls.predictions.decoder.bias" in published:
         ours["mlm.bias"] = published["cls.predictions.decoder.bias"]
     left = [n for n in published if not n.removeprefix("bert.").startswith(_REDUNDANT)]
-    decoder, words = "cls.predictions.decoder.weight", ours.get("bert.embeddings.word.weight")
-    if decoder in published and words is not None and not published[decoder].equal(words):
-        left.append(decoder)  # not tied there; here it always is
+    tied = {"weight": "bert.embeddings.word.weight", "bias": "mlm.bias"}
+    for kind, name in tied.items():
+        decoder, own = f"cls.predictions.decoder.{kind}", ours.get(name)
+        if decoder in published and own is not None and not published[decoder].equal(own):
+            left.append(decoder)  # not tied there; here it always is
     return ours, left
 
 

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from minibert.errors import InputError
 from minibert.files import UTF16, ending, is_compressed, listed, open_bytes
@@ -36,10 +36,10 @@ _OF_A_MODEL = {"tokenizer.json", "tokenizer_config.json", "config.json"}
 _VOCABULARIES = {"vocab.txt", "merges.txt"}  # beside one of these
 _JSON_OBJECT = re.compile(rb'\{[ \t]*"(?:[^"\\\n]|\\.)*"[ \t]*:')  # how one begins
 _JSON = re.compile(r'\s*(\{\s*"|\[\s*["{\[])')  # over several lines, or a list of it or of texts
-# WikiText (Merity et al. 2016): the line of an article's title, and of any heading; a mark within a
-# word or number; a word that its publishers left out.
+# WikiText (Merity et al. 2016): the line of an article's title; what stands before any heading; a
+# mark within a word or number; a word that its publishers left out.
 _TITLE = re.compile(r" *= (?!= )(.+?)(?<! =) = *")
-_HEADING = re.compile(r" *(?:= )+(.+?)(?: =)+ *")
+_BEFORE_HEADING = re.compile(r" *(?:= )++")
 _INNER_MARK = re.compile(r" @([-,.])@ ")
 _UNKNOWN_WORD = re.compile(r" ?<unk>")
 # Endings of files whose fields or markup would be read as prose.
@@ -91,7 +91,7 @@ def find_files(corpus: str | Path | Iterable[str | Path], flag: str = "--corpus"
         if path.is_file():
             matches = [path]
         elif path.is_dir():
-            matches = _files_below(path)
+            matches = _files_below(path, flag)
             if not matches:
                 raise InputError(
                     f"{flag} {path} holds no .txt, .jsonl or .tokens file (also .gz .xz .bz2)"
@@ -113,14 +113,21 @@ def find_files(corpus: str | Path | Iterable[str | Path], flag: str = "--corpus"
     return list(found.values())
 
 
-def _files_below(folder: Path) -> list[Path]:
+def _files_below(folder: Path, flag: str) -> list[Path]:
     """The text files of a folder in order, not hidden ones, run folders and vocabularies.
 
     Links to folders are followed. Each folder is searched once, so that a circle of them ends.
+
+    Raises:
+        InputError: a folder that may not be searched, or a link that leads nowhere.
     """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise InputError(f"{flag} {error.filename} cannot be searched: {error.strerror}") from None
+
     found: list[Path] = []
     seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
         if real in seen or "run.json" in names:
             folders.clear()
@@ -129,8 +136,11 @@ def _files_below(folder: Path) -> list[Path]:
         if not _OF_A_MODEL.isdisjoint(names):  # also a vocabulary of the cache
             names = [name for name in names if name not in _VOCABULARIES]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(place, name) for name in names if not name.startswith("."))
-        found += [path for path in paths if _kind(path) is not None and path.is_file()]
+        paths = [Path(place, name) for name in names if not name.startswith(".")]
+        paths = [path for path in paths if _kind(path) is not None]
+        if broken := next((p for p in paths if p.is_symlink() and not p.exists()), None):
+            raise InputError(f"{flag} {broken} is a link to {os.readlink(broken)}, which is gone")
+        found += [path for path in paths if path.is_file()]
     return sorted(found)
 
 
@@ -169,9 +179,19 @@ def is_wikitext(path: Path) -> bool:
 
 def plain_line(line: str) -> str:
     """A line of WikiText as other text has it: no signs of headings, words as they were."""
-    heading = _HEADING.fullmatch(line)
-    text = _INNER_MARK.sub(r"\1", heading[1] if heading else line)
-    return _UNKNOWN_WORD.sub("", text)
+    return _UNKNOWN_WORD.sub("", _INNER_MARK.sub(r"\1", _without_signs(line)))
+
+
+def _without_signs(line: str) -> str:
+    """A heading without the signs around it; another line as it is."""
+    before = _BEFORE_HEADING.match(line)
+    if before is None:
+        return line
+    start = before.end()
+    end = last = len(line.rstrip(" "))
+    while end - 2 > start and line.startswith(" =", end - 2):
+        end -= 2
+    return line if end == last else line[start:end]
 
 
 def lines_from(path: Path, begin: int) -> Iterator[bytes]:

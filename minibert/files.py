@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import csv
 import gzip
+import io
 import json
 import lzma
 import os
@@ -54,6 +55,8 @@ def listed(given: str | Path | Iterable[str | Path]) -> list[str]:
 
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_DECODERS = {".xz": lzma.LZMADecompressor, ".bz2": bz2.BZ2Decompressor}  # of one stream
+_PACKED = 1 << 17  # bytes read at a time
 
 
 def is_compressed(path: Path) -> bool:
@@ -69,9 +72,52 @@ def ending(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+class _Streams(io.RawIOBase):
+    """What is packed in a file of one or more streams, as parallel packers write it.
+
+    The standard library's files of these kinds take a damaged later stream for the end.
+    """
+
+    def __init__(self, path: Path, decoder: Callable[[], Any]) -> None:
+        self._file, self._new, self._decoder = path.open("rb"), decoder, decoder()
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills a buffer from its start; 0 at the end.
+
+        Raises:
+            EOFError: a stream is cut off.
+            lzma.LZMAError, OSError: it is damaged, or no stream.
+        """
+        unpacked = b""
+        while not unpacked:
+            packed = b""
+            if self._decoder.eof:
+                packed = (self._decoder.unused_data or self._file.read(_PACKED)).lstrip(b"\0")
+                while not packed:  # zeros may fill a file up
+                    if not (packed := self._file.read(_PACKED)):
+                        return 0
+                    packed = packed.lstrip(b"\0")
+                self._decoder = self._new()
+            elif self._decoder.needs_input and not (packed := self._file.read(_PACKED)):
+                raise EOFError("it ends within a stream")
+            unpacked = self._decoder.decompress(packed, len(buffer))
+        buffer[: len(unpacked)] = unpacked
+        return len(unpacked)
+
+
 def open_bytes(path: Path) -> IO[bytes]:
     """A file to read, through the decompressor that its name asks for."""
-    handle: IO[bytes] = OPENERS.get(path.suffix.lower(), open)(path, "rb")
+    ending = path.suffix.lower()
+    if ending in _DECODERS:
+        return io.BufferedReader(_Streams(path, _DECODERS[ending]), _PACKED)
+    handle: IO[bytes] = OPENERS.get(ending, open)(path, "rb")
     return handle
 
 

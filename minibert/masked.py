@@ -142,6 +142,11 @@ def _check_whole(model: BertForPreTraining, config: BertConfig, path: Path) -> N
             f"{path} has a decoder of its own for masked words, and only one tied to the word "
             f"embeddings is built here; {wanted}"
         )
+    if "cls.predictions.decoder.bias" in report.left_out:
+        raise InputError(
+            f"{path} has two biases for masked words, cls.predictions.bias and another in "
+            f"cls.predictions.decoder.bias, and which is meant cannot be told; {wanted}"
+        )
 
 
 class MaskedLM:

@@ -93,7 +93,7 @@ def packed_layout(mask: Tensor, device: torch.device) -> PackedLayout:
     starts = torch.zeros(batch + 2, dtype=torch.int64)
     starts[1:-1] = lengths.cumsum(0)
     starts[-1] = count + fillers
-    in_sequence = torch.arange(count) - starts[:batch].repeat_interleave(lengths)
+    in_sequence = places % length  # as in padded rows, also behind a gap
     parts = (
         torch.cat([places, places.new_zeros(fillers)]),
         torch.cat([places, places.new_full((fillers,), batch * length)]),

@@ -293,9 +293,10 @@ def _say_untrained_heads(model: BertForPreTraining, start: Path, nsp: str) -> No
     new = model.load_report.newly_initialised
     if any(name.startswith("mlm.") for name in new):
         log_line("heads", f"{start} has no whole head for masked words; what it lacks is new")
-    run = start / "run.json"
-    before = read_json(run, "").get("settings") if run.is_file() else None
+    run = read_json(start / "run.json", "") if (start / "run.json").is_file() else {}
+    before, resolved = run.get("settings"), run.get("resolved")
     untrained = isinstance(before, dict) and before.get("nsp") == "none"
+    untrained |= isinstance(resolved, dict) and resolved.get("trained_pairs") is False
     if nsp != "none" and (untrained or any(name.startswith("nsp.") for name in new)):
         log_line(
             "heads", f"{start} was trained without sentence pairs; --nsp none goes on without them"
@@ -332,6 +333,10 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
     settings = settings or PretrainSettings.from_dict(values, "pretrain")
     files = corpus.find_files(settings.corpus)
     files, num_empty = corpus.readable_files(files)  # before anything is made
+    if settings.text_field != "text" and not any(map(corpus.is_json_lines, files)):
+        raise InputError(
+            f"--text-field {settings.text_field} names a key of .jsonl, and --corpus holds none"
+        )
     is_sample = files[0].resolve() == (bundled_data() / "wiki.txt").resolve()
     what = "the bundled sample (small, for trying out)" if is_sample else "your text in"
     more = f" and {len(files) - 1:,} more file(s)" if len(files) > 1 else ""
@@ -410,6 +415,8 @@ class _Run:
             return RunResult(Path(), {})
         if (unreached := data.told_unreached()) is not None:
             log_line("phases", unreached)
+            if world.is_main:
+                self._record_reached(folder, start, data)
         figures = self._score(model, source, data.micro_batch_size, held_out)
         results = _results(settings, source, held_out, figures) | {
             "steps": state.step,
@@ -423,6 +430,14 @@ class _Run:
             write_json(folder.path / "results.json", results)
             closing_table(results, folder.path)
         return RunResult(folder.path, results, model)
+
+    def _record_reached(self, folder: RunFolder, start: _Start, data: PretrainingData) -> None:
+        """Corrects in run.json what the last phases would have trained, and did not."""
+        run = folder.read_run()
+        if not self.settings.shift_positions:
+            run["resolved"]["trained_positions"] = max(start.positions, data.positions_reached)
+        run["resolved"]["trained_pairs"] = data.has_reached_pairs
+        folder.write_run(run)
 
     def _start(self) -> _Start:
         """The model to go on from, if there is one; what cannot be used is refused here.

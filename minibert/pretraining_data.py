@@ -139,6 +139,17 @@ class PretrainingData:
         share = self.phases[self.number].until
         return f"no step began in the last {1 - share:.0%} of the budget, so none had {told}"
 
+    @property
+    def positions_reached(self) -> int:
+        """How many positions the longest sequences of the phases until now have."""
+        return max(p.stream.builder.options.max_seq_length for p in self.phases[: self.number + 1])
+
+    @property
+    def has_reached_pairs(self) -> bool:
+        """Whether steps of a phase until now hold pairs."""
+        begun = self.phases[: self.number + 1]
+        return any(phase.stream.builder.options.nsp != "none" for phase in begun)
+
     def _told(self, phase: Phase) -> str:
         """What a step of a phase holds, in words."""
         options = phase.stream.builder.options

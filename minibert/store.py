@@ -435,6 +435,7 @@ def _write(
         close_document()
         _sync_all(tokens, sentences, documents)
     if not counts.tokens:
-        raise InputError(f"{files[0]} and {len(files) - 1} more file(s) hold no text")
+        more = f" and {len(files) - 1:,} more file(s)" if len(files) > 1 else ""
+        raise InputError(f"{files[0]}{more}: no text there")
     counts.unknown_tokens = int(done.token_counts[tokenizer.unk_id])
     return counts, done.token_counts

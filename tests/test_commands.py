@@ -166,6 +166,10 @@ BAD_PRETRAINING = {
     "one sentence": ("--corpus W/sentence.txt --vocab-size 40", ["1 sentence", "--nsp none"]),
     "one sentence alone": ("--corpus W/sentence.txt --vocab-size 40 --nsp none", ["1 sentence"]),
     "not utf-8": ("--corpus W/latin.txt", ["latin.txt: byte ", "--encoding-errors replace"]),
+    "a field of plain text": (
+        "--corpus W/corpus.txt --text-field body",
+        ["--text-field body names a key of .jsonl, and --corpus holds none"],
+    ),
     "no text field": ("--corpus W/lines.jsonl", ["line 1", "body", "--text-field"]),
     "large vocabulary": ("--vocab-size 99999", ["--vocab-size 99999", "at most"]),
     "endless vocabulary": ("--vocab-size 100000000000000000000", ["--vocab-size"]),

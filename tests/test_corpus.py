@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import json
@@ -126,6 +127,22 @@ def test_wikitext_is_documents_of_plain_lines(tmp_path: Path) -> None:
     assert documents(found, ReaderOptions(document_per_file=True)) == [[*first, "Next", " End ."]]
 
 
+@pytest.mark.parametrize(
+    ("line", "plain"),
+    [
+        (" = A = ", "A"),
+        ("= = A = B = =", "A = B"),
+        ("= A", "= A"),
+        ("A = B =", "A = B ="),
+        ("= " * 30_000 + "end", "= " * 30_000 + "end"),
+        ("= a" + " =" * 30_000 + " end", "= a" + " =" * 30_000 + " end"),
+    ],
+    ids=["title", "section", "begun", "ended", "signs in front", "signs within"],
+)
+def test_only_headings_lose_their_signs(line: str, plain: str) -> None:
+    assert corpus.plain_line(line) == plain
+
+
 def test_other_text_keeps_what_wikitext_would_lose(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", " = A = \n 1 @-@ 2 <unk>\n")
     assert documents(path) == [[" = A = ", " 1 @-@ 2 <unk>"]]
@@ -217,6 +234,21 @@ def test_cut_off_compressed_file_is_named(tmp_path: Path, ending: str) -> None:
 
 
 @pytest.mark.parametrize("ending", COMPRESSORS)
+def test_streams_one_after_the_other_are_read_to_the_end(tmp_path: Path, ending: str) -> None:
+    """As parallel packers write them; what stands behind the first is not taken for the end."""
+    first, second = (COMPRESSORS[ending](line) for line in (b"One.\n\n", b"Two.\n"))
+    path = tmp_path / f"a.txt{ending}"
+    write(path, first + COMPRESSORS[ending](b"") + second + bytes(4))
+    assert documents(path) == [["One."], ["Two."]]
+    damaged = bytearray(second)
+    damaged[1] ^= 1  # of the second header
+    for behind in (bytes(damaged), b"more", second[:-3]):
+        write(path, first + behind)
+        with pytest.raises(InputError, match=f"a.txt{ending} is damaged"):
+            documents(path)
+
+
+@pytest.mark.parametrize("ending", COMPRESSORS)
 @fuzz
 @given(where=st.floats(0, 0.999), value=st.integers(1, 255), cut=st.booleans())
 def test_any_damage_to_a_compressed_file_is_an_input_error(
@@ -251,6 +283,31 @@ def test_hidden_files_and_folders_below_a_folder_are_left_out(tmp_path: Path) ->
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write(folder / name, "x")
     assert find_files([str(folder)]) == [folder / "a.txt", folder / "c" / "f.txt"]
+
+
+def test_what_lies_in_a_folder_and_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.txt", "A.\n")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")  # by its name no text
+    assert find_files(tmp_path) == [tmp_path / "a.txt"]
+    link = tmp_path / "b.txt"
+    link.symlink_to("nowhere.txt")
+    with pytest.raises(InputError, match=r"b\.txt is a link to nowhere\.txt, which is gone"):
+        find_files(tmp_path)
+    link.unlink()
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    scan = os.scandir
+
+    def scandir(place: str) -> Any:  # root may search what others may not
+        if Path(place) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", place)
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match="closed cannot be searched: Permission denied"):
+        find_files(tmp_path)
 
 
 def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path) -> None:

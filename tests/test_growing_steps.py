@@ -318,6 +318,24 @@ def test_a_phase_that_no_step_reached_is_told(
     assert ("nsp_loss" in [row for row in rows if "mlm_loss" in row][-1]) == begins
     told = f"no step began in the last 20% of the budget, so none had 4 sequences of {WHOLE} tokens"
     assert (told in "".join(capsys.readouterr())) == (not begins)
+    resolved = json.loads((tmp_path / "run" / "run.json").read_text())["resolved"]
+    assert resolved.get("trained_pairs", True) == begins
+    more = {"corpus": str(tmp_path / "corpus.txt"), "model": str(tmp_path / "run")}
+    more |= {"output": str(tmp_path / "more"), "cache_dir": str(tmp_path / "cache")}
+    pretrain(**more, max_steps=1, max_seq_length=WHOLE, batch_size=4, device="cpu")
+    said = "".join(capsys.readouterr())
+    assert ("was trained without sentence pairs" in said) == (not begins)
+
+
+@pytest.mark.parametrize(("share", "reached"), [(0.75, WHOLE), (0.8, 16)])
+def test_positions_that_no_step_reached_do_not_count_as_trained(
+    tmp_path: Path, share: float, reached: int
+) -> None:
+    rows_of_a_run(tmp_path, short_length=16, short_share=share)
+    resolved = json.loads((tmp_path / "run" / "run.json").read_text())["resolved"]
+    assert resolved["trained_positions"] == reached
+    kept = json.loads((tmp_path / "run" / "tokenizer_config.json").read_text())
+    assert kept["model_max_length"] == reached
 
 
 @pytest.mark.parametrize("given", [{"nsp": "none", "nsp_share": 0.1}, {"nsp_share": 1.0}])

@@ -367,6 +367,12 @@ def test_a_folder_that_was_not_pretrained_whole_is_refused(folder: Path, tmp_pat
     untied = without(folder, tmp_path / "untied", **decoder)
     with pytest.raises(InputError, match="a decoder of its own"):
         load_masked_lm(untied)
+    bias = published_tensors(BertForPreTraining.from_pretrained(folder))["cls.predictions.bias"]
+    other = {"cls.predictions.decoder.bias": bias + 1}
+    with pytest.raises(InputError, match="two biases for masked words"):
+        load_masked_lm(without(folder, tmp_path / "biases", **other))
+    same = {"cls.predictions.decoder.bias": bias.clone()}
+    load_masked_lm(without(folder, tmp_path / "same", **same))
     load_masked_lm(without(folder, tmp_path / "fine", "cls.seq_relationship", "bert.pooler"))
 
 

@@ -43,6 +43,8 @@ def test_a_gap_inside_a_sequence_counts_as_unpadding_counts_it() -> None:
     layout = packed_layout(torch.tensor([[1, 0, 1], [1, 1, 0]]).bool(), CPU)
     assert layout.places[:4].tolist() == [0, 2, 3, 4]
     assert layout.starts.tolist() == [0, 2, 4, 128]
+    # A token's position is its place in the row, as where nothing is left out.
+    assert layout.positions(CPU)[:4].tolist() == [0, 2, 0, 1]
 
 
 @pytest.mark.parametrize("mask", [[[0, 1], [1, 1]], [[1, 1], [0, 0]]], ids=["in front", "empty"])
