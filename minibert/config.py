@@ -6,6 +6,7 @@ BERT loads as it is.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,11 @@ class BertConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 faults.append(f"{name} is {value}, must be in [0, 1)")
-        if self.initializer_range < 0:
+        if not 0 <= self.initializer_range < math.inf:  # which NaN is not, either
             faults.append(f"initializer_range is {self.initializer_range}, must be 0 or more")
-        if not self.pad_token_id < self.vocab_size:
+        if not 0 < self.layer_norm_eps < math.inf:
+            faults.append(f"layer_norm_eps is {self.layer_norm_eps}, must be above 0")
+        if not -self.vocab_size <= self.pad_token_id < self.vocab_size:
             faults.append(f"pad_token_id is {self.pad_token_id}, vocab_size is {self.vocab_size}")
         if self.hidden_act not in _ACTIVATIONS:
             faults.append(f"hidden_act is {self.hidden_act!r}, known are {', '.join(_ACTIVATIONS)}")

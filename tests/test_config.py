@@ -182,7 +182,11 @@ def test_impossible_numbers_are_refused_by_name(field: str, value: Any) -> None:
         ("id2label", ["bad", "good"]),
         ("id2label", {"first": "bad"}),
         ("pad_token_id", 99),  # of 99 tokens, 0 to 98
+        ("pad_token_id", -100),
         ("initializer_range", -0.02),
+        ("initializer_range", float("nan")),
+        ("layer_norm_eps", -1.0),
+        ("layer_norm_eps", float("nan")),
     ],
 )
 def test_values_that_cannot_be_built_are_input_errors(field: str, value: object) -> None:
