@@ -61,7 +61,7 @@ def evaluate(
     task = predictor.task
     given = {name: value for name, value in layout.items() if value is not None}
     _check_layout(task, given, data)
-    learnt = task.settings.data
+    before, learnt = task.settings, task.settings.data
     if data is not None:
         task.settings = _settings_for(task.settings, data, given)
     else:
@@ -72,11 +72,8 @@ def evaluate(
     if data is None:
         _check_unchanged(folder, splits, task.settings.dev_only)
     examples, scored = _part_to_score(task, splits, split, data is not None)
-    if is_other and (scored == "all" or not splits.train) and _is_same_file(source.path, learnt):
-        log_line(
-            "learnt",
-            f"{source.path} is what {folder} was trained on; the figures say little of other texts",
-        )
+    if is_other and (scored == "all" or not splits.train):
+        _say_learnt(folder, task, before, source.path, examples)
     found = task.predict(predictor.model, examples, batch_size, predictor.runtime)
     if predictions is not None:
         rows = [task.row(e, p) for e, p in zip(examples, found, strict=True)]
@@ -113,6 +110,38 @@ def _check_kept(settings: FinetuneSettings, predictions: str | Path | None, fold
         place = getattr(settings, name)
         if place is not None and Path(place).resolve() in (path, *path.parents):
             raise InputError(f"--predictions {predictions} is a file of {flag(name)}; name another")
+
+
+def _say_learnt(
+    folder: Path,
+    task: Task[Any, Any],
+    before: FinetuneSettings,
+    path: Path,
+    examples: list[Any],
+) -> None:
+    """Says where a file that is scored is what the run learnt from, or was chosen by.
+
+    Args:
+        task: as it scores. before: the run's own settings.
+    """
+    little = "the figures say little of other texts"
+    if _is_same_file(path, before.data):
+        log_line("learnt", f"{path} is what {folder} was trained on; {little}")
+    elif _is_same_file(path, before.dev_data):
+        log_line("learnt", f"{folder} was chosen by its figures on {path}; {little}")
+    elif before.data is not None and Path(before.data).resolve() in path.resolve().parents:
+        try:
+            own = type(task)(before)
+            splits = own.read(own.find_data())
+        except InputError:  # it is no longer what the run learnt from
+            return
+        known = {task.same(e) for e in (*splits.train, *(splits.dev or ()))}
+        if count := sum(task.same(e) in known for e in examples):
+            log_line(
+                "learnt",
+                f"{count:,} of the {len(examples):,} examples have a text that {folder} was "
+                f"trained on or chosen by; {little}",
+            )
 
 
 def _is_same_file(path: Path, other: str | None) -> bool:

@@ -6,6 +6,7 @@ follows the script of the references, since the scorers' own rule knows Latin le
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -30,7 +31,8 @@ def score_translation(predictions: Sequence[str], references: References) -> Tra
     """BLEU (Papineni et al. 2002) and chrF2 (Popović 2015) by sacrebleu (Post 2018), as it is.
 
     Where most letters of the references are Chinese characters, BLEU counts those (sacrebleu's
-    `zh`); with its default, `13a`, a sentence would be one word. The signature says which.
+    `zh`), and where they are of another script without blanks, such as Japanese or Thai, characters
+    (`char`); with its default, `13a`, a sentence would be one word. The signature says which.
 
     Raises:
         MissingExtraError: sacrebleu is not installed.
@@ -43,7 +45,11 @@ def score_translation(predictions: Sequence[str], references: References) -> Tra
         raise MissingExtraError(
             "BLEU and chrF need sacrebleu: pip install 'minibert[tasks]'"
         ) from None
-    bleu = BLEU(tokenize="zh") if _share(references, _is_chinese) > 0.5 else BLEU()
+    bleu = BLEU()
+    unspaced = _share(references, lambda letter: bool(_UNSPACED.match(letter)))
+    chinese = _share(references, _is_chinese)
+    if chinese + unspaced > 0.5:  # a Japanese text has both
+        bleu = BLEU(tokenize="zh" if unspaced < 0.05 else "char")
     chrf = CHRF()
     # One stream for every place in the lists of references; a missing one is None.
     most = max(map(len, references))
@@ -72,7 +78,7 @@ def score_summaries(predictions: Sequence[str], references: References) -> dict[
     A text with several references counts with the mean of its scores against each, as if every
     reference were an example. rouge-score knows the words of a to z alone; where most letters of
     the references are others, words are BERT's (parted at blanks and punctuation, Chinese
-    characters one by one) and not stemmed.
+    characters one by one, and so are those of other scripts without blanks) and not stemmed.
 
     Returns:
         rouge1, rouge2, rougeL, 0 to 100; rouge_signature, how they were computed, in the manner of
@@ -122,6 +128,13 @@ def _is_chinese(letter: str) -> bool:
     return "\u3400" <= letter <= "\u9fff" or "\uf900" <= letter <= "\ufaff" or letter > "\U0001ffff"
 
 
+# Letters and signs of kana, Thai, Lao, Burmese and Khmer, which write words without blanks; each of
+# them alone, what is between as it is.
+_RANGES = "\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+_UNSPACED = re.compile(f"[{_RANGES}]")
+_ONE_BY_ONE = re.compile(f"[{_RANGES}]|[^{_RANGES}]+")
+
+
 class _BertWords:
     """A tokenizer as rouge-score takes one: words of any script, punctuation left out."""
 
@@ -131,7 +144,8 @@ class _BertWords:
 
     def tokenize(self, text: str) -> list[str]:
         parts = self.parter.pre_tokenize_str(self.normalizer.normalize_str(text))
-        return [part for part, _ in parts if any(c.isalnum() for c in part)]
+        words = [word for part, _ in parts for word in _ONE_BY_ONE.findall(part)]
+        return [word for word in words if any(c.isalnum() for c in word)]
 
 
 def _check(predictions: Sequence[str], references: References) -> None:

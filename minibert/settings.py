@@ -688,7 +688,9 @@ class FinetuneSettings(RunSettings):
         found = []
         files = ("data", "dev_data", "test_data")
         columns = ("text_column", "text_pair_column", "label_column")
-        for name in ("model", *files, *columns):
+        targets = [name.replace("data", "target_data") for name in files]
+        more = ("target_column", "label_separator")
+        for name in ("model", *files, *targets, *columns, *more):
             if getattr(self, name) == "":  # as from a variable that is not set
                 found.append(f"{flag(name)} '' names nothing; leave it out, or name one")
         if not self.data and (self.dev_data or self.test_data):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import json
 import math
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
+from minibert.heads import BertForSequenceClassification
 from minibert.losses import classification_loss, multi_label_loss
 from minibert.metrics import class_figures, matrix_counts, multi_label_figures
 from minibert.pretraining import pretrain
@@ -40,6 +43,7 @@ from minibert.tasks.labelled_sets import (
     read_tnews,
 )
 from minibert.tasks.splits import parts_of
+from minibert.tasks.tables import read_table
 from minibert.tasks.texts import cut, cut_pair, encode
 from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
 
@@ -172,9 +176,32 @@ def test_a_column_has_one_role(tmp_path: Path) -> None:
         read(data=data, text_column="label")
     with pytest.raises(InputError, match="--text-column and --text-pair-column are both 'text'"):
         read(data=data, text_column="text", text_pair_column="text")
+    for taken, other in (("text", "--text-column"), ("label", "--label-column")):  # by default
+        with pytest.raises(InputError, match=f"{other}.* are both '{taken}'"):
+            read(data=data, text_pair_column=taken)
 
 
-@pytest.mark.parametrize("name", ["model", "data", "dev_data", "label_column"])
+def test_pairs_of_the_same_words_are_not_copies(tmp_path: Path) -> None:
+    rows = [{"text": "the film i", "text_pair": "was good", "label": "y"}]
+    rows += [{"text": "the film i was", "text_pair": "good", "label": "n"}]
+    rows += [{"text": "The  film", "text_pair": "Ends", "label": name} for name in ("y", "n")]
+    data = write_rows(tmp_path / "a.csv", rows)
+    said = read(data=data, text_pair_column="text_pair").notes
+    assert {"1 repeated within train", "1 train texts with several labels"} <= set(said)
+
+
+def test_a_field_of_quotes_alone_is_a_row_and_a_blank_line_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text\na\n""\n\n  \nb\n')
+    assert [(row.line, row.values["text"]) for row in read_table(path)] == [
+        *((2, "a"), (3, ""), (6, "b"))
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model", "data", "dev_data", "label_column", "target_column", "label_separator"],
+)
 def test_an_empty_name_is_said_to_name_nothing(name: str) -> None:
     with pytest.raises(InputError, match=f"--{name.replace('_', '-')} '' names nothing"):
         FinetuneSettings(task="classification", **{name: ""})
@@ -714,6 +741,10 @@ def test_evaluate_tells_that_a_file_is_what_the_model_learnt_from(
     monkeypatch.chdir(world)
     minibert.evaluate(folder, data="learnt.csv")
     assert f"learnt: learnt.csv is what {folder} was trained on" in capsys.readouterr().err
+    splits = {"data": data, "dev_data": write_rows(world / "chose.csv", rows_of(4))}
+    folder = tune(world, "chosen", task="classification", max_steps=1, **splits)
+    minibert.evaluate(folder, data="chose.csv")
+    assert f"learnt: {folder} was chosen by its figures on chose.csv" in capsys.readouterr().err
 
 
 def test_a_large_confusion_matrix_is_left_out(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -861,6 +892,30 @@ def test_a_text_may_have_several_labels(world: Path) -> None:
     assert answer.prediction == [n for n, p in answer.probabilities.items() if p > 0.5]
     rows_written = (folder / "predictions.jsonl").read_text().splitlines()
     assert json.loads(rows_written[3])["label"] == ["bad", "good"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"id2label": {"0": "POS", "1": "POS", "2": "NEG"}}, "two classes .* called 'POS'"),
+        ({"problem_type": "regression"}, "says 3 numbers; a score is one"),
+    ],
+    ids=["one name twice", "three numbers"],
+)
+def test_a_head_that_no_answer_could_tell_whole_is_refused(
+    world: Path, tmp_path: Path, fields: dict[str, Any], said: str
+) -> None:
+    head = BertConfig.from_pretrained(world / "start")
+    model = BertForSequenceClassification(
+        dataclasses.replace(head, id2label=dict(enumerate("abc")))
+    )
+    shutil.copytree(world / "start", tmp_path / "other")
+    (tmp_path / "other" / "run.json").unlink()  # as a hub's
+    model.save_pretrained(tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(InputError, match=said):
+        minibert.load(tmp_path / "other")
 
 
 def test_a_single_tag_is_yes_or_no(world: Path, tmp_path: Path) -> None:

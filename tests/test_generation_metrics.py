@@ -130,6 +130,26 @@ def test_chinese_is_scored_by_its_characters() -> None:
         assert "tok:13a" in score_translation([text], [[text]]).bleu_signature
 
 
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("私はりんごを食べます。", "私はみかんを食べます。"),
+        ("今日天気予報を確認。", "今日天気予報は確認。"),  # with few kana
+        ("ฉันรักเธอมาก", "ฉันรักเธอมากๆ"),
+        ("ខ្ញុំស្រលាញ់អ្នក", "ខ្ញុំស្រលាញ់អ្នកណាស់"),
+    ],
+)
+def test_scripts_without_blanks_are_scored_by_their_characters(text: str, near: str) -> None:
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("rouge_score")
+    same = score_translation([text], [[text]])
+    assert same.bleu == pytest.approx(100)
+    assert "tok:char" in same.bleu_signature
+    assert 20 < score_translation([near], [[text]]).bleu < 100
+    assert 20 < score_summaries([near], [[text]])["rouge1"] < 100
+    assert "tok:zh" in score_translation([text], [["北京 API 很大。"]]).bleu_signature
+
+
 @pytest.mark.parametrize("score", [score_translation, score_summaries])
 def test_a_string_is_no_list_of_its_letters(score: Callable[..., object]) -> None:
     for given in ((PREDICTIONS, PREDICTIONS), ("Ein", [["Ein"]] * 3)):

@@ -120,6 +120,20 @@ def test_an_object_without_a_text_is_no_text(line: str) -> None:
         assert family.example_of(family.parse_line(text), 1).text == text
 
 
+@pytest.mark.parametrize("task", ["classification", "tagging", "translation"])
+def test_a_line_of_two_texts_is_refused_by_models_of_single_ones(task: str) -> None:
+    family = TASKS[task](FinetuneSettings(task=task))
+    with pytest.raises(InputError, match="text 1 is .*expected a string"):
+        family.example_of(family.parse_line('{"text": "a", "text_pair": "b"}'), 1)
+    family.example_of(family.parse_line('{"text": "a", "text_pair": null, "id": 3}'), 1)
+
+
+def test_a_pair_of_one_text_is_told_what_is_missing() -> None:
+    family = TASKS["mrpc"](FinetuneSettings(task="mrpc"))
+    with pytest.raises(InputError, match="an object with them as 'text' and 'text_pair'"):
+        family.example_of(family.parse_line('{"text": "a"}'), 1)
+
+
 def test_a_tagger_takes_a_note_for_a_text_and_words_by_either_key() -> None:
     family = TASKS["tagging"](FinetuneSettings(task="tagging"))
 

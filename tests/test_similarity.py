@@ -55,6 +55,16 @@ HEAD = "text,text_pair,score\n"
 FOUR = f"{HEAD}a,b,0\nc,d,1\ne,f,2\ng,h,4\n"
 
 
+@pytest.mark.parametrize(
+    "taken",
+    [{"text_column": "text_pair"}, {"text_pair_column": "text"}, {"label_column": "text"}],
+    ids=["first", "second", "score"],
+)
+def test_a_column_has_one_role_also_by_default(tmp_path: Path, taken: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="are both 'text"):
+        read(tmp_path, FOUR, **taken)
+
+
 def test_a_file_without_rows_or_a_dev_without_scores_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "b.csv"
     for content, said in (

@@ -165,6 +165,59 @@ def test_a_file_that_is_scored_is_told_as_test(
     assert (tmp_path / "found.jsonl").read_text() == (learnt / "predictions.jsonl").read_text()
 
 
+def test_a_file_of_the_folder_that_was_learnt_from_is_told(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = world / "sets"
+    sets.mkdir()
+    parts = {"train": tagged(12), "valid": tagged(5, 1), "test": tagged(4, 2)}
+    for name, rows in parts.items():
+        conll(sets / f"{name}.txt", rows)
+    folder = tune(world, "folder", task="conll2003", data=str(sets), max_steps=1)
+    conll(sets / "mixed.txt", parts["train"][:2] + tagged(3, 5))
+    conll(world / "elsewhere.txt", parts["train"])
+    said = {"train": "12 of the 12", "valid": "5 of the 5", "mixed": "2 of the 5"}
+    for name, count in said.items():
+        capsys.readouterr()
+        minibert.evaluate(folder, data=sets / f"{name}.txt")
+        wanted = f"learnt: {count} examples have a text that {folder} was trained on or chosen by"
+        assert wanted in capsys.readouterr().err
+    minibert.evaluate(folder, data=sets / "test.txt")
+    minibert.evaluate(folder, data=sets)
+    assert "learnt:" not in capsys.readouterr().err
+
+
+def test_one_column_is_no_word_and_its_tag(tmp_path: Path) -> None:
+    data = conll(tmp_path / "a.conll", tagged(4))
+    for columns in ({"text_column": "2"}, {"label_column": "0"}, {"text_column": "-1"}):
+        task = TaggingTask(FinetuneSettings(task="tagging", data=data, **columns))
+        with pytest.raises(InputError, match="a.conll: columns .* are the same of 3"):
+            task.read(task.find_data())
+
+
+@pytest.mark.parametrize("family", ["tagging", "qa"])
+def test_an_id_of_half_a_character_does_not_lose_the_run(world: Path, family: str) -> None:
+    made = enumerate(tagged(8))
+    rows = [{"tokens": words, "tags": tags, "id": f"\ud800{i}"} for i, (words, tags) in made]
+    data = world / "half.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if family == "qa":
+        asked = [
+            {
+                "id": f"\ud800{i}",
+                "question": "Who left?",
+                "answers": [{"text": "Ann", "answer_start": 0}],
+            }
+            for i in range(8)
+        ]
+        paragraphs = [{"context": f"Ann left {i}.", "qas": [row]} for i, row in enumerate(asked)]
+        data = world / "half.json"
+        articles = [{"title": "a", "paragraphs": [paragraph]} for paragraph in paragraphs]
+        data.write_text(json.dumps({"version": "1.1", "data": articles}))
+    folder = tune(world, f"half-{family}", task=family, data=str(data), max_steps=1)
+    assert all(row["id"].startswith("\ufffd") for row in rows_of(folder))
+
+
 def test_a_folder_with_a_test_file_alone_is_scored(learnt: Path, tmp_path: Path) -> None:
     conll(tmp_path / "test.txt", tagged(4, 3))
     found = minibert.evaluate(learnt, data=str(tmp_path))

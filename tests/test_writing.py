@@ -244,6 +244,16 @@ def test_transformers_opens_the_encoder(translated: Path) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("column", ["target_column", "label_column"])
+def test_a_text_is_no_translation_of_itself(tmp_path: Path, column: str) -> None:
+    data = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "target": "b"}])
+    task = find_task("translation")(
+        FinetuneSettings(task="translation", data=data, **{column: "text"})
+    )
+    with pytest.raises(InputError, match="--text-column and --target-column are both 'text'"):
+        task.read(task.find_data())
+
+
 def test_a_translator_goes_on_with_its_own_vocabulary(
     world: Path, translated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -462,7 +462,7 @@ class Task(ABC, Generic[E, P]):
 def text_in(line: str) -> str | dict[str, Any]:
     """The text of a JSON object, which may have line breaks; an object without one; else the line.
 
-    The text is what the object has as "text".
+    The text is what the object has as "text". One with a "text_pair", too, stays an object.
     """
     if not line.lstrip().startswith("{"):
         return line
@@ -471,7 +471,7 @@ def text_in(line: str) -> str | dict[str, Any]:
     except (ValueError, RecursionError):
         return line
     text = row.get("text")
-    return text if isinstance(text, str) else row
+    return text if isinstance(text, str) and row.get("text_pair") is None else row
 
 
 class Predictor:

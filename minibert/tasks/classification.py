@@ -248,6 +248,9 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         self._is_finished = True
         named = config.id2label or {}
         self.labels = tuple(named.get(i, f"LABEL_{i}") for i in range(config.num_labels))
+        if len(set(self.labels)) < len(self.labels):
+            twice = next(name for name in self.labels if self.labels.count(name) > 1)
+            raise InputError(f"{folder}: two classes of id2label are called {twice!r}")
         self.multi = config.problem_type == _MULTI
         if (folder / _FILE).is_file():  # where nothing is to be told there is none
             kept = read_json(folder / _FILE, "it belongs to a fine-tuned folder")
@@ -534,7 +537,13 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         wanted = "two texts, as a tab between them or a list of two" if self.pairs else "a string"
         fits = isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)
         if not fits or len(texts) != (2 if self.pairs else 1):
-            wanted += ", or an object with it as 'text'" if isinstance(given, Mapping) else ""
+            if isinstance(given, Mapping):
+                wanted += ", or an object with "
+                wanted += (
+                    "them as 'text' and 'text_pair'"
+                    if self.pairs
+                    else "it as 'text' and no 'text_pair'"
+                )
             raise TextError(number, f"is {given!r:.60}; expected {wanted}")
         first, *second = map(whole_characters, texts)
         return LabelledText(str(number), first, None, *second)

@@ -17,7 +17,7 @@ from minibert.errors import InputError
 from minibert.files import whole_characters
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Splits
-from minibert.tasks.tables import Row, column, read_table, stray_quotes
+from minibert.tasks.tables import Row, check_columns_differ, column, read_table, stray_quotes
 
 # Short tags of HTML by their names, such as <br />, </b> and <a href="x">; attributes have an "=".
 # What else stands in angle brackets (<user>, <e1>, x <y and z> w) is text.
@@ -70,7 +70,8 @@ def _tidy(text: str) -> str:
 
 def same_text(example: LabelledText) -> str:
     """What two copies of an example share."""
-    return " ".join(f"{example.text} {example.text_pair or ''}".lower().split())
+    texts = (example.text, example.text_pair or "")
+    return "\n".join(" ".join(text.lower().split()) for text in texts).strip()
 
 
 def shown(name: str) -> str:
@@ -128,11 +129,7 @@ def read_own(settings: FinetuneSettings) -> Splits[LabelledText]:
     """
     assert settings.data is not None
     notes: list[str] = []
-    if (settings.text_column or "text") == (settings.label_column or "label"):
-        raise InputError(
-            f"--text-column and --label-column are both {settings.text_column or 'text'!r}; a "
-            f"label that is the text teaches nothing"
-        )
+    _check_columns(settings)
     train = _own_part(settings, settings.data, "train", notes) or []
     full = [e for e in train if same_text(e)]
     if len(full) < len(train):
@@ -214,6 +211,7 @@ def read_own_test(
         InputError: a file or column that cannot be used, or no example with a label of the model.
     """
     assert settings.data is not None
+    _check_columns(settings)
     notes: list[str] = []
     test = _known_part(settings, settings.data, "test", classes, notes, "the model")
     if test is None:
@@ -233,6 +231,14 @@ def names_of(example: LabelledText) -> tuple[str, ...]:
     """The classes of an example: one, any number, or none that is known."""
     label = example.label
     return (label,) if isinstance(label, str) else label or ()
+
+
+def _check_columns(settings: FinetuneSettings) -> None:
+    check_columns_differ(
+        text_column=settings.text_column or "text",
+        text_pair_column=settings.text_pair_column,
+        label_column=settings.label_column or "label",
+    )
 
 
 def _own_part(

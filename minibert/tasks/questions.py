@@ -89,7 +89,7 @@ def read_squad(path: Path) -> tuple[list[Question], list[str]]:
                 answers = tuple(
                     _answer(a, here) for a in _items({"answers": given}, "answers", here)
                 )
-                name = str(row.get("id") or f"{number}/{index}/{turn}")
+                name = whole_characters(str(row.get("id") or f"{number}/{index}/{turn}"))
                 seen[name] += 1
                 if seen[name] > 1:
                     repeated.append(name)

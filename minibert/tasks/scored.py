@@ -15,7 +15,7 @@ from minibert.files import read_text
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Splits
 from minibert.tasks.labelled import LabelledText, clean_published, clean_text, noticed, told
-from minibert.tasks.tables import Row, column, read_table, stray_quotes
+from minibert.tasks.tables import Row, check_columns_differ, column, read_table, stray_quotes
 
 
 class ScoredPair(NamedTuple):
@@ -181,6 +181,11 @@ def _own_part(
     """The scored rows of a file; None where no file is named or none has a score."""
     if path is None:
         return None
+    check_columns_differ(
+        text_column=settings.text_column or "text",
+        text_pair_column=settings.text_pair_column or "text_pair",
+        label_column=settings.label_column or "score",
+    )
     rows = read_table(Path(path))
     notes += stray_quotes(Path(path), rows)
     found = [_own_pair(settings, Path(path), split, row) for row in rows]

@@ -164,6 +164,8 @@ class SimilarityTask(Task[ScoredPair, float]):
 
     def restore(self, folder: Path, config: BertConfig, tokenizer: WordPiece) -> None:
         super().restore(folder, config, tokenizer)
+        if not self.is_bi and config.num_labels > 1:
+            raise InputError(f"{folder} says {config.num_labels} numbers; a score is one")
         if (folder / _SCALE_FILE).is_file():
             held = read_json(folder / _SCALE_FILE, "the range of the scores")
             try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 from minibert.errors import InputError
 from minibert.files import TABLES, ending, long_csv_fields, read_text, table_kind, whole_characters
+from minibert.settings import flag
 
 # Whole fields: in quotes, those within doubled; in quotes that a blank precedes.
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
@@ -128,7 +130,7 @@ def _fields(path: Path, text: str, kind: str) -> Iterator[tuple[int, list[str]]]
     try:
         with long_csv_fields():
             for fields in reader:
-                if len(fields) > 1 or "".join(fields).strip():
+                if len(fields) > 1 or fields == [""] or "".join(fields).strip():  # "" is a field
                     yield line, fields
                 line = reader.line_num + 1
     except csv.Error as error:
@@ -168,6 +170,22 @@ def _whole(value: Any) -> Any:
     if isinstance(value, list):
         return [whole_characters(v) if isinstance(v, str) else v for v in value]
     return whole_characters(value) if isinstance(value, str) else value
+
+
+def check_columns_differ(**columns: str | None) -> None:
+    """Refuses one column in two roles, named or by default: the answer would be in the question.
+
+    Args:
+        columns: their names by setting, as in text_column="text"; None: there is none.
+
+    Raises:
+        InputError: two are the same.
+    """
+    for (first, name), (second, other) in itertools.combinations(columns.items(), 2):
+        if name is not None and name == other:
+            raise InputError(
+                f"{flag(first)} and {flag(second)} are both {name!r}; name another for one of them"
+            )
 
 
 def column(row: Row, name: str, path: Path, flag: str) -> Any:

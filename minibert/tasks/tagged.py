@@ -153,6 +153,11 @@ def read_columns(
                 f"{path}, line {number}: {line.strip()!r} has {len(fields)} column(s); expected "
                 f"a word and its tag (columns {word_column} and {tag_column})"
             )
+        if not first and word_column % len(fields) == tag_column % len(fields):
+            raise InputError(
+                f"{path}: columns {word_column} and {tag_column} (--text-column, --label-column) "
+                f"are the same of {len(fields)}; its tags would be its words"
+            )
         first, width = (first, width) if first else (number, len(fields))
         if len(fields) != width:
             raise InputError(
@@ -247,6 +252,7 @@ def read_json_lines(
         if words:
             given = row.get("id")
             name = f"{split}/{len(sentences)}" if given in (None, "") else str(given)
+            name = whole_characters(name)
             sentences.append(Sentence(name, words, tags))
     if not sentences:
         raise InputError(f'{path} holds no sentences; expected {{"tokens": [...], "tags": [...]}}')

@@ -358,6 +358,7 @@ class TaggingTask(Task[Sentence, Tagged]):
         words = given
         if isinstance(given, Mapping):
             words = next((given[key] for key in (*WORD_KEYS, "text") if key in given), None)
+            words = given if given.get("text_pair") is not None else words
         if isinstance(words, str):
             return plain_sentence(whole_characters(words), str(number))
         if isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words):

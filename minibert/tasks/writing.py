@@ -42,6 +42,7 @@ from minibert.tasks.parallel import (
     read_pairs_table,
     read_parallel_files,
 )
+from minibert.tasks.tables import check_columns_differ
 from minibert.tasks.texts import encode
 from minibert.tokenizer import WordPiece, default_vocab_size
 from minibert.train import Batch, StepData, Term
@@ -255,8 +256,10 @@ class WritingTask(Task[TextPair, WrittenText]):
                 f"name the second with {named.removesuffix('data')}target-data"
             )
         s = self.settings
+        text_column = s.text_column or "text"
         target_column = s.target_column or s.label_column or "target"
-        return read_pairs_table(Path(path), s.text_column or "text", target_column)
+        check_columns_differ(text_column=text_column, target_column=target_column)
+        return read_pairs_table(Path(path), text_column, target_column)
 
     def same(self, example: TextPair) -> str:
         return " ".join(example.source.lower().split())
