@@ -44,6 +44,7 @@ from minibert.runs import (
     as_begun_from,
     begun_run,
     carry_out,
+    check_not_read,
     check_not_start,
     check_vocabulary,
     closing_table,
@@ -198,7 +199,7 @@ class _BeforeSeeds:
         """Looks at the data with the model that all seeds start from."""
         settings = self.task.settings
         parts = parts_of(self.task, self.splits, settings.dev_fraction, settings.limit)
-        _learn(self.task, parts.train, start)
+        learn(self.task, parts.train, start)
 
     def check_finished(self, folder: RunFolder) -> None:
         """Looks at the text, and at what each of the runs learnt before its task."""
@@ -388,13 +389,14 @@ class _Run:
         before = (self.begun or self.stopped or {}).get("resolved", {})
         folder = choose_model(as_begun_from(settings, before))
         check_not_start(self.folder, folder)
+        check_not_read(self.folder, settings)
         digest = weights_digest(folder)
         if before and before.get("start_weights") != digest:
             raise InputError(
                 f"--resume: the weights in {folder} have changed; --overwrite starts anew"
             )
         _say_untrained_positions(settings, folder)
-        tokenizer = _learn(self.task, train, folder)
+        tokenizer = learn(self.task, train, folder)
         record = run_record("finetune", settings, splits.fingerprint, self.runtime)
         record["resolved"] = {"start": str(folder), "start_weights": digest}
         stages = EarlierStages(
@@ -598,7 +600,7 @@ def read_splits(task: Task[Any, Any], source: Source) -> Splits[Any]:
     return dataclasses.replace(splits, test=None) if task.settings.dev_only else splits
 
 
-def _learn(task: Task[Any, Any], train: list[Any], folder: Path) -> WordPiece:
+def learn(task: Task[Any, Any], train: list[Any], folder: Path) -> WordPiece:
     """Has a task learn from its examples; returns the model's tokenizer.
 
     Raises:

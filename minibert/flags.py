@@ -141,6 +141,8 @@ def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSet
         if name and "command" in content:
             raise InputError(f"{path} is a run's, with every setting; leave --recipe out")
         given = _of_earlier_run(content, path) if "command" in content else content
+        if given.get("debug"):  # which is to show faults of the file, too
+            raise InputError(f"{path}: debug is for the command itself; type --debug")
         settings.check_names(given, str(path))  # the rest is checked with the flags put in
         given = _without_replaced(given, values)
     named = recipe(name, {**given, **values}) if name else {}

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import gc
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -63,7 +64,8 @@ def check_intermediate(settings: FinetuneSettings) -> None:
     try:
         found = _task(settings).find_data()
     except InputError as error:
-        raise InputError(f"--intermediate-task {name}: {error}") from None
+        why = re.sub(r"--data\b", "--intermediate-data", str(error))
+        raise InputError(f"--intermediate-task {name}: {why}") from None
     if found.is_sample and not find_task(settings.task)(settings).find_data().is_sample:
         raise InputError(f"--intermediate-task {name}: {_no_data(name)}")
 

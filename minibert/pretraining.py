@@ -58,6 +58,7 @@ from minibert.runs import (
     as_begun_from,
     begun_run,
     carry_out,
+    check_not_read,
     check_not_start,
     check_vocabulary,
     closing_table,
@@ -449,6 +450,7 @@ class _Run:
         named = as_begun_from(settings, begun and begun["resolved"]).model
         folder = open_model_folder(named, settings.cache_dir) if named else None
         check_not_start(self.folder, folder)
+        check_not_read(self.folder, settings)
         digest = weights_digest(folder) if folder and not settings.random_weights else None
         if begun is not None and begun["resolved"].get("start_weights", digest) != digest:
             raise InputError(

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from minibert.config import BertConfig
+from minibert.errors import InputError
 from minibert.settings import (
     BEST,
     DEFAULT_MODE,
@@ -307,6 +308,11 @@ def filled(
         values["max_seq_length"] = min(values["max_seq_length"], longest)
     left_out = ""
     if "intermediate_task" in values and (settings.max_steps or settings.max_minutes):
+        if settings.intermediate_data:
+            raise InputError(
+                "--intermediate-data goes with --intermediate-task, which is to be named where the "
+                "budget is of steps or minutes"
+            )
         # Of the whole, which may be a quick look. A file of these settings is to do without, too.
         settings = dataclasses.replace(settings, intermediate_task=NO_TASK)
         first = values.pop("intermediate_task")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import shutil
 import statistics
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from minibert.runs import (
     EarlierStage,
     RunResult,
     as_begun_from,
+    check_not_read,
     check_not_start,
     closing_table,
     dev_figure,
@@ -92,6 +94,7 @@ def repeat(
         start = _start(settings, choose, folder.read_run()["resolved"] if goes_on else {})
         model = Path(start["start"])
         check_not_start(folder, model)
+        check_not_read(folder, settings)
         first.check(model)
         if not goes_on:
             record = {"command": "finetune", "settings": settings.to_dict(), "resolved": start}
@@ -172,6 +175,7 @@ def _carried_out(
             if before.results is None and before.diverged:
                 raise NonFiniteError(before.diverged)
             runs[seed] = run_one(one)
+            _keep_best_model(runs)
         except NonFiniteError as error:
             diverged[seed] = str(error)
             log_line("diverged", f"seed {seed}: {error}")
@@ -180,6 +184,15 @@ def _carried_out(
         seed, why = next(iter(diverged.items()))
         raise NonFiniteError(f"every seed diverged; seed {seed}: {why}")
     return runs, diverged
+
+
+def _keep_best_model(runs: dict[int, RunResult]) -> None:
+    """Lets go of every model but the best one's, and of what was needed to train it."""
+    best = max(runs, key=lambda seed: dev_figure(runs[seed].figures)[1])
+    for seed, run in runs.items():
+        if seed != best:
+            runs[seed] = dataclasses.replace(run, model=None)
+    gc.collect()  # a loop and its evaluation hold each other
 
 
 def _respell_start(settings: FinetuneSettings, digest: str) -> None:

@@ -80,6 +80,10 @@ class RunFolder:
             return self
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--output {self.path} is a file; name a folder")
+        if self.path.is_symlink() and not self.path.exists():
+            raise InputError(
+                f"--output {self.path} is a link to {os.readlink(self.path)}, which is not there"
+            )
         if (shown := whole_characters(str(self.path))) != str(self.path):
             raise InputError(f"--output {shown} is not UTF-8, as weights files want; name another")
         self._made = not self.path.exists()
@@ -102,13 +106,19 @@ class RunFolder:
             lock = path.open("a+")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 lock.seek(0)
                 owner = lock.read().strip() or "unknown"
                 lock.close()
                 raise InputError(
                     f"{self.path} is in use by process {owner}; wait for it or choose another "
                     f"--output"
+                ) from None
+            except OSError as error:  # of some network disks
+                lock.close()
+                raise InputError(
+                    f"{self.path}: files there cannot be locked ({error.strerror}), so that two "
+                    f"runs could write at once; choose an --output on another disk"
                 ) from None
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
@@ -193,9 +203,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def replacing(self, *more: str) -> Iterator[None]:
-        """Clears the folder; where an InputError leaves the block, what was there comes back.
+        """Clears the folder; where the block fails before it trained anything, all comes back.
 
-        What was trained meanwhile in what is kept stays, too.
+        So it does after an InputError; what was trained meanwhile in what is kept stays, too.
 
         Args:
             more: names to clear with the rest, though they be kept.
@@ -212,7 +222,10 @@ class RunFolder:
             shutil.copy2(run, self._aside / run.name)
         try:
             yield
-        except InputError:
+        except BaseException as error:
+            is_begun = self._was_trained() or not any(self._aside.iterdir())
+            if is_begun and not isinstance(error, InputError):
+                raise  # which --resume goes on with
             self.forget()
             for path in self._aside.iterdir():
                 remove(self.path / path.name)
@@ -221,6 +234,11 @@ class RunFolder:
         finally:
             shutil.rmtree(self._aside)
             self._aside = None
+
+    def _was_trained(self) -> bool:
+        """Whether what is kept, or a run of seeds, holds a run."""
+        kept = any((self.path / name / "run.json").is_file() for name in self.kept)
+        return kept or bool(self.seed_runs())
 
     def _earlier(self) -> Iterator[Path]:
         """What `clear` removes beside the runs of seeds, in its order, as far as it is there."""

@@ -19,7 +19,7 @@ from minibert.config import BertConfig
 from minibert.convert import weights_file
 from minibert.errors import InputError
 from minibert.estimate import Memory, run_folder_bytes, step_memory, told_bytes
-from minibert.files import read_json, whole_characters
+from minibert.files import listed, read_json, whole_characters
 from minibert.flops import measure_peak_flops, training_flops
 from minibert.layerwise import Layerwise
 from minibert.losses import IGNORE_INDEX
@@ -27,9 +27,9 @@ from minibert.machine import launched
 from minibert.model import FeedForward, SelfAttention
 from minibert.optim import Budget
 from minibert.progress import clock
-from minibert.run_folder import RunFolder
+from minibert.run_folder import RUN_FILES, RunFolder
 from minibert.runtime import Runtime, start_runtime, versions
-from minibert.settings import DECAY_RATIO, FinetuneSettings, RunSettings
+from minibert.settings import DATA_PLACES, DECAY_RATIO, FinetuneSettings, RunSettings, flag
 from minibert.sharding import gathered, is_sharded, shard
 from minibert.tokenizer import WordPiece
 from minibert.train import Batch, Loop, LoopSettings, LoopState, StepData, Utilisation, fit
@@ -413,6 +413,26 @@ def check_not_start(folder: RunFolder | None, start: Path | None) -> None:
         raise InputError(f"--output {folder.path} is the --model folder; choose another --output")
     if model.is_relative_to(output):
         raise InputError(f"--model {start} lies in --output {folder.path}; choose another --output")
+
+
+def check_not_read(folder: RunFolder | None, settings: RunSettings) -> None:
+    """Refuses to clear a run of which a file is to be read, such as its own predictions.
+
+    Raises:
+        InputError: a file of data or text is one that a new run replaces.
+    """
+    if not folder:
+        return
+    output = folder.path.resolve()
+    for name in (*DATA_PLACES, "corpus", "adapt"):
+        for given in listed(getattr(settings, name, None) or []):
+            path = Path(given).resolve()
+            parts = path.relative_to(output).parts if path.is_relative_to(output) else ()
+            if parts and (parts[0] in RUN_FILES or parts[0].startswith("seed-")):
+                raise InputError(
+                    f"{flag(name)} {given} is a file of --output {folder.path}, which is replaced; "
+                    f"choose another --output"
+                )
 
 
 def finished_run(folder: RunFolder) -> RunResult:

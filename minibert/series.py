@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -229,6 +230,7 @@ def _in_turn(jobs: Sequence[Job], changed: set[str], begin: Callable[[Job], None
             raise Interrupted(text, stop.status) from None
         except NonFiniteError:
             pass  # its folder tells
+        gc.collect()  # a loop and its evaluation hold each other
         yield _end(job, started, goes_on)
 
 
@@ -276,8 +278,9 @@ def _started(job: Job, changed: set[str], folder: Path, at_once: int) -> _Proces
     log = Path(f"{settings.output}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     config = folder / f"{log.stem}-{time.monotonic_ns()}.json"
-    write_json(config, settings.to_dict())
+    write_json(config, dataclasses.replace(settings, debug=False).to_dict())
     command = [sys.executable, "-c", _CHILD, "finetune", "--config", str(config)]
+    command += ["--debug"] if settings.debug else []
     # Where the package is not installed, the other process has to find it, too.
     paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -139,6 +139,7 @@ def _not_run(
         "model": settings.model,
         "weights": one.start,
         "limit": settings.limit,
+        "seed": settings.seed,
         "seeds": settings.seeds,
         "figure": f"dev {select}",
         "grid_size": grid_size,
@@ -189,6 +190,12 @@ def _earlier(folder: Path, settings: FinetuneSettings, tried: set[str]) -> list[
         raise InputError(
             f"--output {folder} holds a search of {before['seeds']} seed(s) over "
             f"{', '.join(points[0])}; choose another --output"
+        )
+    known = [int(seed) for trial in before.get("trials", []) for seed in trial["dev"]]
+    first = before.get("seed", min(known, default=settings.seed))  # older tables lack it
+    if points and first != settings.seed:
+        raise InputError(
+            f"--output {folder} holds a search with --seed {first}; choose another --output"
         )
     return points
 

@@ -249,9 +249,16 @@ class RunSettings:
         return found
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, _without_paths(getattr(self, f.name)))
+        check_fields(type(self), vars(self), "settings")
+        self._normalise()
         found = self.faults()
         if found:
             raise InputError("; ".join(found))
+
+    def _normalise(self) -> None:
+        """Gives one spelling to what can be written in several."""
 
     def to_dict(self) -> dict[str, Any]:
         """Field name -> value, for `run.json`."""
@@ -632,10 +639,9 @@ class FinetuneSettings(RunSettings):
         False, "score dev alone and drop the test split unseen, as for choosing settings"
     )
 
-    def __post_init__(self) -> None:
+    def _normalise(self) -> None:
         if self.fixed_threshold is not None:  # 0.3, '.3' and '0.30' are one setting
             object.__setattr__(self, "threshold", f"{self.fixed_threshold:.12g}")
-        super().__post_init__()
 
     def faults(self) -> list[str]:
         found = super().faults()
@@ -646,6 +652,10 @@ class FinetuneSettings(RunSettings):
             found.append(f"--reinit-layers is {self.reinit_layers}, must be 0 or more")
         if self.seeds < 1:
             found.append(f"--seeds is {self.seeds}, must be at least 1")
+        if self.seeds > 1 and self.seed + self.seeds > 1 << 32:
+            found.append(
+                f"--seeds {self.seeds} from --seed {self.seed} on go beyond {(1 << 32) - 1}"
+            )
         found += self._adapt_faults()
         if self.intermediate_data and self.intermediate_task == NO_TASK:
             found.append(f"--intermediate-data has no use with --intermediate-task {NO_TASK}")
@@ -689,7 +699,7 @@ class FinetuneSettings(RunSettings):
         files = ("data", "dev_data", "test_data")
         columns = ("text_column", "text_pair_column", "label_column")
         targets = [name.replace("data", "target_data") for name in files]
-        more = ("target_column", "label_separator")
+        more = ("target_column", "label_separator", "intermediate_task", "intermediate_data")
         for name in ("model", *files, *targets, *columns, *more):
             if getattr(self, name) == "":  # as from a variable that is not set
                 found.append(f"{flag(name)} '' names nothing; leave it out, or name one")

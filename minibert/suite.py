@@ -10,7 +10,9 @@ none is chosen here.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import statistics
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.files import listed, read_json, write_atomically, write_json
-from minibert.finetuning import read_splits
+from minibert.finetuning import learn, read_splits
 from minibert.held_out import held_out_figures, held_out_text, masked_word_figures
 from minibert.intermediate import data_before
 from minibert.model_folders import pinned
@@ -163,7 +165,7 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
                 if name not in suite["tasks"]:
                     suite["skipped"][name] = source
             else:
-                jobs += _prepare(plan, name, source, suite, files)
+                jobs += _prepare(plan, name, source, suite, files, folder)
 
         def taken(ended: Sequence[tuple[Job, dict[str, Any]]]) -> None:
             for job, figures in ended:
@@ -310,9 +312,21 @@ def _searches_beside(paths: Sequence[str], name: str) -> list[dict[str, Any]]:
 
 
 def _prepare(
-    plan: Plan, name: str, source: Source, suite: dict[str, Any], files: list[dict[str, Any]]
+    plan: Plan,
+    name: str,
+    source: Source,
+    suite: dict[str, Any],
+    files: list[dict[str, Any]],
+    folder: Path,
 ) -> list[Job]:
-    """A task's jobs; what is known of it before they run goes into `suite`."""
+    """A task's jobs; what is known of it before they run goes into `suite`.
+
+    Args:
+        folder: of the model.
+
+    Raises:
+        InputError: the data or settings of a task cannot be used with the model.
+    """
     log_line("data", source.said)
     entry = ENTRIES[name]
     longest = suite["max_position_embeddings"]
@@ -321,6 +335,8 @@ def _prepare(
     task = find_task(name)(base)
     splits = read_splits(task, source)
     parts = parts_of(task, splits, base.dev_fraction, base.limit)
+    for settings, _ in sides.values():
+        _check(name, settings, parts.train, folder)
     before = {side: data_before(settings, source) for side, (settings, _) in sides.items()}
     suite["tasks"][name] = {
         "figure": entry.title,
@@ -352,6 +368,15 @@ def _prepare(
         for seed in range(plan.seeds)
         for side, (settings, _) in sides.items()
     ]
+
+
+def _check(name: str, settings: FinetuneSettings, train: list[Any], folder: Path) -> None:
+    """Refuses what a run would refuse only when those of other tasks have ended."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # each run says what it notices
+            learn(find_task(name)(settings), train, folder)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
 
 
 def _side_settings(

@@ -617,6 +617,9 @@ class Loop:
                     self._last_save = self._agreed_seconds
                 if self.stop_signal:
                     self._stop(saved)
+            if settings.select and self.folder and state.best is None:  # lost with its weights
+                self._emit(self.run_evaluation(), bar)
+                self.save()
         if settings.select and self.folder and state.best is not None:
             self.world.wait()  # until it is written
             load_best(self.folder.checkpoints, state.best_step, self.model)

@@ -479,7 +479,7 @@ def test_another_task_on_the_command_line_takes_no_data_from_a_file(tmp_path: Pa
         ),
         (
             ["--intermediate-task", "stsb", "--intermediate-data", "no-such"],
-            "--intermediate-task stsb: --data no-such does not exist",
+            "--intermediate-task stsb: --intermediate-data no-such does not exist",
         ),
         (
             ["--intermediate-task", "classification"],

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 from samples import make_model_folder, one_thread, write_corpus  # noqa: F401
 
-from minibert import adaptation, finetuning
+from minibert import adaptation, finetuning, pretraining
 from minibert.errors import InputError, Interrupted
 from minibert.finetuning import finetune
 from minibert.pretraining import pretrain
 from minibert.runs import RunResult
 from minibert.settings import FinetuneSettings
+from minibert.train import Loop
 
 LOOP: dict[str, Any] = {
     **{"max_seq_length": 32, "batch_size": 4, "max_steps": 2, "device": "cpu", "precision": "fp32"},
@@ -71,6 +73,99 @@ def test_an_input_error_leaves_the_earlier_run_as_it_was(
         tune(model, data, run, seeds=seeds, overwrite=True, **options)
     assert files(run) == before
     assert tune(model, data, run, seeds=seeds, resume=True).figures["num_eval"]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_ends_before_anything_is_trained_leaves_the_earlier_run(
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seeds: int,
+    error: BaseException,
+) -> None:
+    write_corpus(tmp_path / "own.txt", documents=8)
+    run = tmp_path / "run"
+    tune(model, data, run, seeds=seeds)
+    before = files(run)
+
+    def failing(*given: Any, **more: Any) -> None:  # as where the cache's disk is full
+        raise error
+
+    monkeypatch.setattr(pretraining, "open_store", failing)
+    with pytest.raises(type(error)):
+        tune(model, data, run, seeds=seeds, overwrite=True, adapt=str(tmp_path / "own.txt"))
+    assert files(run) == before
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("name", ["predictions.jsonl", "seed-1/predictions.jsonl"])
+def test_a_run_does_not_replace_the_file_that_it_learns_from(
+    model: Path, data: Path, tmp_path: Path, seeds: int, name: str
+) -> None:
+    run = tmp_path / "run"
+    tune(model, data, run, seeds=2)
+    before = files(run)
+    options: dict[str, Any] = {"seeds": seeds, "overwrite": True}
+    with pytest.raises(InputError, match=f"--data .*{name} is a file of --output"):
+        tune(model, run / name, run, **options)
+    given = {"overwrite": True, "corpus": str(run / name), "output": str(run), "preset": "tiny"}
+    with pytest.raises(InputError, match=f"--corpus .*{name} is a file of --output"):
+        pretrain(**given, **LOOP, text_field="text")
+    assert files(run) == before
+    own = run / "own.csv"  # which no run writes
+    write_rows(own, 12)
+    assert tune(model, own, run, overwrite=True).figures["num_eval"]
+
+
+def test_a_path_in_settings_is_its_name(model: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    given: dict[str, Any] = {"task": "classification", "model": model, "data": data, **LOOP}
+    settings = FinetuneSettings(**given, output=run, cache_dir=tmp_path / "cache")
+    assert (settings.data, settings.output) == (str(data), str(run))
+    assert finetune(settings).folder == run
+    for wrong in ({"seeds": "3"}, {"epochs": "3"}, {"data": 3}):
+        (name,) = wrong
+        with pytest.raises(InputError, match=f"settings: {name} is .*, expected"):
+            FinetuneSettings(task="imdb", **wrong)  # type: ignore[arg-type]
+
+
+def test_best_weights_that_are_lost_in_the_end_are_chosen_anew(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+
+    def failing(*given: Any, **more: Any) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "save_model", failing)
+        with pytest.raises(OSError, match="no space"):
+            tune(model, data, run, seeds=2)
+    for best in (run / "seed-0" / "checkpoints").rglob("best-*.safetensors"):
+        best.write_bytes(b"junk")
+    figures = tune(model, data, run, seeds=2, resume=True).figures
+    assert 0 <= figures["seeds"][0]["dev_accuracy"] <= 1
+    assert figures["seeds"][0]["best_step"] == 2
+
+
+def test_of_several_seeds_one_model_is_kept_at_a_time(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: weakref.WeakSet[Loop] = weakref.WeakSet()
+    alive: list[int] = []
+    begin = Loop.__init__
+
+    def counted(self: Loop, *given: Any, **more: Any) -> None:
+        alive.append(len(known))
+        begin(self, *given, **more)
+        known.add(self)
+
+    monkeypatch.setattr(Loop, "__init__", counted)
+    result = tune(model, data, tmp_path / "run", seeds=3)
+    assert alive == [0, 0, 0]
+    assert result.model is not None
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -123,6 +124,23 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_none(
     monkeypatch.setattr(fcntl, "flock", leave_and_take)
     with RunFolder(place), pytest.raises(InputError, match="in use by process"):
         RunFolder(place).__enter__()
+
+
+def test_a_disk_without_locks_is_told_from_a_folder_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*lock: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(InputError, match="cannot be locked .Function not implemented"):
+        RunFolder(tmp_path).__enter__()
+
+
+def test_a_link_that_leads_nowhere_is_no_output(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to("nowhere")
+    with pytest.raises(InputError, match="run is a link to nowhere, which is not there"):
+        RunFolder(tmp_path / "run").__enter__()
 
 
 def test_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_made(tmp_path: Path) -> None:

@@ -227,6 +227,20 @@ def test_what_a_task_or_model_has_no_use_for_is_said_before_a_trial(
     assert not list(tmp_path.glob("[ab]/**/run.json"))
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_another_seed_is_another_search(model: str, tmp_path: Path, older: bool) -> None:
+    out = tmp_path / "out"
+    search_settings(settings(model, out), {"learning_rate": (1e-3,)})
+    if older:
+        table = json.loads((out / "search.json").read_text())
+        del table["seed"]
+        (out / "search.json").write_text(json.dumps(table))
+    before = {p.name: p.read_bytes() for p in out.glob("*.json")}
+    with pytest.raises(InputError, match="holds a search with --seed 0; choose another --output"):
+        search_settings(settings(model, out, seed=1), {"learning_rate": (1e-3, 1e-4)})
+    assert {p.name: p.read_bytes() for p in out.glob("*.json")} == before
+
+
 def test_only_a_search_that_was_begun_goes_on(model: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no search in .*none; leave --resume out"):
         search_settings(dataclasses.replace(settings(model, tmp_path / "none"), resume="yes"))

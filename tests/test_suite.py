@@ -580,6 +580,32 @@ def test_the_trials_of_a_search_are_in_the_report(model: str, tmp_path: Path) ->
         assert "0.0001" in page and "2 of 2" in page
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_seq_length": 4096}, "rte: --max-seq-length 4096 is beyond the model's"),
+        ({"select": "f2"}, "rte: --select 'f2' is no figure of rte"),
+    ],
+)
+def test_settings_that_no_run_would_take_are_refused_before_any_run(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], said: str
+) -> None:
+    def ran(*jobs: Any) -> None:
+        raise AssertionError("a run began")
+
+    monkeypatch.setattr(suite, "carry_out_all", ran)
+    file = tmp_path / "rte.json"
+    file.write_text(json.dumps({"task": "rte", **given}))
+    with pytest.raises(InputError, match=said):
+        evaluate_suite(
+            model,
+            output=str(tmp_path / "out"),
+            tasks=("sst2", "rte"),
+            settings=(str(file),),
+            max_steps=1,
+        )
+
+
 def test_no_settings_file_is_dropped_silently(
     model: str, short: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

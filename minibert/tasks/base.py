@@ -492,6 +492,8 @@ class Predictor:
 
     def examples(self, given: Any) -> list[Any]:
         """One input or several, as examples of the task."""
+        if not isinstance(given, Iterable):
+            raise InputError(f"{given!r:.60} is no text, and no list of them")
         alone = isinstance(given, (str, Mapping))
         items = [given] if alone else list(given)
         return [self.task.example_of(item, number) for number, item in enumerate(items, 1)]
@@ -514,10 +516,10 @@ class Predictor:
         """What the task foretells of each of its examples.
 
         Raises:
-            InputError: a batch_size below 1.
+            InputError: a batch_size that is no whole number above 0.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}, must be above 0")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size is {batch_size!r}, must be above 0")
         if not examples:
             return []
         return self.task.predict(self.model, examples, batch_size, self.runtime)
