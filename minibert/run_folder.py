@@ -382,9 +382,14 @@ class RunFolder:
 
 
 def _may_differ(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether a setting may be another than it was; text to adapt to only where it lies."""
-    is_named = name == "adapt" and None not in (then.get(name), now.get(name))
-    return name in _MAY_DIFFER or is_named
+    """Whether a setting may be another than it was; text to adapt to only where it lies.
+
+    A model may be named otherwise where it is the same folder.
+    """
+    was, given = then.get(name), now.get(name)
+    if name == "model" and was and given:
+        return Path(was).is_dir() and Path(was).resolve() == Path(given).resolve()
+    return name in _MAY_DIFFER or (name == "adapt" and None not in (was, given))
 
 
 def _is_object(run: dict[str, Any], key: str) -> bool:

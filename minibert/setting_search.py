@@ -75,6 +75,11 @@ def search_settings(
         Interrupted: by a signal; the same call goes on.
     """
     check_alone()
+    if not isinstance(settings, FinetuneSettings):
+        raise InputError(
+            f"{settings!r:.60} is no FinetuneSettings; expected such as "
+            f'FinetuneSettings(task="imdb")'
+        )
     grid = _grid(settings, tried or {})
     _check(settings, trials, jobs)
     chosen = drawn(grid, trials, settings.seed)

@@ -668,9 +668,13 @@ def test_a_table_of_your_own_gives_a_model_to_use(
     model = minibert.load(folder)
     assert [p.prediction for p in model.predict(list(WORDS.values()))] == list(WORDS)
     assert model.probabilities([]).shape == (0, len(WORDS))
-    for size in (0, -1):
-        with pytest.raises(InputError, match=f"batch_size is {size}, must be above 0"):
+    sizes: tuple[Any, ...] = (0, -1, "8", 2.5)
+    for size in sizes:
+        with pytest.raises(InputError, match=f"batch_size is {size!r}, must be above 0"):
             model.probabilities(["storm"], batch_size=size)
+    for given in (None, 5):
+        with pytest.raises(InputError, match=f"{given} is no text, and no list of them"):
+            model.predict(given)
     again = minibert.evaluate(folder)  # the same dev examples
     assert again["accuracy"] == results["accuracy"]
     assert again["num_eval"] == results["num_eval"]

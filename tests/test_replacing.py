@@ -119,6 +119,18 @@ def test_a_run_does_not_replace_the_file_that_it_learns_from(
     assert tune(model, own, run, overwrite=True).figures["num_eval"]
 
 
+def test_a_run_goes_on_with_its_model_however_it_is_named(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    tune(model, data, run)
+    monkeypatch.chdir(model.parent)
+    assert tune(Path(model.name), data, run, resume=True).folder == run
+    other = make_model_folder(tmp_path / "other")
+    with pytest.raises(InputError, match="--resume: model was .*start', now .*other"):
+        tune(other, data, run, resume=True)
+
+
 def test_a_path_in_settings_is_its_name(model: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     given: dict[str, Any] = {"task": "classification", "model": model, "data": data, **LOOP}

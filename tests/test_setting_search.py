@@ -295,6 +295,11 @@ def test_equal_trials_stay_in_order_and_those_without_a_figure_are_last() -> Non
     assert [t["n"] for t in ordered(trials)] == [2, 1, 3, 0]
 
 
+def test_settings_of_a_search_are_no_dict() -> None:
+    with pytest.raises(InputError, match="is no FinetuneSettings; expected such as"):
+        search_settings({"task": "imdb"})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("values", "tried", "said"),
     [
