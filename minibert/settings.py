@@ -196,13 +196,8 @@ class RunSettings:
                 found.append(f"{flag(field.name)} {value!r} is unknown{tail}")
         for name in _POSITIVE:
             value = getattr(self, name)
-            if isinstance(value, str):
-                if value != "auto":
-                    found.append(f"{flag(name)} {value!r} is neither a number nor 'auto'")
-            elif value is not None and not 0 < value < float("inf"):
+            if value not in (None, "auto") and not 0 < value < float("inf"):
                 found.append(f"{flag(name)} is {value}, must be above 0")
-        if self.compile not in (True, False, "auto"):
-            found.append(f"--compile {self.compile!r} is neither true, false nor 'auto'")
         if self.max_seq_length < 8:
             found.append(f"--max-seq-length is {self.max_seq_length}, must be at least 8")
         for name in ("warmup_ratio", "dropout"):
@@ -250,7 +245,9 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            object.__setattr__(self, f.name, _without_paths(getattr(self, f.name)))
+            value = getattr(self, f.name)
+            value = _without_paths(list(value) if isinstance(value, tuple) else value)
+            object.__setattr__(self, f.name, value)
         check_fields(type(self), vars(self), "settings")
         self._normalise()
         found = self.faults()
