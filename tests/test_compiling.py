@@ -458,5 +458,5 @@ def test_other_words_are_refused(
 
 
 def test_a_notebook_is_told_too() -> None:
-    with pytest.raises(ValueError, match="compile is 'sometimes', expected bool | 'auto'"):
+    with pytest.raises(ValueError, match=r"compile is 'sometimes', expected bool \| 'auto'"):
         PretrainSettings(corpus=["-"], compile="sometimes")
