@@ -61,11 +61,11 @@ def evaluate(
     task = predictor.task
     given = {name: value for name, value in layout.items() if value is not None}
     _check_layout(task, given, data)
-    before, learnt = task.settings, task.settings.data
+    before = task.settings
     if data is not None:
         task.settings = _settings_for(task.settings, data, given)
     else:
-        _check_there(folder, learnt)
+        _check_there(folder, before.data)
     is_other = data is not None and split == "test"
     _check_kept(task.settings, predictions, folder)
     source, splits = _read(task, is_other)

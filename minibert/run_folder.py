@@ -223,7 +223,7 @@ class RunFolder:
         try:
             yield
         except BaseException as error:
-            is_begun = self._was_trained() or not any(self._aside.iterdir())
+            is_begun = self._holds_stage() or self.seed_runs() or not any(self._aside.iterdir())
             if is_begun and not isinstance(error, InputError):
                 raise  # which --resume goes on with
             self.forget()
@@ -235,10 +235,9 @@ class RunFolder:
             shutil.rmtree(self._aside)
             self._aside = None
 
-    def _was_trained(self) -> bool:
-        """Whether what is kept, or a run of seeds, holds a run."""
-        kept = any((self.path / name / "run.json").is_file() for name in self.kept)
-        return kept or bool(self.seed_runs())
+    def _holds_stage(self) -> bool:
+        """Whether something was trained in what is kept."""
+        return any((self.path / name / "run.json").is_file() for name in self.kept)
 
     def _earlier(self) -> Iterator[Path]:
         """What `clear` removes beside the runs of seeds, in its order, as far as it is there."""
@@ -279,7 +278,7 @@ class RunFolder:
 
     def forget(self) -> None:
         """Removes a run that could not begin, unless something was trained in it."""
-        if not any((self.path / name / "run.json").is_file() for name in self.kept):
+        if not self._holds_stage():
             self.kept = ()
             self.clear()
 

@@ -198,6 +198,18 @@ def test_a_field_of_quotes_alone_is_a_row_and_a_blank_line_is_none(tmp_path: Pat
     ]
 
 
+def test_seeds_do_not_go_beyond_the_last_one() -> None:
+    FinetuneSettings(task="imdb", seed=(1 << 32) - 2, seeds=2)
+    with pytest.raises(InputError, match="--seeds 3 from --seed 4294967294 on go beyond"):
+        FinetuneSettings(task="imdb", seed=(1 << 32) - 2, seeds=3)
+
+
+def test_debug_is_no_setting_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.json").write_text('{"debug": true}')
+    assert main(["finetune", "--task", "imdb", "--config", str(tmp_path / "own.json")]) == 2
+    assert "own.json: debug is for the command itself; type --debug" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "name",
     ["model", "data", "dev_data", "label_column", "target_column", "label_separator"],

@@ -298,6 +298,13 @@ def test_a_recipe_may_name_one(
 
 
 @pytest.mark.usefixtures("own_recipe")
+def test_data_of_a_task_that_a_budget_leaves_out_is_refused(model: Path) -> None:
+    given = {"task": "mrpc", "model": str(model), "max_steps": 3, "intermediate_data": "stsb"}
+    with pytest.raises(InputError, match="to be named where the budget is of steps or minutes"):
+        with_recipe(FinetuneSettings.from_dict(given))
+
+
+@pytest.mark.usefixtures("own_recipe")
 @pytest.mark.parametrize("place", ["sets", "elsewhere"])
 def test_data_lies_beside_a_link_or_beside_what_it_leads_to(
     model: Path, tmp_path: Path, place: str

@@ -538,12 +538,8 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         fits = isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)
         if not fits or len(texts) != (2 if self.pairs else 1):
             if isinstance(given, Mapping):
-                wanted += ", or an object with "
-                wanted += (
-                    "them as 'text' and 'text_pair'"
-                    if self.pairs
-                    else "it as 'text' and no 'text_pair'"
-                )
+                keys = "them as 'text' and" if self.pairs else "it as 'text' and no"
+                wanted += f", or an object with {keys} 'text_pair'"
             raise TextError(number, f"is {given!r:.60}; expected {wanted}")
         first, *second = map(whole_characters, texts)
         return LabelledText(str(number), first, None, *second)

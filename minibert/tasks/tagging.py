@@ -356,9 +356,8 @@ class TaggingTask(Task[Sentence, Tagged]):
 
     def example_of(self, given: Any, number: int) -> Sentence:
         words = given
-        if isinstance(given, Mapping):
+        if isinstance(given, Mapping) and given.get("text_pair") is None:
             words = next((given[key] for key in (*WORD_KEYS, "text") if key in given), None)
-            words = given if given.get("text_pair") is not None else words
         if isinstance(words, str):
             return plain_sentence(whole_characters(words), str(number))
         if isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words):
