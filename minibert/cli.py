@@ -28,7 +28,7 @@ from minibert.errors import (
 )
 from minibert.files import decoded, read_text, table_kind
 from minibert.flags import parsers, settings_from
-from minibert.machine import launched
+from minibert.machine import launched, leave
 from minibert.settings import FinetuneSettings, PretrainSettings, flag
 
 _SLICE_BATCHES = 64  # batches whose answers are found before the first of them is printed
@@ -419,11 +419,7 @@ def main(argv: list[str] | None = None) -> int:
     before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         status = _run(argv)
-        if launched().size > 1:
-            # Threads of gloo may outlive the interpreter and abort it; all is written by now.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+        leave(status)
         return status
     except Exception as error:
         if stopped and not isinstance(error, Interrupted):  # a library made another error of it

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,18 @@ def launched() -> Place:
     """This process's place by its environment: 0 of 1 where no launcher has set one."""
     names = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
     return Place(*(int(os.environ.get(name, default)) for name, default in names))
+
+
+def leave(status: int) -> None:
+    """Ends a process that others were launched beside, at once; one that is alone goes on.
+
+    To be called when all is written: gloo's threads outlive the process group, and one that lets go
+    of a tensor while the interpreter shuts down aborts the process.
+    """
+    if launched().size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def num_cpus(root: Path = _ROOT) -> int:

@@ -165,11 +165,12 @@ def test_processes_share_the_cores_unless_told(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         "import json, sys, torch\n"
-        "from minibert import world\n"
+        "from minibert import machine, world\n"
         "world.num_cores = lambda: 9\n"
         "with world.join_world() as own:\n"
         "    if own.is_main:\n"
         "        print(json.dumps([own.local_size, torch.get_num_threads()]))\n"
+        "machine.leave(0)\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     environment["PYTHONPATH"] = str(ROOT)

@@ -22,6 +22,7 @@ from minibert.checkpoint import load_last_checkpoint, save_checkpoint
 from minibert.config import preset
 from minibert.fitting import Trial, micro_batch_size
 from minibert.heads import BertForPreTraining
+from minibert.machine import leave
 from minibert.optim import build_muon, build_optimizer
 from minibert.pretraining_data import pretraining_terms
 from minibert.runs import placed, wrapped
@@ -153,6 +154,7 @@ def program(folder: Path) -> None:
         found |= {"held_by_others": float(others), "sizes": agree(world)}
         if world.is_main:
             print(json.dumps(found))
+    leave(0)
 
 
 @pytest.fixture(scope="module")
