@@ -1,4 +1,4 @@
-"""What comes before a fine-tuning's own labels: its text, and then the labels of another task.
+"""What comes before a fine-tuning's own labels: its text, another task's labels, its own answers.
 
 In: the settings, the data and the model that was chosen. Out: a model folder of each stage in the
 run's folder, each begun from the one before; in a dry run, what each would take.
@@ -26,6 +26,7 @@ from minibert.intermediate import (
 )
 from minibert.run_folder import RunFolder
 from minibert.runs import EarlierStage, RunResult, log_line
+from minibert.self_training import SELF_TRAINING, rehearse_self_training, self_train
 from minibert.settings import FinetuneSettings
 from minibert.starts import of_begun_run, with_recipe, within_positions
 from minibert.tasks.base import Source, Splits, Task
@@ -80,6 +81,8 @@ class EarlierStages:
         if settings.intermediate:
             left_out = left_out_of(self.task, self.source, splits)
             asked["intermediate"] = functools.partial(self._supplement, left_out)
+        if settings.self_training is not None:
+            asked["self_training"] = functools.partial(self._self_train, splits)
         if folder is None:  # each from the chosen model, since none is trained
             for name, rehearse in asked.items():
                 log_line("dry run", f"of what comes before {self.task.name}: {name}")
@@ -89,7 +92,7 @@ class EarlierStages:
             return {}
         if not asked or self.begun is not None:
             return self._all(asked, start)
-        with folder.replacing(*([] if self.stopped else [INTERMEDIATE])):
+        with folder.replacing(*([] if self.stopped else [INTERMEDIATE, *SELF_TRAINING])):
             folder.write_run(record)
             return self._all(asked, start)
 
@@ -134,9 +137,8 @@ class EarlierStages:
         settings = self.task.settings
         if settings.adapt is not None:  # random weights have learnt by then
             settings = dataclasses.replace(settings, random_weights=False)
-        goes_on = self.begun is not None or self.stopped is not None
         run = self.folder.path if self.folder else Path()
-        wanted = intermediate_settings(settings, start, run, goes_on)
+        wanted = intermediate_settings(settings, start, run, self._goes_on)
         wanted, recipe = of_begun_run(wanted) or with_recipe(wanted)
         positions = BertConfig.from_pretrained(start).max_position_embeddings
         wanted = within_positions(wanted, positions)
@@ -150,3 +152,23 @@ class EarlierStages:
             return None
         stage = supplement(wanted, run_one)
         return dataclasses.replace(stage, notes=stage.notes | {"left_out": left_out.examples})
+
+    def _self_train(self, splits: Splits[Any], start: Path) -> EarlierStage | None:
+        """The model with its own answers to texts learnt; as above."""
+        if self.folder is None:
+            rehearse_self_training(self.task, splits, self.source)
+            return None
+        run_one = functools.partial(self.finetune_once, recipe="")
+        return self_train(
+            self.task,
+            splits,
+            self.source,
+            start,
+            self.folder.path,
+            run_one,
+            self._goes_on,
+        )
+
+    @property
+    def _goes_on(self) -> bool:
+        return self.begun is not None or self.stopped is not None

@@ -64,6 +64,7 @@ from minibert.runs import (
     wrapped,
 )
 from minibert.runtime import torch_as_before
+from minibert.self_training import SELF_TRAINING, check_same_texts, check_self_training
 from minibert.settings import MOST_EPOCHS, FinetuneSettings, flag
 from minibert.starts import choose_model, of_begun_run, with_recipe
 from minibert.tasks import find_task
@@ -141,8 +142,9 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
         InputError: settings, model or data that cannot be used.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
-    if isinstance(values.get("adapt"), (str, Path)):
-        values["adapt"] = [str(values["adapt"])]
+    for name in ("adapt", "self_training"):
+        if isinstance(values.get(name), (str, Path)):
+            values[name] = [str(values[name])]
     if not isinstance(settings, FinetuneSettings | None):
         raise InputError(f"finetune was given {settings!r:.60}; name it, as in task='imdb'")
     if settings is not None and values:
@@ -158,6 +160,7 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
         )
     settings, recipe = of_begun_run(settings) or with_recipe(settings)
     check_intermediate(settings)
+    check_self_training(settings)
     check_text(find_task(settings.task)(settings))
     if settings.dry_run:
         settings = _of_one_seed(settings)
@@ -207,6 +210,7 @@ class _BeforeSeeds:
         data = data_before(self.task.settings, self.source)
         for run in folder.seed_runs():
             check_same_before(run, data)
+            check_same_texts(self.task, self.splits, self.source, run)
 
     def adapt(self, start: Path, run: Path) -> EarlierStage | None:
         """The model with the task's text learnt, None where that is not asked for."""
@@ -234,7 +238,9 @@ def _finetune_once(
         if settings.dry_run:
             return _Run(None, task, world, started, left_out, baselines).carry_out(recipe)
         output = settings.output or f"runs/{task.name}"
-        kept = (*made_before_training(settings), *([INTERMEDIATE] if settings.intermediate else []))
+        kept = [*made_before_training(settings)]
+        kept += [INTERMEDIATE] if settings.intermediate else []
+        kept += SELF_TRAINING if settings.self_training is not None else []
         with RunFolder(output, world.is_main, kept) as folder:
             return _Run(folder, task, world, started, left_out, baselines).carry_out(recipe)
 
@@ -374,6 +380,7 @@ class _Run:
         if folder.results is not None:
             check_same_text(self.task, splits, self.source, folder.path)
             check_same_before(folder.path, data_before(settings, self.source))
+            check_same_texts(self.task, splits, self.source, folder.path)
             return finished_run(folder)
         if "budget" not in self.begun["resolved"]:  # stopped in an earlier stage
             self.stopped, self.begun = self.begun, None
@@ -576,6 +583,7 @@ class _Run:
             "start_weights": start.digest,
             "adapted": None,
             "intermediate": None,
+            "self_training": None,
             **{name: stage.weights for name, stage in start.earlier.items()},
             "data": str(self.source.path),
             "micro_batch_size": data.micro_batch_size,

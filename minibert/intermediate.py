@@ -221,18 +221,10 @@ def supplement(
         Interrupted: by a signal; `--resume` goes on.
         NonFiniteError: it diverged; the message names the task.
     """
-    assert settings.output is not None and settings.model is not None
-    run, digest = RunFolder(settings.output), weights_digest(Path(settings.model))
-    if settings.resume != "no" and (run.path / "run.json").is_file():
-        began = run.read_run()["resolved"].get("start_weights", digest)
-        if began != digest:
-            raise InputError(
-                f"--resume: the weights in {settings.model} have changed; --overwrite starts anew"
-            )
-        run.respell(model=settings.model)  # which is in the run's folder where it adapted
+    assert settings.output is not None
+    check_same_start(settings)
     log_line(INTERMEDIATE, f"{settings.task} first, in {settings.output}")
     figures = run_intermediate(settings, run_one)
-    gc.collect()  # its model is held by what it took part in
     name, value = dev_figure(figures)
     kept = ("num_train", "best_step", "steps", "seconds", f"dev_{name}")
     notes = {"task": settings.task, "dataset": figures["dataset"], "seed": settings.seed}
@@ -246,13 +238,43 @@ def run_intermediate(
     settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], RunResult]
 ) -> dict[str, Any]:
     """The figures of its run, none of a dry one; arguments as in `supplement`, errors name it."""
+    return run_before(f"--intermediate-task {settings.task}", settings, run_one)
+
+
+def check_same_start(settings: FinetuneSettings) -> None:
+    """Compares the model that a run before the task goes on from with the one it began with.
+
+    Raises:
+        InputError: it is another.
+    """
+    assert settings.output is not None and settings.model is not None
+    run, digest = RunFolder(settings.output), weights_digest(Path(settings.model))
+    if settings.resume != "no" and (run.path / "run.json").is_file():
+        began = run.read_run()["resolved"].get("start_weights", digest)
+        if began != digest:
+            raise InputError(
+                f"--resume: the weights in {settings.model} have changed; --overwrite starts anew"
+            )
+        run.respell(model=settings.model)  # which is in the run's folder where it adapted
+
+
+def run_before(
+    why: str, settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], RunResult]
+) -> dict[str, Any]:
+    """The figures of a run that comes before the task; its model is let go of.
+
+    Args:
+        why: the flag that asks for it, which errors name.
+    """
     try:
         with contextlib.redirect_stdout(sys.stderr):  # results are those of the task
-            return run_one(settings).figures
+            figures = run_one(settings).figures
     except InputError as error:
-        raise InputError(f"--intermediate-task {settings.task}: {error}") from None
+        raise InputError(f"{why}: {error}") from None
     except NonFiniteError as error:
-        raise NonFiniteError(f"--intermediate-task {settings.task}: {error}") from None
+        raise NonFiniteError(f"{why}: {error}") from None
+    gc.collect()  # its model is held by what it took part in
+    return figures
 
 
 def _task(settings: FinetuneSettings) -> Task[Any, Any]:

@@ -39,6 +39,12 @@ RUN_FILES = (
     "adapted",
     "adapted.jsonl",
     "intermediate",
+    "teacher",
+    "teacher.jsonl",
+    "student",
+    "student.jsonl",
+    "student-dev.jsonl",
+    "self-training.json",
     "run.json",  # last: until then the folder is known as a run's
 )
 # However they are named: what lies there must be the same, see `RunFolder.check_same_data`.
@@ -381,14 +387,15 @@ class RunFolder:
 
 
 def _may_differ(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether a setting may be another than it was; text to adapt to only where it lies.
+    """Whether a setting may be another than it was; text without labels only where it lies.
 
     A model may be named otherwise where it is the same folder.
     """
     was, given = then.get(name), now.get(name)
     if name == "model" and was and given:
         return Path(was).is_dir() and Path(was).resolve() == Path(given).resolve()
-    return name in _MAY_DIFFER or (name == "adapt" and None not in (was, given))
+    is_text = name in ("adapt", "self_training")
+    return name in _MAY_DIFFER or (is_text and None not in (was, given))
 
 
 def _is_object(run: dict[str, Any], key: str) -> bool:

@@ -424,7 +424,7 @@ def check_not_read(folder: RunFolder | None, settings: RunSettings) -> None:
     if not folder:
         return
     output = folder.path.resolve()
-    for name in (*DATA_PLACES, "corpus", "adapt"):
+    for name in (*DATA_PLACES, "corpus", "adapt", "self_training"):
         for given in listed(getattr(settings, name, None) or []):
             path = Path(given).resolve()
             parts = path.relative_to(output).parts if path.is_relative_to(output) else ()
@@ -454,8 +454,11 @@ def dev_figure(results: Mapping[str, Any]) -> tuple[str, float]:
 
 
 def learning_seconds(results: Mapping[str, Any]) -> float:
-    """Seconds of training of a fine-tuning: its own, and those of the task before it."""
-    return float(results["seconds"]) + float(results.get("intermediate", {}).get("seconds", 0.0))
+    """Seconds of training of a fine-tuning: its own, and those of the fine-tunings before it."""
+    before = (
+        results.get(name, {}).get("seconds", 0.0) for name in ("intermediate", "self_training")
+    )
+    return float(results["seconds"]) + sum(map(float, before))
 
 
 def of_seed(settings: FinetuneSettings, folder: Path, seed: int) -> FinetuneSettings:

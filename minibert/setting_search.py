@@ -218,6 +218,11 @@ def _check(settings: FinetuneSettings, trials: int | None, jobs: int) -> None:
         raise InputError(f"--jobs is {jobs}, must be at least 1")
     if settings.dry_run:
         raise InputError("--dry-run is for one run; leave it out of a search")
+    if settings.self_training is not None:
+        raise InputError(
+            "--self-training would be done for every trial; leave it out of the search, and give "
+            "it with what was found"
+        )
     if settings.adapt is not None:
         raise InputError(
             "--adapt would be done for every trial; adapt once, with pretrain --model, and name "

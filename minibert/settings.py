@@ -587,6 +587,14 @@ class FinetuneSettings(RunSettings):
         "data of --intermediate-task, of a family a table with its default columns; default: "
         "beside that of --data, else where download puts it",
     )
+    self_training: list[str] | None = setting(
+        None,
+        "of classes of single texts: before the labels, learn the surer answers to texts without "
+        "labels that the model, once fine-tuned, and NB-SVM give together: files of a text a line, "
+        "or tables; bare or 'auto': the set's own (imdb: its unsup folder); in the run's folder "
+        "teacher/ and student/, for every seed; three fine-tunings in all",
+        optional=OWN_TEXT,
+    )
     reinit_layers: int = setting(
         0, "redraw the pooler and this many top layers, which pretraining has specialised"
     )
@@ -654,6 +662,13 @@ class FinetuneSettings(RunSettings):
                 f"--seeds {self.seeds} from --seed {self.seed} on go beyond {(1 << 32) - 1}"
             )
         found += self._adapt_faults()
+        if self.self_training == []:
+            found.append(f"--self-training names nothing; a file of texts, or {OWN_TEXT!r}")
+        if self.self_training is not None and self.max_minutes:
+            found.append(
+                "--max-minutes has no use with --self-training, which is three fine-tunings: give "
+                "the --epochs of each"
+            )
         if self.intermediate_data and self.intermediate_task == NO_TASK:
             found.append(f"--intermediate-data has no use with --intermediate-task {NO_TASK}")
         if self.intermediate and self.intermediate == self.task:

@@ -298,6 +298,11 @@ def _settings_file(path: Path) -> dict[str, Any]:
             f"{path}: adapt would be done for every seed, and for random weights, too; adapt "
             f"once, with pretrain --model, and give that folder to the suite"
         )
+    if content.get("self_training") is not None:
+        raise InputError(
+            f"{path}: self_training needs texts beside the data, which the suite does not have; "
+            f"leave it out, and run finetune"
+        )
     return content
 
 

@@ -34,7 +34,8 @@ LAYERS = [
     {
         *("model_folders", "exporting"),
         *("runs", "fitting", "compiling", "pretraining_data", "pretraining"),
-        *("adaptation", "intermediate", "starts", "earlier_stages", "repeats", "finetuning"),
+        *("adaptation", "intermediate", "self_training", "starts", "earlier_stages"),
+        *("repeats", "finetuning"),
         *("recipes", "series", "tasks.classical"),
         *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.tables", "tasks.texts"),
         "tasks.inputs",

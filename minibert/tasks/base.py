@@ -119,6 +119,8 @@ class Task(ABC, Generic[E, P]):
         pairs: an example has a second text.
         is_open_ended: how long predictions take depends on what was learnt; see `rehearse`.
         uses: those of `FAMILY_SETTINGS` that the family reads; to give another is an error.
+        labels: the classes of a family that has them, once it has learnt.
+        positive_label: of two classes the one that is looked for, if any.
         baselines_version: raise it when `baselines` gives other figures of the same examples: those
             that are kept are then computed anew.
     """
@@ -137,6 +139,8 @@ class Task(ABC, Generic[E, P]):
     is_open_ended: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ()
     baselines_version: ClassVar[int] = 1
+    labels: tuple[str, ...] = ()
+    positive_label: str | None = None
     tokenizer: WordPiece
 
     def __init__(self, settings: FinetuneSettings) -> None:
@@ -213,6 +217,23 @@ class Task(ABC, Generic[E, P]):
     def unlabelled(self, source: Source) -> Iterator[str]:
         """The texts without labels that lie beside the data, for `--adapt`; by default none."""
         return iter(())
+
+    def check_self_training(self) -> None:
+        """Raises InputError where a prediction is not one class of one text; by default it is not.
+
+        Such a prediction is (C,) probabilities, and such an example has `text` and `label`.
+        """
+        raise InputError(
+            f"--self-training goes with one class for each text; {self.name} gives others"
+        )
+
+    def word_scores(self, train: Sequence[E], *asked: Sequence[E]) -> list[np.ndarray] | None:
+        """What a method that counts words says of examples, for `--self-training`.
+
+        Returns:
+            For each of `asked` (n, C), the highest for its answer; None where there is none.
+        """
+        return None
 
     def is_labelled(self, source: Source, file: Path) -> bool:
         """Whether a file is of the labelled data, and so no text for `--adapt`.

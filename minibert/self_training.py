@@ -1,0 +1,412 @@
+"""Between the stages: a model's own answers to unlabelled text, learnt before the labels.
+
+Self-training with pseudo-labels (Lee 2013, "Pseudo-Label"; Du et al. 2021, "Self-training Improves
+Pre-training for Natural Language Understanding"). In: the model to start from, labelled data, and
+texts without labels. Out, in the run's folder: `teacher/`, fine-tuned on the labels as the run
+itself will be; `teacher.jsonl`, what it says of each text; `student.jsonl`, the surer answers of it
+and of NB-SVM together; and `student/`, fine-tuned on those from the same start, from whose encoder
+and head the fine-tuning goes on.
+
+A classifier of words errs on other texts than the network does, so that both together know better
+which of their answers are right: on IMDb the area under the ROC curve of dev says so where the
+accuracy does not.
+
+Shapes: n texts, C classes, K methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minibert.adaptation import scored_texts
+from minibert.cleaning import folded
+from minibert.config import BertConfig
+from minibert.errors import InputError
+from minibert.files import read_json, read_text, table_kind, write_json, write_jsonl
+from minibert.intermediate import check_same_start, run_before
+from minibert.machine import launched
+from minibert.progress import Progress
+from minibert.run_folder import RunFolder
+from minibert.runs import EarlierStage, RunResult, dev_figure, log_line, weights_digest
+from minibert.runtime import start_runtime
+from minibert.settings import NO_TASK, OWN_TEXT, FinetuneSettings
+from minibert.tasks import find_task
+from minibert.tasks.base import Source, Splits, Task
+from minibert.tasks.inputs import read_inputs
+from minibert.tasks.splits import parts_of
+from minibert.tokenizer import WordPiece
+
+RunOne = Callable[[FinetuneSettings], RunResult]
+_TEACHER, _STUDENT, _STATE = "teacher", "student", "self-training.json"
+_SAID, _LEARNT, _DEV = "teacher.jsonl", "student.jsonl", "student-dev.jsonl"
+SELF_TRAINING = (_TEACHER, _SAID, _STUDENT, _LEARNT, _DEV, _STATE)  # in the folder of the run
+# An answer is learnt if it is as probable as this, or is of its class's surer half; not searched
+# for. After few labels hardly an answer is sure, and an order of them is still of use.
+_SURE, _HALF = 0.8, 0.5
+_SLICE = 512  # texts whose answers are kept at once, for a run that is stopped meanwhile
+_SMALLEST = 1e-6  # of a probability whose logarithm is taken
+
+
+def check_self_training(settings: FinetuneSettings) -> None:
+    """Looks at the task and at the files of texts, before anything is made.
+
+    Raises:
+        InputError: a family that answers otherwise than with a class, several processes; a file is
+            not there, or is of the labelled data.
+    """
+    if settings.self_training is None:
+        return
+    if launched().size > 1:
+        raise InputError("--self-training runs in one process; leave torchrun out")
+    task = find_task(settings.task)(settings)
+    task.check_self_training()
+    source = task.find_data()
+    for name in settings.self_training:
+        if name == OWN_TEXT:
+            continue
+        if not Path(name).is_file():
+            raise InputError(
+                f"--self-training {name} is not a file; expected a text a line, or a table"
+            )
+        if task.is_labelled(source, Path(name)):
+            raise InputError(f"--self-training {name} is the labelled data; name other texts")
+
+
+def unlabelled_texts(
+    task: Task[Any, Any], splits: Splits[Any], source: Source
+) -> tuple[list[str], str]:
+    """The texts to answer: those of files, the set's own; none that the labelled data has.
+
+    Returns:
+        The texts, each once, and a line that says what they are.
+
+    Raises:
+        InputError: none is left, or a file cannot be read.
+    """
+    found: list[str] = []
+    for name in task.settings.self_training or ():
+        found += _own_texts(task, source) if name == OWN_TEXT else _texts_of(task, Path(name))
+    parts, known = scored_texts(task, source, splits)
+    known |= {folded(text) for example in parts.train for text in task.texts(example)}
+    kept: dict[str, str] = {}
+    for text in found:
+        kept.setdefault(folded(text), text)
+    texts = [text for key, text in kept.items() if key and key not in known]
+    if not texts:
+        raise InputError("--self-training: no text is left without those of the labelled data")
+    held = len(kept.keys() & known)
+    return texts, f"{len(texts):,} texts; {held:,} that the labelled data holds left out"
+
+
+def _own_texts(task: Task[Any, Any], source: Source) -> list[str]:
+    found = list(task.unlabelled(source))
+    if not found:
+        part = f"no {task.unlabelled_part} in {source.path}" if task.unlabelled_part else "no such"
+        raise InputError(
+            f"--self-training {OWN_TEXT!r} takes the set's texts without labels, {part}; name a "
+            f"file of texts"
+        )
+    return found
+
+
+def _texts_of(task: Task[Any, Any], path: Path) -> list[str]:
+    """The lines of a file, of a table the column that the task reads."""
+    if not table_kind(path):
+        return [line.strip() for line in read_text(path).split("\n")]
+    rows = read_inputs(path, lambda names: task.table_columns(None, None, names))
+    return [task.example_of(task.parse_line(row), number).text for number, row in rows]
+
+
+def check_same_texts(task: Task[Any, Any], splits: Splits[Any], source: Source, run: Path) -> None:
+    """Compares the texts that a finished run answered with what there is now.
+
+    Raises:
+        InputError: they are others, or cannot be read.
+    """
+    if task.settings.self_training is not None:
+        texts, _ = unlabelled_texts(task, splits, source)
+        _state_of(run, texts)
+        RunFolder(run).respell(self_training=task.settings.self_training)
+
+
+def _state_of(run: Path, texts: Sequence[str]) -> dict[str, Any]:
+    """How far the stage has come, as it keeps it in the run's folder.
+
+    Raises:
+        InputError: it answered other texts.
+    """
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{text!r}\n".encode())
+    now = digest.hexdigest()[:16]
+    file = run / _STATE
+    state = read_json(file, "") if file.is_file() else {"texts": now}
+    if state["texts"] != now:
+        raise InputError(
+            "--resume: the text of --self-training has changed; --overwrite starts anew"
+        )
+    return state
+
+
+def rehearse_self_training(task: Task[Any, Any], splits: Splits[Any], source: Source) -> None:
+    """The dry run: says what there is to be learnt; each of the fine-tunings takes its own time."""
+    texts, said = unlabelled_texts(task, splits, source)
+    log_line("self-training", said)
+    log_line(
+        "dry run",
+        f"self-training: {task.name} is learnt as below, then answers {len(texts):,} texts, of "
+        f"which the surer are learnt in the same way",
+    )
+
+
+def self_train(
+    task: Task[Any, Any],
+    splits: Splits[Any],
+    source: Source,
+    start: Path,
+    run: Path,
+    run_one: RunOne,
+    goes_on: bool,
+) -> EarlierStage:
+    """Has a teacher answer the texts and a student learn them; what is there is gone on with.
+
+    Args:
+        task: after `learn`. splits: read from `source`.
+        start: the model folder, of teacher and student alike.
+        run: the folder of the fine-tuning, which holds the lock.
+        run_one: carries out one run.
+        goes_on: the run was stopped after it had begun; else what is there is of another.
+
+    Raises:
+        InputError: texts, data or a model that cannot be used, or others than the run began with.
+        Interrupted: by a signal; `--resume` goes on.
+        NonFiniteError: a fine-tuning diverged.
+    """
+    task.check_self_training()
+    texts, said = unlabelled_texts(task, splits, source)
+    log_line("self-training", said)
+    state = _state_of(run, texts)
+    write_json(run / _STATE, state)
+    RunFolder(run).respell(self_training=task.settings.self_training)
+    teacher = _settings_of(task.settings, start, run / _TEACHER, goes_on)
+    figures = [_learn("teacher", teacher, run_one)]
+    if "answers" not in state:
+        state["answers"] = _make_answers(task, teacher, splits, texts, run)
+        write_json(run / _STATE, state)
+    student = _settings_of(task.settings, start, run / _STUDENT, goes_on)
+    student = dataclasses.replace(
+        student,
+        task=task.names[-1],
+        data=str(run / _LEARNT),
+        dev_data=str(run / _DEV),
+        test_data=None,
+        text_column="text",
+        label_column="label",
+        label_separator=None,
+        positive_label=task.positive_label,
+        limit=None,
+    )
+    figures.append(_learn("student", student, run_one))
+    notes = {**state["answers"], "seconds": sum(f["seconds"] for f in figures)}
+    for name, own_figures in zip((_TEACHER, _STUDENT), figures, strict=True):
+        figure, value = dev_figure(own_figures)
+        notes[f"{name}_dev_{figure}"] = value
+    return EarlierStage(run / _STUDENT, weights_digest(run / _STUDENT), notes)
+
+
+def _settings_of(
+    settings: FinetuneSettings, start: Path, output: Path, goes_on: bool
+) -> FinetuneSettings:
+    """The run's own settings for a fine-tuning that comes before it."""
+    has_learnt = settings.adapt is not None or settings.intermediate is not None
+    return dataclasses.replace(
+        settings,
+        model=str(start),
+        random_weights=settings.random_weights and not has_learnt,
+        self_training=None,
+        adapt=None,
+        adapt_epochs=None,
+        adapt_minutes=None,
+        adapt_learning_rate=None,
+        intermediate_task=NO_TASK,
+        intermediate_data=None,
+        dev_only=True,
+        output=str(output),
+        resume="auto" if goes_on else "no",
+        overwrite=not goes_on,
+    )
+
+
+def _learn(who: str, settings: FinetuneSettings, run_one: RunOne) -> dict[str, Any]:
+    """The figures of a fine-tuning, which is gone on with where it was begun."""
+    log_line("self-training", f"the {who}, in {settings.output}")
+    check_same_start(settings)
+    return run_before("--self-training", settings, run_one)
+
+
+def _make_answers(
+    task: Task[Any, Any],
+    teacher: FinetuneSettings,
+    splits: Splits[Any],
+    texts: list[str],
+    run: Path,
+) -> dict[str, Any]:
+    """Writes what the student learns from; what was found is printed, and returned as notes.
+
+    Raises:
+        InputError: of some class no answer is sure.
+    """
+    parts = parts_of(task, splits, task.settings.dev_fraction, task.settings.limit)
+    examples = [task.example_of(text, number) for number, text in enumerate(texts, 1)]
+    targets = np.array([task.labels.index(example.label) for example in parts.dev])
+    shares = _said_by(teacher, (parts.dev, examples), run / _SAID)
+    scores = [[np.log(found.clip(_SMALLEST, 1))] for found in shares]
+    words = task.word_scores(parts.train, parts.dev, examples)
+    for own, more in zip(scores, words or (), strict=bool(words)):
+        own.append(more)
+    weights = pool_weights(scores[0], targets) if words else np.ones(1)
+    both_dev, both = (pooled(own, weights) for own in scores)
+    found, is_learnt = both.argmax(axis=1), chosen(both)
+    rows = [
+        {"text": texts[i], "label": task.labels[found[i]], "probability": float(both[i, found[i]])}
+        for i in np.flatnonzero(is_learnt)
+    ]
+    least = min(row["probability"] for row in rows)
+    on_dev = both_dev.max(axis=1) >= least
+    right = both_dev.argmax(axis=1) == targets
+    counts = Counter(row["label"] for row in rows)
+    notes = {
+        "text": task.settings.self_training,
+        "texts": len(texts),
+        "answers": len(rows),
+        "least_probability": least,
+        "dev_share": float(on_dev.mean()),
+        "dev_accuracy": float(right[on_dev].mean()) if on_dev.any() else None,
+        "weights": dict(zip(("model", "nb_svm"), map(float, weights), strict=False)),
+    }
+    told = ", ".join(f"{name!r} {counts[name]:,}" for name in task.labels[:6])
+    log_line(
+        "self-training",
+        f"{len(rows):,} of {len(texts):,} answers are learnt, of a probability of {least:.2f} or "
+        f"more: {told}; of dev {on_dev.mean():.0%} have that, {right[on_dev].mean():.1%} of these "
+        f"right",
+    )
+    if missing := [name for name in task.labels if not counts[name]]:
+        raise InputError(
+            f"--self-training: no text is answered with {missing[0]!r}; name other texts, or leave "
+            f"it out"
+        )
+    write_jsonl(run / _LEARNT, rows)
+    write_jsonl(run / _DEV, [{"text": e.text, "label": e.label} for e in parts.dev])
+    return notes
+
+
+def _said_by(
+    settings: FinetuneSettings, asked: tuple[Sequence[Any], Sequence[Any]], file: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a finished fine-tuning says of examples, (n, C) probabilities of each of two parts.
+
+    Args:
+        file: keeps those of the second part, and has what was found before the run was stopped.
+    """
+    assert settings.output is not None
+    folder, task = Path(settings.output), find_task(settings.task)(settings)
+    config, tokenizer = BertConfig.from_pretrained(folder), WordPiece.from_pretrained(folder)
+    task.restore(folder, config, tokenizer)
+    runtime = start_runtime(settings.device, settings.precision, settings.deterministic)
+    model = task.model_class.from_pretrained(folder).to(runtime.device).eval()
+    predictor, (first, examples) = task.predictor(model, runtime), asked
+    found, sizes = _kept(file), [len(example.text.encode()) for example in examples]
+    with (
+        Progress("answers", sum(sizes)) as progress,
+        file.open("a", encoding="utf-8") as handle,
+    ):
+        progress.skip(sum(sizes[: len(found)]))
+        for begin in range(len(found), len(examples), _SLICE):
+            part = slice(begin, begin + _SLICE)
+            rows = [row.tolist() for row in predictor.predictions(examples[part])]
+            handle.write("".join(json.dumps(row) + "\n" for row in rows))
+            handle.flush()
+            found += rows
+            progress.update(sum(sizes[part]))
+    return np.array(predictor.predictions(first)), np.array(found)
+
+
+def _kept(file: Path) -> list[list[float]]:
+    """The whole slices of answers that a file holds; what comes behind them is cut off."""
+    if not file.is_file():
+        return []
+    lines = file.read_bytes().split(b"\n")[:-1]
+    if len(lines) % _SLICE:  # else the file may be whole: its last slice is seldom full
+        lines = lines[: len(lines) - len(lines) % _SLICE]
+    with file.open("r+b") as handle:
+        handle.truncate(sum(len(line) + 1 for line in lines))
+    return [json.loads(line) for line in lines]
+
+
+def chosen(shares: np.ndarray) -> np.ndarray:
+    """(n,) which answers are learnt: the sure ones, and of each class the surer half at least.
+
+    Args:
+        shares: (n, C) probabilities.
+    """
+    found, surety = shares.argmax(axis=1), shares.max(axis=1)
+    least = np.full(shares.shape[1], _SURE)
+    for number in np.unique(found):
+        least[number] = min(_SURE, np.quantile(surety[found == number], _HALF))
+    is_learnt: np.ndarray = surety >= least[found]
+    return is_learnt
+
+
+def pool_weights(scores: Sequence[np.ndarray], targets: np.ndarray) -> np.ndarray:
+    """How much each method's scores count in `pooled`, for the likeliest answers to examples.
+
+    The first method alone, (1, 0, ...), is what the weights are drawn to, as by a normal prior of
+    deviation 1, so that few examples say little.
+
+    Args:
+        scores: of K methods, each (n, C). targets: (n,) the numbers of the classes.
+
+    Returns:
+        (K,), none below 0.
+    """
+    from scipy.optimize import minimize
+
+    stacked, rows = np.stack([np.asarray(own, float) for own in scores]), np.arange(len(targets))
+    prior = np.eye(len(scores))[0]
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        shares = pooled(scores, weights)
+        missed = shares.copy()
+        missed[rows, targets] -= 1
+        value = (
+            -np.log(shares[rows, targets].clip(1e-300)).sum() + ((weights - prior) ** 2).sum() / 2
+        )
+        return value, (stacked * missed).sum(axis=(1, 2)) + weights - prior
+
+    bounds = [(0.0, None)] * len(scores)
+    found: np.ndarray = minimize(loss, prior, jac=True, bounds=bounds, method="L-BFGS-B").x
+    return found
+
+
+def pooled(scores: Sequence[np.ndarray], weights: Sequence[float] | np.ndarray) -> np.ndarray:
+    """(n, C) probabilities, the softmax of the weighted sum of the methods' scores.
+
+    Of logarithms of probabilities it is the logarithmic opinion pool (Genest and Zidek 1986,
+    "Combining Probability Distributions", section 3).
+
+    Args:
+        scores: of K methods, each (n, C). weights: (K,).
+    """
+    total = sum(weight * own.astype(float) for weight, own in zip(weights, scores, strict=True))
+    total = np.exp(total - np.max(total, axis=1, keepdims=True))
+    shares: np.ndarray = total / total.sum(axis=1, keepdims=True)
+    return shares

@@ -1,0 +1,381 @@
+"""A model's own answers to texts without labels, learnt before the labels: `--self-training`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from samples import make_model_folder, one_thread  # noqa: F401
+from test_resume import finish, start, stop_at
+
+from minibert import self_training
+from minibert.cli import main
+from minibert.errors import InputError
+from minibert.finetuning import finetune
+from minibert.runs import RunResult, learning_seconds
+from minibert.self_training import chosen, pool_weights, pooled, unlabelled_texts
+from minibert.setting_search import search_settings
+from minibert.settings import FinetuneSettings
+from minibert.suite import evaluate_suite
+from minibert.tasks import find_task
+
+LOOP: dict[str, Any] = {
+    **{"max_seq_length": 32, "batch_size": 4, "max_steps": 2, "device": "cpu", "precision": "fp32"},
+}
+NEXT_TO_NOTHING = 1e-12  # a rate at which weights stay what they were
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(tmp_path_factory.mktemp("model") / "start")
+
+
+def numbered(first: int, count: int) -> list[str]:
+    """Texts of which the even ones speak of rivers, the odd ones of storms."""
+    words = "river bridge", "storm garden"
+    return [f"{words[i % 2]} {i}" for i in range(first, first + count)]
+
+
+def table(path: Path, texts: list[str]) -> str:
+    rows = [f"{text},{'wet' if text.startswith('river') else 'wild'}" for text in texts]
+    path.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> dict[str, Any]:
+    unlabelled = tmp_path / "more.txt"
+    known = ["River  Bridge 0", "storm garden 21", "river bridge 40"]  # of train, dev and test
+    texts = [*numbered(100, 30), *known, "", "river bridge 100"]
+    unlabelled.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return {
+        "task": "classification",
+        "data": table(tmp_path / "train.csv", numbered(0, 16)),
+        "dev_data": table(tmp_path / "dev.csv", numbered(20, 12)),
+        "test_data": table(tmp_path / "test.csv", numbered(40, 12)),
+        "self_training": [str(unlabelled)],
+    }
+
+
+def tune(model: Path, output: Path, **options: Any) -> RunResult:
+    return finetune(**{**LOOP, "model": str(model), "output": str(output), **options})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# --- the answers ----------------------------------------------------------------------------------
+
+
+def made_scores(count: int, classes: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Scores of two methods, the second of which knows more, and the classes."""
+    draw = np.random.default_rng(seed)
+    targets = draw.integers(0, classes, count)
+    own = np.eye(classes)[targets]
+    return [k * own + draw.normal(size=(count, classes)) for k in (0.5, 1.5)], targets
+
+
+def test_weights_of_two_classes_are_those_of_a_logistic_regression() -> None:
+    linear = pytest.importorskip("sklearn.linear_model")
+    scores, targets = made_scores(5000, 2, 0)
+    columns = np.stack([own[:, 1] - own[:, 0] for own in scores], axis=1)
+    known = linear.LogisticRegression(C=1e9, fit_intercept=False).fit(columns, targets)
+    found = pool_weights(scores, targets)
+    assert found == pytest.approx(known.coef_[0], abs=0.01)
+    shares = known.predict_proba(columns)
+    assert pooled(scores, known.coef_[0]) == pytest.approx(shares, abs=1e-6)
+
+
+def test_weights_are_where_the_loss_is_least_and_few_examples_change_little() -> None:
+    pytest.importorskip("scipy")
+    scores, targets = made_scores(300, 4, 1)
+
+    def loss(found: np.ndarray) -> float:
+        shares = pooled(scores, found)[np.arange(len(targets)), targets]
+        return float(-np.log(shares).sum() + ((found - [1, 0]) ** 2).sum() / 2)
+
+    best = pool_weights(scores, targets)
+    for step in ([0.02, 0], [-0.02, 0], [0, 0.02], [0, -0.02]):
+        assert loss(best + step) > loss(best)
+    few = pool_weights([own[:1] for own in scores], targets[:1])
+    assert np.abs(few - [1, 0]).max() < 1
+    against = pool_weights([scores[0], -scores[1]], targets)
+    assert against[1] == 0  # what errs counts for nothing, not for its opposite
+
+
+def test_sure_answers_are_learnt_and_the_surer_half_of_each_class() -> None:
+    first = np.array([0.95, 0.9, 0.85, 0.3, 0.4, 0.35, 0.45])
+    assert chosen(np.stack([first, 1 - first], axis=1)).tolist() == [
+        *(True, True, True),  # sure, all of them
+        *(True, False, True, False),  # of 0.7, 0.6, 0.65, 0.55
+    ]
+
+
+def test_words_are_scored_in_the_order_of_the_classes() -> None:
+    pytest.importorskip("sklearn")
+    task = find_task("classification")(FinetuneSettings(task="classification", data="-"))
+    train = [task.example_of(text, i) for i, text in enumerate(numbered(0, 20))]
+    labels = ["b" if e.text.startswith("river") else "a" for e in train]
+    train = [e._replace(label=label) for e, label in zip(train, labels, strict=True)]
+    asked = [task.example_of("river bridge", 1), task.example_of("storm garden", 2)]
+    for order in (("a", "b"), ("b", "a")):
+        task.labels = order
+        scores = task.word_scores(train, asked)
+        assert scores is not None
+        (found,) = scores
+        assert [order[k] for k in found.argmax(axis=1)] == ["b", "a"]
+    task.labels = ("a", "b", "c")
+    assert task.word_scores(train, asked) is None
+
+
+# --- what is learnt -------------------------------------------------------------------------------
+
+
+def test_the_run_goes_on_from_the_student_of_its_teacher(
+    model: Path, tmp_path: Path, sets: dict[str, Any]
+) -> None:
+    run = tune(model, tmp_path / "run", **sets, learning_rate=1e-3)
+    teacher, student = run.folder / "teacher", run.folder / "student"
+    said, learnt = rows_of(run.folder / "teacher.jsonl"), rows_of(run.folder / "student.jsonl")
+    assert len(said) == 30  # each once, none of the labelled data
+    texts = [row["text"] for row in learnt]
+    assert set(texts) <= set(numbered(100, 30)) and len(set(texts)) == len(texts)
+    assert {row["label"] for row in learnt} == {"wet", "wild"}
+    notes = run.figures["self_training"]
+    assert (notes["texts"], notes["answers"]) == (30, len(learnt))
+    assert notes["least_probability"] == min(row["probability"] for row in learnt)
+    assert json.loads((teacher / "results.json").read_text())["num_train"] == 16
+    assert json.loads((student / "results.json").read_text())["num_train"] == len(learnt)
+    for folder in (teacher, student):
+        assert json.loads((folder / "run.json").read_text())["resolved"]["start"] == str(model)
+        assert json.loads((folder / "results.json").read_text())["scored"] == "dev"
+    assert learning_seconds(run.figures) > run.figures["seconds"]
+    # What the run began with is the student, its head as well.
+    again = tune(student, tmp_path / "again", **{**sets, "self_training": None}, learning_rate=1e-3)
+    ours, theirs = weights(run.folder), weights(again.folder)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_answers_are_the_model_s_alone_where_nothing_counts_words(
+    model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any) -> None:
+        raise ValueError("none here")
+
+    monkeypatch.setattr("minibert.tasks.classification.nb_svm_scores", missing)
+    run = tune(model, tmp_path / "run", **{**sets, "max_steps": 40}, learning_rate=3e-3)
+    assert run.figures["self_training"]["weights"] == {"model": 1.0}
+    for row in rows_of(run.folder / "student.jsonl"):
+        number = numbered(100, 30).index(row["text"])
+        said = json.loads((run.folder / "teacher.jsonl").read_text().splitlines()[number])
+        assert row["probability"] == pytest.approx(max(said), abs=1e-6)
+
+
+def test_the_set_has_texts_of_its_own_and_tables_have_columns(
+    model: Path, tmp_path: Path, sets: dict[str, Any]
+) -> None:
+    folder = tmp_path / "aclImdb"
+    for part, texts in (("train", numbered(0, 12)), ("test", numbered(40, 6))):
+        for number, text in enumerate(texts):
+            place = folder / part / ("pos" if text.startswith("river") else "neg")
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{number}_7.txt").write_text(text)
+    (folder / "train/unsup").mkdir()
+    for number, text in enumerate([*numbered(100, 8), "river bridge 40"]):
+        (folder / f"train/unsup/{number}_0.txt").write_text(text)
+    (tmp_path / "more.csv").write_text('id,text\n1,"winter, candle"\n2,river bridge 0\n')
+    named = ["auto", str(tmp_path / "more.csv")]
+    settings = FinetuneSettings(task="imdb", data=str(folder), self_training=named)
+    task = find_task("imdb")(settings)
+    source = task.find_data()
+    texts, said = unlabelled_texts(task, task.read(source), source)
+    assert sorted(texts) == sorted([*numbered(100, 8), "winter, candle"])
+    assert said == "9 texts; 2 that the labelled data holds left out"
+    run = tune(model, tmp_path / "run", task="imdb", data=str(folder), self_training=["auto"])
+    assert run.figures["self_training"]["texts"] == 8
+
+
+def test_every_seed_has_a_teacher_of_its_own(
+    model: Path, tmp_path: Path, sets: dict[str, Any]
+) -> None:
+    tune(model, tmp_path / "run", **sets, seeds=2, learning_rate=1e-3)
+    first, second = (weights(tmp_path / f"run/seed-{seed}/teacher") for seed in (0, 1))
+    assert not torch.equal(first["classifier.weight"], second["classifier.weight"])
+
+
+def test_a_dry_run_makes_nothing(
+    model: Path, tmp_path: Path, sets: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune(model, tmp_path / "run", **sets, dry_run=True)
+    assert "answers 30 texts" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# --- stopped, resumed, wrong ----------------------------------------------------------------------
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    names = ["teacher/model.safetensors", "teacher.jsonl", "student.jsonl", "predictions.jsonl"]
+    names += ["student/model.safetensors", "model.safetensors"]
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+@pytest.fixture
+def line(model: Path, tmp_path: Path, sets: dict[str, Any]) -> list[str]:
+    return [
+        *("finetune", "--task", "classification", "--data", sets["data"], "--model", str(model)),
+        *("--dev-data", sets["dev_data"], "--test-data", sets["test_data"]),
+        *("--self-training", *sets["self_training"], "--max-seq-length", "32"),
+        *("--batch-size", "4", "--max-steps", "8", "--save-every", "2", "--log-every", "1"),
+        *("--learning-rate", "1e-3", "--device", "cpu", "--precision", "fp32"),
+    ]
+
+
+def test_killed_anywhere_it_goes_on_to_the_bit(
+    tmp_path: Path,
+    line: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(self_training, "_SLICE", 8)
+    parted, into = tmp_path / "parted", ["--output", str(tmp_path / "parted")]
+    assert main([*line, "--output", str(tmp_path / "whole")]) == 0
+    whole = outcome(tmp_path / "whole")
+    for stage in ("teacher", "student"):
+        more = ["--resume"] if stage == "student" else []
+        process = start("finetune.py", *line[1:], *into, *more)
+        stop_at(process, parted / stage, 3, signal.SIGKILL)
+        assert finish(process)[0] == -signal.SIGKILL
+        assert not (parted / "metrics.jsonl").exists()
+    assert main([*line, *into]) == 2
+    assert "--resume goes on" in capsys.readouterr().err
+    # As if it had been killed while the teacher answered: two slices, and half a line.
+    state = json.loads((parted / "self-training.json").read_text())
+    (parted / "self-training.json").write_text(json.dumps({"texts": state["texts"]}))
+    shutil.rmtree(parted / "student")
+    lines = (parted / "teacher.jsonl").read_bytes().splitlines(keepends=True)
+    (parted / "teacher.jsonl").write_bytes(b"".join(lines[:19]) + lines[19][:5])
+    learnt = (parted / "teacher/model.safetensors").stat().st_mtime_ns
+    found: list[int] = []
+    known = self_training._kept
+
+    def kept(file: Path) -> list[list[float]]:
+        rows = known(file)
+        found.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(self_training, "_kept", kept)
+    assert main([*line, *into, "--resume"]) == 0
+    assert found == [16]
+    assert (parted / "teacher/model.safetensors").stat().st_mtime_ns == learnt
+    assert outcome(parted) == whole
+    # Anew, all of it; and without it nothing of it is left.
+    assert main([*line, *into, "--overwrite"]) == 0
+    assert (parted / "teacher/model.safetensors").stat().st_mtime_ns != learnt
+    assert outcome(parted) == whole
+    where = line.index("--self-training")
+    assert main([*line[:where], *line[where + 2 :], *into, "--overwrite"]) == 0
+    assert not any((parted / name).exists() for name in self_training.SELF_TRAINING)
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_other_texts_are_not_gone_on_with(
+    model: Path, tmp_path: Path, sets: dict[str, Any], is_finished: bool
+) -> None:
+    tune(model, tmp_path / "run", **sets)
+    if not is_finished:
+        (tmp_path / "run/results.json").unlink()
+    moved = tmp_path / "moved.txt"
+    shutil.move(sets["self_training"][0], moved)
+    tune(model, tmp_path / "run", **{**sets, "self_training": [str(moved)]}, resume=True)
+    with moved.open("a") as handle:
+        handle.write("winter candle\n")
+    if not is_finished:
+        (tmp_path / "run/results.json").unlink()
+    with pytest.raises(InputError, match="the text of --self-training has changed"):
+        tune(model, tmp_path / "run", **{**sets, "self_training": [str(moved)]}, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"self_training": []}, "names nothing"),
+        ({"self_training": ["nowhere.txt"]}, "nowhere.txt is not a file"),
+        ({"self_training": ["auto"]}, "takes the set's texts without labels"),
+        ({"max_minutes": 3.0, "max_steps": None}, "--max-minutes has no use with --self-training"),
+        ({"text_pair_column": "label", "label_column": "text"}, "reads pairs"),
+        ({"task": "tagging"}, "one class for each text; tagging gives others"),
+    ],
+)
+def test_what_it_is_not_for_is_refused(
+    model: Path, tmp_path: Path, sets: dict[str, Any], changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        tune(model, tmp_path / "run", **{**sets, **changed})
+    assert not (tmp_path / "run").exists()
+
+
+def test_labelled_data_and_texts_that_have_several_labels_are_refused(
+    model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="is the labelled data; name other texts"):
+        tune(model, tmp_path / "run", **{**sets, "self_training": [sets["test_data"]]})
+    same = tmp_path / "same.txt"
+    same.write_text("river bridge 0\n")
+    with pytest.raises(InputError, match="no text is left without those of the labelled data"):
+        tune(model, tmp_path / "run", **{**sets, "self_training": [str(same)]})
+    several = tmp_path / "several.jsonl"
+    labels = [["wet"], ["wet", "wild"]]
+    rows = [{"text": text, "label": labels[i % 2]} for i, text in enumerate(numbered(0, 12))]
+    several.write_text("\n".join(map(json.dumps, rows)))
+    own = {"data": str(several), "dev_data": None, "test_data": None}
+    with pytest.raises(InputError, match="has texts with several labels"):
+        tune(model, tmp_path / "run", **{**sets, **own})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="runs in one process"):
+        tune(model, tmp_path / "run", **sets)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_earlier_run_comes_back_where_the_texts_cannot_be_used(
+    model: Path, tmp_path: Path, sets: dict[str, Any]
+) -> None:
+    tune(model, tmp_path / "run", **sets)
+    before = outcome(tmp_path / "run")
+    same = tmp_path / "same.txt"
+    same.write_text("river bridge 0\n")
+    with pytest.raises(InputError, match="no text is left"):
+        tune(model, tmp_path / "run", **{**sets, "self_training": [str(same)]}, overwrite=True)
+    assert outcome(tmp_path / "run") == before
+
+
+def test_a_class_that_no_text_is_answered_with_is_told(
+    model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_training, "pooled", lambda own, _: np.eye(2)[[0] * len(own[0])])
+    with pytest.raises(InputError, match="no text is answered with 'wild'"):
+        tune(model, tmp_path / "run", **sets)
+
+
+def test_neither_a_search_nor_a_suite_does_it(
+    model: Path, tmp_path: Path, sets: dict[str, Any]
+) -> None:
+    settings = FinetuneSettings.from_dict({**LOOP, **sets, "model": str(model), "output": "-"})
+    with pytest.raises(InputError, match="--self-training would be done for every trial"):
+        search_settings(settings, {"learning_rate": [1e-3]})
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"task": "sst2", "self_training": ["a.txt"]}))
+    with pytest.raises(InputError, match="self_training needs texts"):
+        evaluate_suite(str(model), tasks=["sst2"], settings=[str(file)], output=str(tmp_path / "s"))
