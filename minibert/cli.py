@@ -26,10 +26,11 @@ from minibert.errors import (
     TextError,
     did_you_mean,
 )
+from minibert.fields import flag
 from minibert.files import decoded, read_text, table_kind
 from minibert.flags import parsers, settings_from
 from minibert.machine import launched, leave
-from minibert.settings import FinetuneSettings, PretrainSettings, flag
+from minibert.settings import FinetuneSettings, PretrainSettings
 
 _SLICE_BATCHES = 64  # batches whose answers are found before the first of them is printed
 

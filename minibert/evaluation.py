@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from minibert.errors import InputError, did_you_mean
+from minibert.fields import flag
 from minibert.files import write_jsonl
 from minibert.model_folders import open_model_folder
 from minibert.predict import load, run_of
 from minibert.run_folder import RUN_FILES
 from minibert.runs import log_line
-from minibert.settings import DATA_LAYOUT, DATA_PLACES, FinetuneSettings, flag
+from minibert.settings import DATA_LAYOUT, DATA_PLACES, FinetuneSettings
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.splits import parts_of
 

@@ -22,6 +22,7 @@ from minibert.compiling import compile_if_it_pays
 from minibert.config import BertConfig
 from minibert.earlier_stages import EarlierStages
 from minibert.errors import InputError, MissingExtraError, did_you_mean
+from minibert.fields import flag
 from minibert.files import write_atomically, write_json, write_jsonl
 from minibert.fitting import Trial, micro_batch_size
 from minibert.intermediate import (
@@ -65,7 +66,7 @@ from minibert.runs import (
 )
 from minibert.runtime import torch_as_before
 from minibert.self_training import SELF_TRAINING, check_same_texts, check_self_training
-from minibert.settings import MOST_EPOCHS, FinetuneSettings, flag
+from minibert.settings import MOST_EPOCHS, FinetuneSettings
 from minibert.starts import choose_model, of_begun_run, with_recipe
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Splits, Task

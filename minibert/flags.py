@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from minibert.download import SOURCES
 from minibert.errors import InputError, did_you_mean
+from minibert.fields import flag
 from minibert.files import read_json
 from minibert.settings import (
     DATA_LAYOUT,
@@ -22,7 +23,6 @@ from minibert.settings import (
     FinetuneSettings,
     PretrainSettings,
     RunSettings,
-    flag,
     recipe,
 )
 from minibert.version import __version__

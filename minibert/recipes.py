@@ -13,15 +13,8 @@ from typing import Any, NamedTuple
 
 from minibert.config import BertConfig
 from minibert.errors import InputError
-from minibert.settings import (
-    BEST,
-    DEFAULT_MODE,
-    MIN_STEPS,
-    NO_TASK,
-    Default,
-    DefaultText,
-    FinetuneSettings,
-)
+from minibert.fields import Default, DefaultText
+from minibert.settings import BEST, DEFAULT_MODE, MIN_STEPS, NO_TASK, FinetuneSettings
 
 
 class Recipe(NamedTuple):

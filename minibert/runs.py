@@ -19,6 +19,7 @@ from minibert.config import BertConfig
 from minibert.convert import weights_file
 from minibert.errors import InputError
 from minibert.estimate import Memory, run_folder_bytes, step_memory, told_bytes
+from minibert.fields import flag
 from minibert.files import listed, read_json, whole_characters
 from minibert.flops import measure_peak_flops, training_flops
 from minibert.layerwise import Layerwise
@@ -29,7 +30,7 @@ from minibert.optim import Budget
 from minibert.progress import clock
 from minibert.run_folder import RUN_FILES, RunFolder
 from minibert.runtime import Runtime, start_runtime, versions
-from minibert.settings import DATA_PLACES, DECAY_RATIO, FinetuneSettings, RunSettings, flag
+from minibert.settings import DATA_PLACES, DECAY_RATIO, FinetuneSettings, RunSettings
 from minibert.sharding import gathered, is_sharded, shard
 from minibert.tokenizer import WordPiece
 from minibert.train import Batch, Loop, LoopSettings, LoopState, StepData, Utilisation, fit

@@ -19,6 +19,7 @@ import numpy as np
 
 from minibert.config import BertConfig
 from minibert.errors import InputError, did_you_mean
+from minibert.fields import flag
 from minibert.files import read_json, write_atomically, write_json
 from minibert.finetuning import read_splits
 from minibert.intermediate import data_before
@@ -35,7 +36,7 @@ from minibert.runs import (
     weights_digest,
 )
 from minibert.series import Job, carry_out_all, check_alone, claimed
-from minibert.settings import FinetuneSettings, flag
+from minibert.settings import FinetuneSettings
 from minibert.starts import choose_model, with_recipe
 from minibert.tasks import find_task
 from minibert.tasks.base import Source

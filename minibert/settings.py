@@ -9,37 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from minibert.config import DEPARTURES, PRESETS
 from minibert.errors import InputError, did_you_mean
-
-
-def setting(default: Any, help: str, choices: tuple[str, ...] = (), optional: str = "") -> Any:
-    """A dataclass field with what its flag needs.
-
-    Args:
-        help: one line, with the unit.
-        choices: the only values accepted.
-        optional: the value of the bare flag, for one that may stand alone.
-    """
-    metadata = {"help": help, "choices": choices, "optional": optional}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-class Default(int):
-    """A number that stands where the user has given none; a recipe may replace it."""
-
-
-class DefaultText(str):
-    """A word that stands where the user has given none; a recipe may replace it."""
-
+from minibert.fields import Default, DefaultText, check_fields, flag, setting, without_paths
 
 _POSITIVE = (
     *("max_steps", "epochs", "max_minutes", "batch_size", "micro_batch_size"),
@@ -246,7 +222,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            value = _without_paths(list(value) if isinstance(value, tuple) else value)
+            value = without_paths(list(value) if isinstance(value, tuple) else value)
             object.__setattr__(self, f.name, value)
         check_fields(type(self), vars(self), "settings")
         self._normalise()
@@ -268,7 +244,7 @@ class RunSettings:
         Raises:
             InputError: an unknown name (the nearest one is offered) or a value of another type.
         """
-        values = {k: _without_paths(v) for k, v in values.items()}
+        values = {k: without_paths(v) for k, v in values.items()}
         if isinstance(values.get("resume"), bool):  # resume=True reads better in a notebook
             values["resume"] = "yes" if values["resume"] else "no"
         cls.check_names(values, source)
@@ -278,55 +254,6 @@ class RunSettings:
     def check_names(cls, values: dict[str, Any], source: str) -> None:
         """Raises InputError as `from_dict` does, whatever else the values would be refused for."""
         check_fields(cls, values, source)
-
-
-def check_fields(kind: type[Any], values: dict[str, Any], source: str) -> None:
-    """Compares values, by name, with the fields of a dataclass.
-
-    Raises:
-        InputError: an unknown name (the nearest one is offered) or a value of another type.
-    """
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    for name, value in values.items():
-        if name not in known:
-            raise InputError(f"{source}: unknown key {name!r}{did_you_mean(name, known)}")
-        if not _fits(value, str(known[name].type)):
-            expected = re.sub(r"Literal\[(.*)]", r"\1", str(known[name].type))
-            raise InputError(f"{source}: {name} is {value!r}, expected {expected}")
-
-
-def flag(name: str) -> str:
-    """A field's name as it is typed: max_steps -> --max-steps."""
-    return "--" + name.replace("_", "-")
-
-
-def _without_paths(value: Any) -> Any:
-    """A path, or those of a list, as strings; else the value itself."""
-    if isinstance(value, list):
-        return [_without_paths(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _fits(value: Any, annotation: str) -> bool:
-    """Whether a value may stand for a field's annotation, such as "int | None"."""
-    for part in annotation.split(" | "):
-        if part == "None" and value is None:
-            return True
-        if part == "bool" and isinstance(value, bool):
-            return True
-        if part == "int" and isinstance(value, int) and not isinstance(value, bool):
-            return True
-        if part == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return True
-        if part == "str" and isinstance(value, str):
-            return True
-        if part == f"Literal[{value!r}]":
-            return True
-        if part == "list[str]" and isinstance(value, list):
-            return all(isinstance(v, str) for v in value)
-        if part == "tuple[str, ...]" and isinstance(value, tuple):
-            return all(isinstance(v, str) for v in value)
-    return False
 
 
 @dataclass(frozen=True, kw_only=True)

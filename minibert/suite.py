@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError, did_you_mean
+from minibert.fields import check_fields, flag
 from minibert.files import listed, read_json, write_atomically, write_json
 from minibert.finetuning import learn, read_splits
 from minibert.held_out import held_out_figures, held_out_text, masked_word_figures
@@ -30,7 +31,7 @@ from minibert.recipes import file_settings
 from minibert.runs import dev_figure, learning_seconds, log_line, of_seed, weights_digest
 from minibert.runtime import find_device
 from minibert.series import Job, carry_out_all, check_alone, claimed
-from minibert.settings import BEST, NO_TASK, FinetuneSettings, check_fields, flag
+from minibert.settings import BEST, NO_TASK, FinetuneSettings
 from minibert.starts import start_folder, with_recipe, within_positions
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task

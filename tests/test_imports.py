@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minibert"
 # From the ground up; a module may import from lower rows, and within its row without a circle.
 LAYERS = [
-    {"errors", "files", "version", "config", "settings", "machine", "progress"},
+    {"errors", "files", "version", "config", "fields", "settings", "machine", "progress"},
     {
         *("kernels", "unpadding", "packing", "layerwise", "model", "heads", "token_heads"),
         *("sentence_head", "losses", "convert", "initialisation", "quantised"),

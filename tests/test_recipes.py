@@ -15,13 +15,14 @@ import minibert
 from minibert import recipes
 from minibert.config import BertConfig, preset
 from minibert.errors import InputError
+from minibert.fields import Default
 from minibert.files import model_path
 from minibert.finetuning import finetune
 from minibert.model_folders import BUNDLED
 from minibert.pretraining import pretrain
 from minibert.recipes import RECIPES, Recipe, filled
 from minibert.setting_search import SEARCHED
-from minibert.settings import Default, FinetuneSettings
+from minibert.settings import FinetuneSettings
 from minibert.suite import ENTRIES
 from minibert.tasks import find_task
 

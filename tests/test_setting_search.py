@@ -16,6 +16,7 @@ from samples import cut_to_positions, one_thread, quick_model  # noqa: F401
 from minibert import series
 from minibert.cli import main
 from minibert.errors import InputError, Interrupted
+from minibert.fields import Default
 from minibert.files import bundled_data
 from minibert.intermediate import data_before
 from minibert.setting_search import (
@@ -27,7 +28,7 @@ from minibert.setting_search import (
     ordered,
     search_settings,
 )
-from minibert.settings import Default, FinetuneSettings
+from minibert.settings import FinetuneSettings
 from minibert.tasks import find_task
 from minibert.tasks.classification import ClassificationTask
 

@@ -33,11 +33,12 @@ from torch import Tensor, nn
 from minibert.config import BertConfig
 from minibert.download import SOURCES
 from minibert.errors import InputError
+from minibert.fields import flag
 from minibert.files import bundled_data
 from minibert.flops import training_flops
 from minibert.losses import IGNORE_INDEX
 from minibert.runtime import Runtime
-from minibert.settings import DATA_LAYOUT, FinetuneSettings, flag
+from minibert.settings import DATA_LAYOUT, FinetuneSettings
 from minibert.tasks.batches import Feature, flat, infer, pad, per_example
 from minibert.tokenizer import WordPiece
 from minibert.train import Batch, StepData, Term

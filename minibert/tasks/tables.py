@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.errors import InputError
+from minibert.fields import flag
 from minibert.files import TABLES, ending, long_csv_fields, read_text, table_kind, whole_characters
-from minibert.settings import flag
 
 # Whole fields: in quotes, those within doubled; in quotes that a blank precedes.
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from minibert.errors import InputError
+from minibert.fields import flag
 from minibert.generation_metrics import score_translation, sentence_chrf
-from minibert.settings import FinetuneSettings, flag
+from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Splits
 from minibert.tasks.parallel import PairSplits, TextPair, read_multi30k, read_parallel_folder
 from minibert.tasks.writing import WritingTask

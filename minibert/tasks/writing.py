@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from minibert.config import BertConfig
 from minibert.decoder_config import DecoderConfig
 from minibert.errors import InputError, TextError
+from minibert.fields import flag
 from minibert.files import whole_characters, write_atomically
 from minibert.flops import generation_flops
 from minibert.generation import GenerationSettings, generate, rehearse
@@ -30,7 +31,7 @@ from minibert.losses import IGNORE_INDEX
 from minibert.runs import log_line
 from minibert.runtime import Runtime
 from minibert.seq2seq import BertForConditionalGeneration
-from minibert.settings import FinetuneSettings, flag
+from minibert.settings import FinetuneSettings
 from minibert.target_tokenizer import TARGET_FILE, TargetTokenizer, train_target_tokenizer
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.batches import Feature, flat, infer, inputs_of
