@@ -30,6 +30,7 @@ _DIGEST_BLOCKS = 1024  # and in how many blocks as much is read of a larger one
 _BLOCK = 1 << 20  # bytes read at a time, and characters of a document handed on at a time
 _HEAD = 1 << 16  # bytes that tell what a file is
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
+_OTHER_PACKED = (".zst", ".zip", ".7z", ".lz4", ".br")
 _OTHER_MAGIC = {b"PK\x03\x04": "zip", b"(\xb5/\xfd": "zstd"}  # packed, and not read
 _DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error)
 _OF_A_MODEL = {"tokenizer.json", "tokenizer_config.json", "config.json"}
@@ -81,7 +82,8 @@ def find_files(corpus: str | Path | Iterable[str | Path], flag: str = "--corpus"
         flag: what the paths were given as, for messages.
 
     Raises:
-        InputError: nothing there, or a folder without `.txt` or `.jsonl` files.
+        InputError: nothing there, or a folder without `.txt` or `.jsonl` files, or with such a
+            file that is packed otherwise than can be read.
     """
     found: dict[Path, Path] = {}
     for pattern in listed(corpus):
@@ -137,11 +139,23 @@ def _files_below(folder: Path, flag: str) -> list[Path]:
             names = [name for name in names if name not in _VOCABULARIES]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = [Path(place, name) for name in names if not name.startswith(".")]
+        for path in paths:
+            _refuse_unread(path, flag)
         paths = [path for path in paths if _kind(path) is not None]
         if broken := next((p for p in paths if p.is_symlink() and not p.exists()), None):
             raise InputError(f"{flag} {broken} is a link to {os.readlink(broken)}, which is gone")
         found += [path for path in paths if path.is_file()]
     return sorted(found)
+
+
+def _refuse_unread(path: Path, flag: str) -> None:
+    """Raises InputError for a text file of a folder that is packed in a way that is not read."""
+    unpacked = path.with_suffix("")
+    if path.suffix in _OTHER_PACKED and _kind(unpacked) is not None and not unpacked.exists():
+        raise InputError(
+            f"{flag} {path} would be left out: {path.suffix} is not read; unpack it, or pack it as "
+            f".gz, .xz or .bz2"
+        )
 
 
 def _kind(path: Path) -> str | None:

@@ -21,7 +21,7 @@ _POSITIVE = (
     *("max_steps", "epochs", "max_minutes", "batch_size", "micro_batch_size"),
     *("log_every", "eval_every", "save_every", "learning_rate", "max_grad_norm"),
 )
-
+_LONGEST = 1e12  # epochs or minutes; more overflows where steps are counted
 
 DEFAULT_PRESET = "mini"
 DEFAULT_MODE = "cross-encoder"  # of similarity
@@ -174,6 +174,8 @@ class RunSettings:
             value = getattr(self, name)
             if value not in (None, "auto") and not 0 < value < float("inf"):
                 found.append(f"{flag(name)} is {value}, must be above 0")
+            elif name in ("epochs", "max_minutes") and value is not None and value > _LONGEST:
+                found.append(f"{flag(name)} is {value}, must be at most {_LONGEST:g}")
         if self.max_seq_length < 8:
             found.append(f"--max-seq-length is {self.max_seq_length}, must be at least 8")
         for name in ("warmup_ratio", "dropout"):

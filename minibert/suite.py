@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import io
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,7 +145,11 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
     given: dict[str, Any] = {
         name: str(value) if isinstance(value, Path) else value for name, value in options.items()
     }
-    given |= {n: tuple(listed(options[n] or ())) for n in ("tasks", "settings") if n in options}
+    for name in ("tasks", "settings"):
+        if isinstance(value := options.get(name), (str, Path, Iterable)):
+            given[name] = tuple(listed(value))
+        elif value is None:
+            given.pop(name, None)
     check_fields(Plan, given, "evaluate_suite")
     plan = Plan(model=str(model), **given)
     find_device(plan.device)  # before a baseline, which takes minutes

@@ -249,6 +249,7 @@ BAD_FINETUNING = {
     "unknown flag": ("--trunctation head", ["did you mean '--truncation'"]),
     "two budgets": ("--max-minutes 1", ["--max-steps and --max-minutes"]),
     "a budget below nothing": ("--max-minutes -1", ["--max-minutes is -1.0, must be above 0"]),
+    "a budget beyond counting": ("--max-minutes 1e308", ["must be at most 1e+12"]),
     "existing output": ("--output W/finetuned", ["--resume", "--overwrite"]),
     "unknown figure": ("--select acuracy", ["did you mean 'accuracy'"]),
     "least beside most steps": ("--min-steps 9", ["--min-steps goes with --epochs"]),

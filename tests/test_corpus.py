@@ -270,7 +270,7 @@ def test_any_damage_to_a_compressed_file_is_an_input_error(
 
 def test_folder_is_searched_through_in_order_for_text_files_only(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    names = ["b.txt", "a.txt", "sub/c.jsonl", "sub/d.TXT.gz", "e.csv", "f.txt.zip", "g", "h.gz"]
+    names = ["b.txt", "a.txt", "sub/c.jsonl", "sub/d.TXT.gz", "e.csv", "f.zip", "g", "h.gz"]
     for name in names:
         write(tmp_path / name, "x")
     expected = ["a.txt", "b.txt", "sub/c.jsonl", "sub/d.TXT.gz"]
@@ -382,6 +382,16 @@ def test_file_named_outright_may_have_any_ending(tmp_path: Path) -> None:
 def test_missing_corpus_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"missing.* does not exist"):
         find_files([str(tmp_path / name)])
+
+
+def test_text_of_a_folder_in_another_packing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text\n")
+    (tmp_path / "notes.zip").write_bytes(b"PK")  # of whatever
+    (tmp_path / "a.txt.zst").write_bytes(b"packed")  # beside what it holds
+    assert find_files(tmp_path) == [tmp_path / "a.txt"]
+    (tmp_path / "b.jsonl.zst").write_bytes(b"packed")
+    with pytest.raises(InputError, match=r"b.jsonl.zst would be left out: .zst is not read"):
+        find_files(tmp_path)
 
 
 def test_folder_without_text_is_named(tmp_path: Path) -> None:

@@ -205,6 +205,8 @@ def test_a_suite_goes_on_where_it_was_stopped(
 def test_one_name_is_a_list_of_one(model: str) -> None:
     with pytest.raises(InputError, match="--tasks 'rtee' is unknown; did you mean 'rte'"):
         evaluate_suite(model, tasks="rtee")
+    with pytest.raises(InputError, match="tasks is 5, expected"):
+        evaluate_suite(model, tasks=5)
     with pytest.raises(InputError, match="none.json"):
         evaluate_suite(model, tasks="rte", settings=Path("none.json"))
 
