@@ -79,15 +79,7 @@ def evaluate(
     if predictions is not None:
         rows = [task.row(e, p) for e, p in zip(examples, found, strict=True)]
         write_jsonl(Path(predictions), rows)
-    return {
-        "task": task.name,
-        "dataset": splits.source,
-        "num_eval": len(examples),
-        "scored": scored,
-        **task.score(examples, found),
-        **task.details(examples, found),
-        **({"data_notes": list(splits.notes)} if splits.notes else {}),
-    }
+    return task.results(splits, examples, found, scored)
 
 
 def _read(task: Task[Any, Any], is_other: bool) -> tuple[Source, Splits[Any]]:

@@ -665,16 +665,8 @@ def _results(
     task: Task[Any, Any], splits: Splits[Any], parts: Parts, predictions: list[Any]
 ) -> dict[str, Any]:
     """Test figures, for results.json."""
-    return {
-        "task": task.name,
-        "dataset": splits.source,
-        "num_train": len(parts.train),
-        "num_eval": len(parts.test),
-        "scored": parts.scored,
-        **task.score(parts.test, predictions),
-        **task.details(parts.test, predictions),
-        **({"data_notes": list(splits.notes)} if splits.notes else {}),
-    }
+    of_data = {"task": task.name, "dataset": splits.source, "num_train": len(parts.train)}
+    return of_data | task.results(splits, parts.test, predictions, parts.scored)
 
 
 def _baseline(task: Task[Any, Any], parts: Parts) -> dict[str, float]:

@@ -393,6 +393,24 @@ class Task(ABC, Generic[E, P]):
     def choose(self, dev: Sequence[E], predictions: Sequence[P]) -> None:
         """Keeps what answers need beside the weights, such as the threshold that is best on dev."""
 
+    def results(
+        self, splits: Splits[E], examples: Sequence[E], predictions: Sequence[P], scored: str
+    ) -> dict[str, Any]:
+        """What results.json and `evaluate` tell of predictions: their data, and every figure.
+
+        Args:
+            scored: which part of the data the examples are.
+        """
+        return {
+            "task": self.name,
+            "dataset": splits.source,
+            "num_eval": len(examples),
+            "scored": scored,
+            **self.score(examples, predictions),
+            **self.details(examples, predictions),
+            **({"data_notes": list(splits.notes)} if splits.notes else {}),
+        }
+
     def details(self, examples: Sequence[E], predictions: Sequence[P]) -> dict[str, Any]:
         """What else stands in results.json, such as figures by class."""
         return {}
