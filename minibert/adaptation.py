@@ -181,7 +181,15 @@ def own_text(task: Task[Any, Any], splits: Splits[Any], source: Source) -> tuple
 def scored_texts(
     task: Task[Any, Any], source: Source, splits: Splits[Any]
 ) -> tuple[Parts, set[str]]:
-    """A task's train and dev, and the texts of dev and test as `cleaning.folded` has them.
+    """A task's train and dev, and the texts of dev and test as `cleaning.folded` has them."""
+    parts, examples = scored_examples(task, source, splits)
+    return parts, {folded(text) for example in examples for text in task.texts(example)} - {""}
+
+
+def scored_examples(
+    task: Task[Any, Any], source: Source, splits: Splits[Any]
+) -> tuple[Parts, list[Any]]:
+    """A task's train and dev, and the examples of dev and test.
 
     Those of test count though dev alone be scored: `evaluate` may score the test split later.
     """
@@ -189,8 +197,7 @@ def scored_texts(
     # Only texts of test are looked at, which has not to be one that can be scored.
     untested = dataclasses.replace(whole, test=None)
     parts = parts_of(task, untested, task.settings.dev_fraction, None)
-    examples = (*parts.dev, *(whole.test or ()))
-    return parts, {folded(text) for example in examples for text in task.texts(example)} - {""}
+    return parts, [*parts.dev, *(whole.test or ())]
 
 
 def _say_copies(

@@ -26,7 +26,12 @@ from minibert.intermediate import (
 )
 from minibert.run_folder import RunFolder
 from minibert.runs import EarlierStage, RunResult, log_line
-from minibert.self_training import SELF_TRAINING, rehearse_self_training, self_train
+from minibert.self_training import (
+    SELF_TRAINING,
+    rehearse_self_training,
+    self_train,
+    unlabelled_texts,
+)
 from minibert.settings import FinetuneSettings
 from minibert.starts import of_begun_run, with_recipe, within_positions
 from minibert.tasks.base import Source, Splits, Task
@@ -82,7 +87,10 @@ class EarlierStages:
             left_out = left_out_of(self.task, self.source, splits)
             asked["intermediate"] = functools.partial(self._supplement, left_out)
         if settings.self_training is not None:
-            asked["self_training"] = functools.partial(self._self_train, splits)
+            self.task.check_self_training()  # also of what has been learnt of the data
+            texts, said = unlabelled_texts(self.task, splits, self.source)
+            log_line("self-training", said)
+            asked["self_training"] = functools.partial(self._self_train, splits, texts)
         if folder is None:  # each from the chosen model, since none is trained
             for name, rehearse in asked.items():
                 log_line("dry run", f"of what comes before {self.task.name}: {name}")
@@ -153,16 +161,18 @@ class EarlierStages:
         stage = supplement(wanted, run_one)
         return dataclasses.replace(stage, notes=stage.notes | {"left_out": left_out.examples})
 
-    def _self_train(self, splits: Splits[Any], start: Path) -> EarlierStage | None:
+    def _self_train(
+        self, splits: Splits[Any], texts: list[str], start: Path
+    ) -> EarlierStage | None:
         """The model with its own answers to texts learnt; as above."""
         if self.folder is None:
-            rehearse_self_training(self.task, splits, self.source)
+            rehearse_self_training(self.task, texts)
             return None
         run_one = functools.partial(self.finetune_once, recipe="")
         return self_train(
             self.task,
             splits,
-            self.source,
+            texts,
             start,
             self.folder.path,
             run_one,

@@ -65,7 +65,12 @@ from minibert.runs import (
     wrapped,
 )
 from minibert.runtime import torch_as_before
-from minibert.self_training import SELF_TRAINING, check_same_texts, check_self_training
+from minibert.self_training import (
+    SELF_TRAINING,
+    check_same_texts,
+    check_self_training,
+    unlabelled_texts,
+)
 from minibert.settings import MOST_EPOCHS, FinetuneSettings
 from minibert.starts import choose_model, of_begun_run, with_recipe
 from minibert.tasks import find_task
@@ -204,6 +209,9 @@ class _BeforeSeeds:
         settings = self.task.settings
         parts = parts_of(self.task, self.splits, settings.dev_fraction, settings.limit)
         learn(self.task, parts.train, start)
+        if settings.self_training is not None:
+            self.task.check_self_training()
+            unlabelled_texts(self.task, self.splits, self.source)
 
     def check_finished(self, folder: RunFolder) -> None:
         """Looks at the text, and at what each of the runs learnt before its task."""
@@ -212,6 +220,8 @@ class _BeforeSeeds:
         for run in folder.seed_runs():
             check_same_before(run, data)
             check_same_texts(self.task, self.splits, self.source, run)
+        if self.task.settings.self_training is not None:
+            folder.respell(self_training=self.task.settings.self_training)
 
     def adapt(self, start: Path, run: Path) -> EarlierStage | None:
         """The model with the task's text learnt, None where that is not asked for."""

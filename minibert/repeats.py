@@ -34,6 +34,7 @@ from minibert.runs import (
     weights_digest,
 )
 from minibert.runtime import versions
+from minibert.self_training import SELF_TRAINING
 from minibert.settings import FinetuneSettings
 from minibert.train import NonFiniteError
 
@@ -237,7 +238,8 @@ def _take_over(
         own: what `resolved` says of the folder itself: where all seeds started.
     """
     for file in best.iterdir():
-        if file.is_file() and file.name not in ("run.json", "results.json", ".lock"):
+        own_alone = (*SELF_TRAINING, "run.json", "results.json", ".lock")
+        if file.is_file() and file.name not in own_alone:
             shutil.copy2(file, folder.path / file.name)
     run = RunFolder(best).read_run()
     resolved = run["resolved"] | own

@@ -26,10 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from minibert.adaptation import scored_texts
-from minibert.cleaning import folded
+from minibert.adaptation import scored_examples
 from minibert.config import BertConfig
-from minibert.errors import InputError
+from minibert.errors import InputError, TextError
 from minibert.files import read_json, read_text, table_kind, write_json, write_jsonl
 from minibert.intermediate import check_same_start, run_before
 from minibert.machine import launched
@@ -40,14 +39,14 @@ from minibert.runtime import start_runtime
 from minibert.settings import NO_TASK, OWN_TEXT, FinetuneSettings
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Splits, Task
-from minibert.tasks.inputs import read_inputs
+from minibert.tasks.inputs import is_json, read_inputs
 from minibert.tasks.splits import parts_of
 from minibert.tokenizer import WordPiece
 
 RunOne = Callable[[FinetuneSettings], RunResult]
 _TEACHER, _STUDENT, _STATE = "teacher", "student", "self-training.json"
 _SAID, _LEARNT, _DEV = "teacher.jsonl", "student.jsonl", "student-dev.jsonl"
-SELF_TRAINING = (_TEACHER, _SAID, _STUDENT, _LEARNT, _DEV, _STATE)  # in the folder of the run
+SELF_TRAINING = (_STATE, _TEACHER, _SAID, _STUDENT, _LEARNT, _DEV)  # in the folder of the run
 # An answer is learnt if it is as probable as this, or is of its class's surer half; not searched
 # for. After few labels hardly an answer is sure, and an order of them is still of use.
 _SURE, _HALF = 0.8, 0.5
@@ -94,11 +93,12 @@ def unlabelled_texts(
     found: list[str] = []
     for name in task.settings.self_training or ():
         found += _own_texts(task, source) if name == OWN_TEXT else _texts_of(task, Path(name))
-    parts, known = scored_texts(task, source, splits)
-    known |= {folded(text) for example in parts.train for text in task.texts(example)}
+    parts, scored = scored_examples(task, source, splits)
+    labelled = [*parts.train, *scored]
+    known = {task.comparable(text) for example in labelled for text in task.texts(example)}
     kept: dict[str, str] = {}
     for text in found:
-        kept.setdefault(folded(text), text)
+        kept.setdefault(task.comparable(text), text)
     texts = [text for key, text in kept.items() if key and key not in known]
     if not texts:
         raise InputError("--self-training: no text is left without those of the labelled data")
@@ -118,11 +118,25 @@ def _own_texts(task: Task[Any, Any], source: Source) -> list[str]:
 
 
 def _texts_of(task: Task[Any, Any], path: Path) -> list[str]:
-    """The lines of a file, of a table the column that the task reads."""
-    if not table_kind(path):
-        return [line.strip() for line in read_text(path).split("\n")]
-    rows = read_inputs(path, lambda names: task.table_columns(None, None, names))
-    return [task.example_of(task.parse_line(row), number).text for number, row in rows]
+    """The lines of a file, of a table the column that the task reads.
+
+    Raises:
+        InputError: it cannot be read, is JSON as a whole, or holds something else than texts.
+    """
+    try:
+        if table_kind(path):
+            rows = read_inputs(path, lambda names: task.table_columns(None, None, names))
+        else:
+            content = read_text(path)
+            if is_json(content):
+                raise InputError(f"{path} is JSON; expected a text or an object a line")
+            lines = enumerate(content.split("\n"), 1)
+            rows = [(number, line.strip()) for number, line in lines if line.strip()]
+        return [task.example_of(task.parse_line(row), number).text for number, row in rows]
+    except TextError as error:
+        raise InputError(f"--self-training {path}: {error}") from None
+    except InputError as error:
+        raise InputError(f"--self-training: {error}") from None
 
 
 def check_same_texts(task: Task[Any, Any], splits: Splits[Any], source: Source, run: Path) -> None:
@@ -156,10 +170,8 @@ def _state_of(run: Path, texts: Sequence[str]) -> dict[str, Any]:
     return state
 
 
-def rehearse_self_training(task: Task[Any, Any], splits: Splits[Any], source: Source) -> None:
+def rehearse_self_training(task: Task[Any, Any], texts: Sequence[str]) -> None:
     """The dry run: says what there is to be learnt; each of the fine-tunings takes its own time."""
-    texts, said = unlabelled_texts(task, splits, source)
-    log_line("self-training", said)
     log_line(
         "dry run",
         f"self-training: {task.name} is learnt as below, then answers {len(texts):,} texts, of "
@@ -170,7 +182,7 @@ def rehearse_self_training(task: Task[Any, Any], splits: Splits[Any], source: So
 def self_train(
     task: Task[Any, Any],
     splits: Splits[Any],
-    source: Source,
+    texts: list[str],
     start: Path,
     run: Path,
     run_one: RunOne,
@@ -179,47 +191,45 @@ def self_train(
     """Has a teacher answer the texts and a student learn them; what is there is gone on with.
 
     Args:
-        task: after `learn`. splits: read from `source`.
+        task: after `learn`. splits: its data. texts: those to answer.
         start: the model folder, of teacher and student alike.
         run: the folder of the fine-tuning, which holds the lock.
         run_one: carries out one run.
         goes_on: the run was stopped after it had begun; else what is there is of another.
 
     Raises:
-        InputError: texts, data or a model that cannot be used, or others than the run began with.
+        InputError: a model that cannot be used, or texts or one that the run did not begin with.
         Interrupted: by a signal; `--resume` goes on.
         NonFiniteError: a fine-tuning diverged.
     """
-    task.check_self_training()
-    texts, said = unlabelled_texts(task, splits, source)
-    log_line("self-training", said)
     state = _state_of(run, texts)
     write_json(run / _STATE, state)
     RunFolder(run).respell(self_training=task.settings.self_training)
     teacher = _settings_of(task.settings, start, run / _TEACHER, goes_on)
-    figures = [_learn("teacher", teacher, run_one)]
-    if "answers" not in state:
+    figures = {_TEACHER: _learn(_TEACHER, teacher, run_one)}
+    if "answers" not in state or not all((run / name).is_file() for name in (_LEARNT, _DEV)):
         state["answers"] = _make_answers(task, teacher, splits, texts, run)
         write_json(run / _STATE, state)
-    student = _settings_of(task.settings, start, run / _STUDENT, goes_on)
-    student = dataclasses.replace(
-        student,
-        task=task.names[-1],
-        data=str(run / _LEARNT),
-        dev_data=str(run / _DEV),
-        test_data=None,
-        text_column="text",
-        label_column="label",
-        label_separator=None,
-        positive_label=task.positive_label,
-        limit=None,
-    )
-    figures.append(_learn("student", student, run_one))
-    notes = {**state["answers"], "seconds": sum(f["seconds"] for f in figures)}
-    for name, own_figures in zip((_TEACHER, _STUDENT), figures, strict=True):
-        figure, value = dev_figure(own_figures)
+    if state["answers"]["classes"] > 1:
+        student = dataclasses.replace(
+            _settings_of(task.settings, start, run / _STUDENT, goes_on),
+            task=task.names[-1],
+            data=str(run / _LEARNT),
+            dev_data=str(run / _DEV),
+            test_data=None,
+            text_column="text",
+            label_column="label",
+            label_separator=None,
+            positive_label=task.positive_label,
+            limit=None,
+        )
+        figures[_STUDENT] = _learn(_STUDENT, student, run_one)
+    notes = {**state["answers"], "seconds": sum(f["seconds"] for f in figures.values())}
+    for name, own in figures.items():
+        figure, value = dev_figure(own)
         notes[f"{name}_dev_{figure}"] = value
-    return EarlierStage(run / _STUDENT, weights_digest(run / _STUDENT), notes)
+    last = run / next(reversed(figures))
+    return EarlierStage(last, weights_digest(last), notes)
 
 
 def _settings_of(
@@ -261,8 +271,7 @@ def _make_answers(
 ) -> dict[str, Any]:
     """Writes what the student learns from; what was found is printed, and returned as notes.
 
-    Raises:
-        InputError: of some class no answer is sure.
+    A class that no text is answered with has no example in either file.
     """
     parts = parts_of(task, splits, task.settings.dev_fraction, task.settings.limit)
     examples = [task.example_of(text, number) for number, text in enumerate(texts, 1)]
@@ -287,25 +296,29 @@ def _make_answers(
         "text": task.settings.self_training,
         "texts": len(texts),
         "answers": len(rows),
+        "classes": len(counts),
         "least_probability": least,
         "dev_share": float(on_dev.mean()),
         "dev_accuracy": float(right[on_dev].mean()) if on_dev.any() else None,
         "weights": dict(zip(("model", "nb_svm"), map(float, weights), strict=False)),
     }
     told = ", ".join(f"{name!r} {counts[name]:,}" for name in task.labels[:6])
+    of_dev = f"; of dev {on_dev.mean():.0%} have that"
+    of_dev += f", {notes['dev_accuracy']:.1%} of these right" if on_dev.any() else ""
     log_line(
         "self-training",
         f"{len(rows):,} of {len(texts):,} answers are learnt, of a probability of {least:.2f} or "
-        f"more: {told}; of dev {on_dev.mean():.0%} have that, {right[on_dev].mean():.1%} of these "
-        f"right",
+        f"more: {told}{of_dev}",
     )
-    if missing := [name for name in task.labels if not counts[name]]:
-        raise InputError(
-            f"--self-training: no text is answered with {missing[0]!r}; name other texts, or leave "
-            f"it out"
+    if len(counts) < len(task.labels):
+        missing = next(name for name in task.labels if not counts[name])
+        goes_on = (
+            "the head begins anew" if len(counts) > 1 else "so the run goes on from the teacher"
         )
+        log_line("self-training", f"no text is answered with {missing!r}; {goes_on}")
     write_jsonl(run / _LEARNT, rows)
-    write_jsonl(run / _DEV, [{"text": e.text, "label": e.label} for e in parts.dev])
+    known = [example for example in parts.dev if counts[example.label]]
+    write_jsonl(run / _DEV, [{"text": e.text, "label": e.label} for e in known])
     return notes
 
 
@@ -344,12 +357,17 @@ def _kept(file: Path) -> list[list[float]]:
     """The whole slices of answers that a file holds; what comes behind them is cut off."""
     if not file.is_file():
         return []
-    lines = file.read_bytes().split(b"\n")[:-1]
-    if len(lines) % _SLICE:  # else the file may be whole: its last slice is seldom full
-        lines = lines[: len(lines) - len(lines) % _SLICE]
+    rows, sizes = [], []
+    for line in file.read_bytes().split(b"\n")[:-1]:
+        try:
+            rows.append(json.loads(line.decode()))
+        except ValueError:  # as a power cut may leave it
+            break
+        sizes.append(len(line) + 1)
+    whole = len(rows) - len(rows) % _SLICE  # the last of all, which is seldom full, is found anew
     with file.open("r+b") as handle:
-        handle.truncate(sum(len(line) + 1 for line in lines))
-    return [json.loads(line) for line in lines]
+        handle.truncate(sum(sizes[:whole]))
+    return rows[:whole]
 
 
 def chosen(shares: np.ndarray) -> np.ndarray:

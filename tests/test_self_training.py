@@ -17,6 +17,7 @@ from test_resume import finish, start, stop_at
 
 from minibert import self_training
 from minibert.cli import main
+from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.finetuning import finetune
 from minibert.runs import RunResult, learning_seconds
@@ -29,7 +30,6 @@ from minibert.tasks import find_task
 LOOP: dict[str, Any] = {
     **{"max_seq_length": 32, "batch_size": 4, "max_steps": 2, "device": "cpu", "precision": "fp32"},
 }
-NEXT_TO_NOTHING = 1e-12  # a rate at which weights stay what they were
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +183,65 @@ def test_answers_are_the_model_s_alone_where_nothing_counts_words(
         assert row["probability"] == pytest.approx(max(said), abs=1e-6)
 
 
+def test_classes_of_a_set_keep_their_head_whatever_their_order(model: Path, tmp_path: Path) -> None:
+    """AG News has World, Sports, Business, Sci/Tech; a table's classes are sorted."""
+    folder = tmp_path / "ag_news_csv"
+    folder.mkdir()
+    words = ["river bridge", "storm garden", "winter candle", "paper wall"]
+    for part, first, count in (("train", 0, 24), ("test", 100, 8)):
+        rows = [f'"{i % 4 + 1}","{words[i % 4]}","{i}"' for i in range(first, first + count)]
+        (folder / f"{part}.csv").write_text("\n".join(rows) + "\n")
+    more = tmp_path / "more.txt"
+    more.write_text("".join(f"{words[i % 4]} {i}\n" for i in range(200, 240)))
+    own = {"task": "ag_news", "data": str(folder), "max_steps": 60, "learning_rate": 3e-3}
+    run = tune(model, tmp_path / "run", **own, self_training=[str(more)])
+    student = json.loads((run.folder / "student/config.json").read_text())["id2label"]
+    own_order = json.loads((run.folder / "config.json").read_text())["id2label"]
+    assert sorted(student.values()) == sorted(own_order.values()) != list(own_order.values())
+    task = find_task("ag_news")(FinetuneSettings(task="ag_news"))
+    config = BertConfig.from_pretrained(run.folder)
+    built = task.build(run.folder / "student", config, False)
+    head = weights(run.folder / "student")["classifier.weight"]
+    for number, name in own_order.items():
+        theirs = next(int(k) for k, other in student.items() if other == name)
+        assert torch.equal(built.get_parameter("classifier.weight")[int(number)], head[theirs])
+
+
+@pytest.mark.parametrize("before", [{"random_weights": True}, {"adapt": ["auto"]}, "sst2"])
+def test_it_follows_what_else_comes_before(
+    model: Path, tmp_path: Path, sets: dict[str, Any], before: Any
+) -> None:
+    if before == "sst2":
+        folder = tmp_path / "SST-2"
+        folder.mkdir()
+        for name, texts in (("train", numbered(300, 8)), ("dev", numbered(400, 4))):
+            rows = "".join(f"{text}\t{i % 2}\n" for i, text in enumerate(texts))
+            (folder / f"{name}.tsv").write_text(f"sentence\tlabel\n{rows}")
+        before = {"intermediate_task": "sst2", "intermediate_data": str(folder)}
+    weighed = {"class_weights": "wet=1,wild=2", "threshold": "best", "max_steps": 4}
+    run = tune(model, tmp_path / "run", **{**sets, **before, **weighed})
+    record = json.loads((run.folder / "student/run.json").read_text())
+    start = {"adapt": "adapted", "intermediate_task": "intermediate"}
+    folders = [run.folder / name for key, name in start.items() if key in before] or [model]
+    assert record["resolved"]["start"] == str(folders[0])
+    assert record["settings"]["random_weights"] == before.get("random_weights", False)
+    again = tune(model, run.folder, **{**sets, **before, **weighed}, resume=True)
+    assert again.figures == run.figures
+
+
+def test_markup_hides_no_text_of_the_labelled_data(
+    model: Path, tmp_path: Path, sets: dict[str, Any]
+) -> None:
+    more = Path(sets["self_training"][0])
+    more.write_text(
+        "river <br /><br />bridge 40\nstorm <b>garden</b> 41\nnew <i>text</i>\nnew text\n"
+    )
+    task = find_task("classification")(FinetuneSettings.from_dict(sets))
+    source = task.find_data()
+    texts, _ = unlabelled_texts(task, task.read(source), source)
+    assert texts == ["new <i>text</i>"]
+
+
 def test_the_set_has_texts_of_its_own_and_tables_have_columns(
     model: Path, tmp_path: Path, sets: dict[str, Any]
 ) -> None:
@@ -211,8 +270,14 @@ def test_every_seed_has_a_teacher_of_its_own(
     model: Path, tmp_path: Path, sets: dict[str, Any]
 ) -> None:
     tune(model, tmp_path / "run", **sets, seeds=2, learning_rate=1e-3)
+    assert not any((tmp_path / "run" / name).exists() for name in self_training.SELF_TRAINING)
     first, second = (weights(tmp_path / f"run/seed-{seed}/teacher") for seed in (0, 1))
     assert not torch.equal(first["classifier.weight"], second["classifier.weight"])
+    moved = shutil.move(sets["self_training"][0], tmp_path / "moved.txt")
+    again = {**sets, "self_training": [str(moved)], "seeds": 2, "learning_rate": 1e-3}
+    tune(model, tmp_path / "run", **again, resume=True)
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["settings"]["self_training"] == [str(moved)]
 
 
 def test_a_dry_run_makes_nothing(
@@ -281,6 +346,15 @@ def test_killed_anywhere_it_goes_on_to_the_bit(
     assert found == [16]
     assert (parted / "teacher/model.safetensors").stat().st_mtime_ns == learnt
     assert outcome(parted) == whole
+    # What a power cut left, and what somebody has removed, is found anew.
+    (parted / "results.json").unlink()
+    lines = (parted / "teacher.jsonl").read_bytes().splitlines(keepends=True)
+    lines[12] = b"\0" * 20 + b"\n"
+    (parted / "teacher.jsonl").write_bytes(b"".join(lines))
+    (parted / "student.jsonl").unlink()
+    assert main([*line, *into, "--resume"]) == 0
+    assert found == [16, 8]
+    assert outcome(parted) == whole
     # Anew, all of it; and without it nothing of it is left.
     assert main([*line, *into, "--overwrite"]) == 0
     assert (parted / "teacher/model.safetensors").stat().st_mtime_ns != learnt
@@ -342,6 +416,8 @@ def test_labelled_data_and_texts_that_have_several_labels_are_refused(
     several.write_text("\n".join(map(json.dumps, rows)))
     own = {"data": str(several), "dev_data": None, "test_data": None}
     with pytest.raises(InputError, match="has texts with several labels"):
+        tune(model, tmp_path / "run", **{**sets, **own}, dry_run=True)
+    with pytest.raises(InputError, match="has texts with several labels"):
         tune(model, tmp_path / "run", **{**sets, **own})
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="runs in one process"):
@@ -361,12 +437,79 @@ def test_an_earlier_run_comes_back_where_the_texts_cannot_be_used(
     assert outcome(tmp_path / "run") == before
 
 
-def test_a_class_that_no_text_is_answered_with_is_told(
-    model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_where_all_texts_have_one_answer_the_run_goes_on_from_the_teacher(
+    model: Path,
+    tmp_path: Path,
+    sets: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(self_training, "pooled", lambda own, _: np.eye(2)[[0] * len(own[0])])
-    with pytest.raises(InputError, match="no text is answered with 'wild'"):
-        tune(model, tmp_path / "run", **sets)
+    def sure(own: Any, _: Any) -> np.ndarray:  # of the texts, and of no example of dev
+        count = len(own[0])
+        return np.tile([0.9, 0.1] if count == 30 else [0.6, 0.4], (count, 1))
+
+    monkeypatch.setattr(self_training, "pooled", sure)
+    monkeypatch.setattr(self_training, "pool_weights", lambda *_: np.ones(2))
+    run = tune(model, tmp_path / "run", **sets)
+    said = capsys.readouterr().err
+    assert "no text is answered with 'wild'; so the run goes on from the teacher" in said
+    assert "of dev 0% have that\n" in said
+    notes = run.figures["self_training"]
+    assert (notes["answers"], notes["dev_accuracy"]) == (30, None)
+    assert not (run.folder / "student").exists()
+    again = tune(run.folder / "teacher", tmp_path / "again", **{**sets, "self_training": None})
+    ours, theirs = weights(run.folder), weights(again.folder)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert tune(model, tmp_path / "run", **sets, resume=True).figures == run.figures
+
+
+def test_a_class_without_an_answer_begins_the_head_anew(
+    model: Path,
+    tmp_path: Path,
+    sets: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("data", "dev_data", "test_data"):
+        with Path(sets[name]).open("a") as handle:
+            handle.write("paper wall,odd\npaper,odd\nwall,odd\n")
+
+    def never_wet(own: Any, _: Any) -> np.ndarray:  # of odd, wet and wild, in this order
+        return np.array([[[0.9, 0.0, 0.1], [0.1, 0.0, 0.9]][i % 2] for i in range(len(own[0]))])
+
+    monkeypatch.setattr(self_training, "pooled", never_wet)
+    run = tune(model, tmp_path / "run", **sets)
+    said = capsys.readouterr().err
+    assert "no text is answered with 'wet'; the head begins anew" in said
+    assert {row["label"] for row in rows_of(run.folder / "student-dev.jsonl")} == {"odd", "wild"}
+    assert run.figures["self_training"]["classes"] == 2
+    assert "accuracy" in run.figures
+
+
+def test_texts_that_cannot_be_used_are_told_before_anything_is_learnt(
+    model: Path, tmp_path: Path, sets: dict[str, Any]
+) -> None:
+    wrong = tmp_path / "wrong.csv"
+    wrong.write_text("review\nriver\n")
+    with pytest.raises(InputError, match="^--self-training: .*wrong.csv, line 2 has no column"):
+        tune(model, tmp_path / "run", **{**sets, "self_training": [str(wrong)], "adapt": ["auto"]})
+    assert not (tmp_path / "run").exists()
+    whole = tmp_path / "whole.txt"
+    whole.write_text('[{"text": "river"},\n{"text": "bridge"}]\n')
+    with pytest.raises(InputError, match="whole.txt is JSON; expected a text or an object a line"):
+        tune(model, tmp_path / "run", **{**sets, "self_training": [str(whole)]})
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"text": "river"}\n{"other": 5}\n')
+    for seeds in (1, 2):
+        with pytest.raises(InputError, match="^--self-training.*lines.jsonl"):
+            tune(model, tmp_path / "run", **{**sets, "self_training": [str(lines)], "seeds": seeds})
+    objects = tmp_path / "objects.txt"
+    objects.write_text('{"text": "winter candle", "label": "wet"}\n')
+    task = find_task("classification")(
+        FinetuneSettings.from_dict({**sets, "self_training": [str(objects)]})
+    )
+    source = task.find_data()
+    assert unlabelled_texts(task, task.read(source), source)[0] == ["winter candle"]
 
 
 def test_neither_a_search_nor_a_suite_does_it(

@@ -30,6 +30,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
+from minibert.cleaning import folded
 from minibert.config import BertConfig
 from minibert.download import SOURCES
 from minibert.errors import InputError
@@ -228,6 +229,10 @@ class Task(ABC, Generic[E, P]):
             f"--self-training goes with one class for each text; {self.name} gives others"
         )
 
+    def comparable(self, text: str) -> str:
+        """What two texts are compared by: whether the labelled data holds one."""
+        return folded(text)
+
     def word_scores(self, train: Sequence[E], *asked: Sequence[E]) -> list[np.ndarray] | None:
         """What a method that counts words says of examples, for `--self-training`.
 
@@ -279,9 +284,15 @@ class Task(ABC, Generic[E, P]):
             drawn: nn.Module = self.model_class(config)
             return drawn
         # A head of other classes is of no use; the backbone is.
-        own = BertConfig.from_pretrained(folder)
-        left_out = () if own.id2label == config.id2label else self.head
+        own = list((BertConfig.from_pretrained(folder).id2label or {}).values())
+        wanted = list((config.id2label or {}).values())
+        left_out = () if sorted(own) == sorted(wanted) else self.head
         model: nn.Module = self.model_class.from_pretrained(folder, config, left_out)
+        if not left_out and own != wanted:  # the same classes, in another order
+            order = [own.index(name) for name in wanted]
+            for name, weight in model.named_parameters():
+                if name.startswith(self.head):
+                    weight.data.copy_(weight.data[order].clone())
         return model
 
     # --- features and loss -----------------------------------------------------------------------

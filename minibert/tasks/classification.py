@@ -43,6 +43,7 @@ from minibert.tasks.classical import nb_svm_scores, tfidf_scores
 from minibert.tasks.labelled import (
     LabelledText,
     classes_of,
+    clean_published,
     clean_text,
     names_of,
     read_own,
@@ -180,6 +181,9 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
             raise InputError(
                 f"--self-training goes with one class for each text; {self.name} {has}"
             )
+
+    def comparable(self, text: str) -> str:
+        return super().comparable(clean_published(text))  # of a file, where markup is still in
 
     def word_scores(
         self, train: Sequence[LabelledText], *asked: Sequence[LabelledText]
