@@ -180,9 +180,15 @@ class Ngrams:
         self.codes = np.unique(self._runs(texts)[1])  # (F,), one for each feature
 
     def presence(self, texts: Sequence[str]) -> Any:
-        """(n, F) sparse float64, 1 where a text has a run; runs that are not known are left out."""
-        from scipy.sparse import csr_matrix
+        """(n, F) sparse float64, 1 where a text has a run; runs that are not known are left out.
 
+        Raises:
+            MissingExtraError: scikit-learn, and so SciPy, is not installed.
+        """
+        try:
+            from scipy.sparse import csr_matrix
+        except ImportError:
+            raise MissingExtraError(f"the NB-SVM baseline {_MISSING}") from None
         owners, codes = self._runs(texts)
         places = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
         is_known = self.codes[places] == codes
