@@ -127,7 +127,7 @@ def _check_finished(folder: Path) -> None:
 def _files_beside(folder: Path, log: bool) -> list[str]:
     """The files that belong to the model, weights and config aside; the log's if it is wanted."""
     own = {"vocab.txt", *(path.name for path in folder.glob("*.json"))}
-    own -= {"config.json", PARTS, "profile.json", *_LOG}
+    own -= {"config.json", PARTS, "profile.json", "self-training.json", *_LOG}
     own -= {name for name in own if name.startswith(".") or name.endswith(".index.json")}
     wanted = own | set(_LOG if log else ())
     if "modules.json" in own:  # a sentence model's list of its parts

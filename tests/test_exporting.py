@@ -42,7 +42,8 @@ def model(tmp_path: Path) -> Path:
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "results.json").write_text('{"mlm_loss": 2.5}')
     (folder / "metrics.jsonl").write_text('{"step": 1}\n')
-    (folder / "profile.json").write_text("{}")
+    for name in ("profile.json", "self-training.json"):
+        (folder / name).write_text("{}")
     (folder / "checkpoints").mkdir()
     return folder
 
