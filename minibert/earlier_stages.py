@@ -168,16 +168,8 @@ class EarlierStages:
         if self.folder is None:
             rehearse_self_training(self.task, texts)
             return None
-        run_one = functools.partial(self.finetune_once, recipe="")
-        return self_train(
-            self.task,
-            splits,
-            texts,
-            start,
-            self.folder.path,
-            run_one,
-            self._goes_on,
-        )
+        run, run_one = self.folder.path, functools.partial(self.finetune_once, recipe="")
+        return self_train(self.task, splits, texts, start, run, run_one, self._goes_on)
 
     @property
     def _goes_on(self) -> bool:

@@ -237,8 +237,8 @@ def _take_over(
     Args:
         own: what `resolved` says of the folder itself: where all seeds started.
     """
+    own_alone = (*SELF_TRAINING, "run.json", "results.json", ".lock")
     for file in best.iterdir():
-        own_alone = (*SELF_TRAINING, "run.json", "results.json", ".lock")
         if file.is_file() and file.name not in own_alone:
             shutil.copy2(file, folder.path / file.name)
     run = RunFolder(best).read_run()

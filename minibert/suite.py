@@ -146,7 +146,7 @@ def evaluate_suite(model: str | Path, **options: Any) -> dict[str, Any]:
         name: str(value) if isinstance(value, Path) else value for name, value in options.items()
     }
     for name in ("tasks", "settings"):
-        if isinstance(value := options.get(name), (str, Path, Iterable)):
+        if isinstance(value := options.get(name), (Path, Iterable)):  # a name is one, too
             given[name] = tuple(listed(value))
         elif value is None:
             given.pop(name, None)
