@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from minibert.adaptation import adapt, check_same_text, check_text, made_before_training
+from minibert.adversarial import FastGradient
 from minibert.compiling import compile_if_it_pays
 from minibert.config import BertConfig
 from minibert.earlier_stages import EarlierStages
@@ -78,7 +79,7 @@ from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.batches import Feature, TaskData, flat, infer
 from minibert.tasks.splits import Parts, parts_of, without_texts
 from minibert.tokenizer import WordPiece
-from minibert.train import Loop, LoopSettings, NonFiniteError
+from minibert.train import ONE_PASS, Loop, LoopSettings, NonFiniteError
 from minibert.world import World, join_world
 
 # Of data and how it is parted what a simple method reaches, for runs that share both.
@@ -458,6 +459,8 @@ class _Run:
             return sum(self._scoring(model, dev_features, test, micro))
 
         budget = self._budget(data, scoring)
+        epsilon = settings.adversarial_epsilon
+        passes = FastGradient(model, epsilon).passes if epsilon else ONE_PASS
         loop = Loop(
             model,
             data,
@@ -473,8 +476,9 @@ class _Run:
                 model.config,
                 self.runtime,
                 self.begun,
-                lambda step: task.useful_flops(model.config, step),
+                lambda step: task.useful_flops(model.config, step) * len(passes),
             ),
+            passes=passes,
         )
         self.compiled = compile_if_it_pays(settings, self.begun, loop)
         return loop

@@ -392,7 +392,7 @@ def _add_settings_search(search: Parser) -> None:
     for name, kind in (
         *(("learning-rate", float), ("epochs", float), ("batch-size", int)),
         *(("label-smoothing", float), ("dropout", float), ("max-seq-length", int)),
-        ("truncation", str),
+        *(("truncation", str), ("adversarial-epsilon", float)),
     ):
         grid.add_argument(
             f"--try-{name}",

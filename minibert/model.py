@@ -226,6 +226,8 @@ class BertModel(PretrainedMixin, nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.final_norm = final_norm(config)
         self.pooler = Pooler(config)
+        # (embeddings (R, D), sequence of each row (R,), B) -> embeddings; see `adversarial.py`.
+        self.perturbation: Callable[[Tensor, Tensor, int], Tensor] | None = None
         init_weights(self, config)
 
     def forward(
@@ -270,6 +272,9 @@ class BertModel(PretrainedMixin, nn.Module):
         x = self.embeddings(
             layout.take(input_ids), layout.take(token_type_ids), positions
         )  # (R, D)
+        if self.perturbation is not None:
+            numbers = torch.arange(len(input_ids), device=x.device)[:, None]
+            x = self.perturbation(x, layout.take(numbers.expand_as(input_ids)), len(input_ids))
         rows = layout.first_rows(x.device) if first_only else None
         if places is not None:
             batch, length = input_ids.shape

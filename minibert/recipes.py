@@ -39,6 +39,7 @@ class Recipe(NamedTuple):
     truncation: str | None = None
     dropout: float | None = None
     label_smoothing: float | None = None
+    adversarial_epsilon: float | None = None
     intermediate_task: str | None = None
     select: str | None = None
     threshold: str | None = None

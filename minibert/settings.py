@@ -465,6 +465,11 @@ class FinetuneSettings(RunSettings):
         "none", "of the loss: none, balanced, or name=weight,name=weight, or a JSON object"
     )
     label_smoothing: float = setting(0.0, "share of the target that is spread over all classes")
+    adversarial_epsilon: float | None = setting(
+        None,
+        "adversarial training: each step is taken twice, the second time with the embeddings of "
+        "every text moved so far (L2 norm) to where the loss is larger; default 0, off",
+    )
     positive_label: str | None = setting(
         None,
         "of two classes: the one whose F1 is told (f1_binary) and whose probability --threshold is "
@@ -604,6 +609,8 @@ class FinetuneSettings(RunSettings):
             found.append(f"--intermediate-task {self.task} is the task itself; name another")
         if not 0 <= self.label_smoothing < 1:
             found.append(f"--label-smoothing is {self.label_smoothing}, must be in [0, 1)")
+        if not 0 <= (self.adversarial_epsilon or 0) < float("inf"):
+            found.append(f"--adversarial-epsilon is {self.adversarial_epsilon}, must be 0 or more")
         if self.threshold not in (None, BEST) and not 0 < (self.fixed_threshold or 0) < 1:
             found.append(f"--threshold is {self.threshold}, must be in (0, 1), or {BEST!r}")
         if self.freeze_layers is not None and self.freeze_layers < 0:

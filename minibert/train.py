@@ -55,6 +55,9 @@ class Term(NamedTuple):
 
 
 Objective = Callable[[Callable[..., Any], Batch], dict[str, Term]]
+# How often a micro-batch goes forward and backward: what is open meanwhile, by a prefix for terms.
+Passes = Mapping[str, Callable[[], contextlib.AbstractContextManager[object]]]
+ONE_PASS: Passes = {"": contextlib.nullcontext}
 
 
 class StepData(NamedTuple):
@@ -197,6 +200,7 @@ class Loop:
         utilisation: Utilisation | None = None,
         pace: Callable[[float], object] = lambda done: None,
         mean_step: float = 1.0,
+        passes: Passes = ONE_PASS,
     ) -> None:
         """Takes everything the loop needs.
 
@@ -208,13 +212,14 @@ class Loop:
             pace: told the share of the budget used before each step's data are taken, for steps
                 that grow with it.
             mean_step: size of a step in the mean over a budget of steps, as a share of the largest.
+            passes: of each micro-batch; the loss is the mean of theirs.
         """
         self.model = model
         self.forward = model if forward is None else forward
         self.data, self.objective, self.optimizer = data, objective, optimizer
         self.settings, self.runtime, self.folder = settings, runtime, folder
         self.evaluate, self.utilisation, self.pace = evaluate, utilisation, pace
-        self.mean_step = mean_step
+        self.mean_step, self.passes = mean_step, passes
         self.state = LoopState()
         self._sums: dict[str, Tensor] = {}  # of the log window, on the device
         self._first_bad: Tensor | None = None  # step whose loss or gradient was not finite; 0: none
@@ -323,25 +328,27 @@ class Loop:
     def _backward(self, step: StepData) -> dict[str, Tensor]:
         """Adds the step's gradients; returns each term's summed loss and hits, and the slots."""
         sums: dict[str, Tensor] = {}
-        last = len(step.micro_batches) - 1
+        last = len(step.micro_batches) - 1, list(self.passes)[-1]
         for number, batch in enumerate(step.micro_batches):
-            is_filler = number > last - step.num_fillers
+            is_filler = number > last[0] - step.num_fillers
+            # Processes' gradients are averaged, and what is asked for is their sum.
+            weight = 0 if is_filler else self.world.size / len(self.passes)
             placed = self.runtime.place(batch)
-            with self._gradients_added_up(number == last):
-                with self.runtime.autocast():
-                    terms = self.objective(self.forward, placed)
-                # The mean is taken here, over the whole step: sum of this part / count of all.
-                total = sum(term.loss_sum / step.counts[name] for name, term in terms.items())
-                assert isinstance(total, Tensor)
-                # Processes' gradients are averaged, and what is asked for is their sum.
-                (total * (0 if is_filler else self.world.size)).backward()
-            for name, term in terms.items():
-                for key, value in (
-                    (f"{name}_loss", term.loss_sum),
-                    (f"{name}_hits", term.num_hits),
-                ):
-                    value = self._exact(value.detach() * (not is_filler))
-                    sums[key] = sums[key] + value if key in sums else value
+            for prefix, opened in self.passes.items():
+                with self._gradients_added_up((number, prefix) == last):
+                    with opened(), self.runtime.autocast():
+                        terms = self.objective(self.forward, placed)
+                    # The mean is taken here, over the whole step: sum of this part / count of all.
+                    total = sum(term.loss_sum / step.counts[name] for name, term in terms.items())
+                    assert isinstance(total, Tensor)
+                    (total * weight).backward()
+                for name, term in terms.items():
+                    for key, value in (
+                        (f"{prefix}{name}_loss", term.loss_sum),
+                        (f"{prefix}{name}_hits", term.num_hits),
+                    ):
+                        value = self._exact(value.detach() * (not is_filler))
+                        sums[key] = sums[key] + value if key in sums else value
         sums["slots"] = torch.full_like(value, step.num_slots)
         together = self.world.sum(torch.stack(list(sums.values())))
         return dict(zip(sums, together.unbind(), strict=True))
@@ -360,8 +367,10 @@ class Loop:
 
     def _account(self, step: StepData, sums: dict[str, Tensor], norm: Tensor, rate: float) -> None:
         """Adds a step to the open log window; what was computed stays on the device."""
-        window, counts = self.state.window, step.counts
-        loss = torch.stack([sums[f"{name}_loss"] / count for name, count in counts.items()]).sum()
+        window = self.state.window
+        counts = {f"{p}{name}": n for p in self.passes for name, n in step.counts.items()}
+        parts = [sums[f"{name}_loss"] / count for name, count in counts.items()]
+        loss = torch.stack(parts).sum() / len(self.passes)
         computed = {"loss": loss, "grad_norm": self._exact(norm), **sums}
         for key, value in computed.items():
             before = self._sums.get(key)

@@ -21,7 +21,7 @@ from minibert.optim import Budget
 from minibert.pretraining import pretrain
 from minibert.runtime import Runtime
 from minibert.store import open_store
-from minibert.train import Loop, LoopSettings, StepData, Term
+from minibert.train import ONE_PASS, Loop, LoopSettings, StepData, Term
 from minibert.vocabulary import corpus_vocabulary
 
 NOUNS = "storm river bridge miller castle garden market winter silver candle harbor valley".split()
@@ -151,6 +151,7 @@ def make_loop(model: nn.Module, data: Any, **options: Any) -> Loop:
         "evaluate": lambda: {"loss": 0.0},
         "forward": None,
         "utilisation": None,
+        "passes": ONE_PASS,
     }
     parts = {key: options.pop(key, value) for key, value in given.items()}
     if "budget" not in options:

@@ -35,7 +35,7 @@ LAYERS = [
         *("model_folders", "exporting"),
         *("runs", "fitting", "compiling", "pretraining_data", "pretraining"),
         *("adaptation", "intermediate", "self_training", "starts", "earlier_stages"),
-        *("repeats", "finetuning"),
+        *("repeats", "adversarial", "finetuning"),
         *("recipes", "series", "tasks.classical"),
         *("tasks", "tasks.base", "tasks.batches", "tasks.splits", "tasks.tables", "tasks.texts"),
         "tasks.inputs",

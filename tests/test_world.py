@@ -244,16 +244,18 @@ def test_one_process_alone_cannot_shard(world: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    ("size", "more"), [("7", ()), ("6", ("--shard", "--micro-batch-size", "2"))]
+    ("size", "adversarial", "more"),
+    [("7", "0", ()), ("6", "0.3", ("--shard", "--micro-batch-size", "2"))],
 )
 def test_finetuning_by_two_has_the_results_of_one(
-    world: Path, size: str, more: tuple[str, ...]
+    world: Path, size: str, adversarial: str, more: tuple[str, ...]
 ) -> None:
     # Shares of a batch are uneven, and the last batch may leave a process without one.
     flags = [
         *("--task", "imdb", "--data", world / "reviews", "--model", world / "alone"),
         *("--max-seq-length", "32", "--batch-size", size, "--epochs", "2", "--log-every", "1"),
         *("--device", "cpu", "--precision", "fp32", "--dropout", "0", "--seed", "3"),
+        *("--adversarial-epsilon", adversarial),
     ]
     alone, two = (world / f"imdb-{name}{len(more)}" for name in ("alone", "two"))
     assert main(["finetune", *map(str, [*flags, "--output", alone])]) == 0
@@ -269,12 +271,22 @@ def test_finetuning_by_two_has_the_results_of_one(
         assert row["score"] == pytest.approx(other["score"], abs=1e-4)
 
 
-@pytest.mark.parametrize("task", ["conll2003", "squad2", "stsb", "translation"])
-def test_other_families_by_two_have_the_answers_of_one(world: Path, task: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "more"),
+    [
+        ("conll2003", ()),
+        ("squad2", ("--adversarial-epsilon", "0.3")),
+        ("stsb", ("--adversarial-epsilon", "0.3")),
+        ("translation", ()),
+    ],
+)
+def test_other_families_by_two_have_the_answers_of_one(
+    world: Path, task: str, more: tuple[str, ...]
+) -> None:
     flags = [
         *("--task", task, "--model", world / "alone", "--max-steps", "6", "--log-every", "1"),
         *("--max-seq-length", "64", "--batch-size", "7", "--limit", "40"),
-        *("--device", "cpu", "--precision", "fp32", "--dropout", "0"),
+        *("--device", "cpu", "--precision", "fp32", "--dropout", "0", *more),
     ]
     if task == "translation":  # of words that the model knows
         lines = [line for line in corpus_text(documents=20).split("\n") if line]
