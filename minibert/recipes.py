@@ -163,14 +163,16 @@ RECIPES = (
         truncation="windows",
         dropout=0.1,
     ),
-    # Dev Spearman 0.739; with dropout 0.561 at 2e-4.
+    # Dev Spearman 0.791 after the sixth of eight epochs, 0.794 after the last; after four 0.781 at an
+    # epsilon of 0.3, 0.774 at 1, and without 0.745; with dropout 0.561 at 2e-4.
     Recipe(
-        *("stsb", 4, 512, False, "docs/LOG.md, 2026-11-27"),
+        *("stsb", 4, 512, False, "docs/LOG.md, 2026-11-28"),
         mode="cross-encoder",
         learning_rate=1e-4,
-        epochs=4.0,
+        epochs=6.0,
         batch_size=32,
         max_seq_length=128,
+        adversarial_epsilon=0.5,
     ),
     # Dev Spearman 0.206.
     Recipe(
@@ -196,7 +198,8 @@ RECIPES = (
     ),
     # Dev accuracy 0.750 of MRPC at 1e-4, 0.740 at 5e-5; 0.578 of RTE. Without STS-B before them
     # 0.728 and 0.538 at the best of three rates, which random weights keep. MRPC is told by F1,
-    # which hangs on how often yes is said: dev chooses that, too.
+    # which hangs on how often yes is said: dev chooses that, too. Its F1 on dev 0.843 and 0.845 at
+    # an epsilon of 1, 0.843 at 0.4, and without 0.829.
     *(
         Recipe(
             *(task, 4, 512, is_random, page),
@@ -209,12 +212,13 @@ RECIPES = (
             intermediate_task="stsb",
             select="f1_binary" if task == "mrpc" else None,
             threshold=BEST if task == "mrpc" else None,
+            adversarial_epsilon=epsilon,
         )
-        for task, page, is_random, rate in (
-            ("mrpc", "docs/LOG.md, 2026-11-28", False, 1e-4),
-            ("mrpc", "docs/LOG.md, 2026-11-28", True, 5e-5),
-            ("rte", "docs/LOG.md, 2026-11-27", False, 5e-5),
-            ("rte", "docs/LOG.md, 2026-11-27", True, 2e-4),
+        for task, page, is_random, rate, epsilon in (
+            ("mrpc", "docs/LOG.md, 2026-11-28", False, 1e-4, 1.0),
+            ("mrpc", "docs/LOG.md, 2026-11-28", True, 5e-5, None),
+            ("rte", "docs/LOG.md, 2026-11-27", False, 5e-5, None),
+            ("rte", "docs/LOG.md, 2026-11-27", True, 2e-4, None),
         )
     ),
     # Dev F1 of answers 51.1 at 2e-4, 49.1 at 1e-4; with dropout 32.7, from random weights 10.8.
