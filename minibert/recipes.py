@@ -163,8 +163,8 @@ RECIPES = (
         truncation="windows",
         dropout=0.1,
     ),
-    # Dev Spearman 0.791 after the sixth of eight epochs, 0.794 after the last; after four 0.781 at an
-    # epsilon of 0.3, 0.774 at 1, and without 0.745; with dropout 0.561 at 2e-4.
+    # Dev Spearman 0.791 after the sixth of eight epochs, 0.794 after the last; after four 0.781 at
+    # an epsilon of 0.3, 0.774 at 1, and without 0.745; with dropout 0.561 at 2e-4.
     Recipe(
         *("stsb", 4, 512, False, "docs/LOG.md, 2026-11-28"),
         mode="cross-encoder",
