@@ -468,7 +468,8 @@ class FinetuneSettings(RunSettings):
     adversarial_epsilon: float | None = setting(
         None,
         "adversarial training: each step is taken twice, the second time with the embeddings of "
-        "every text moved so far (L2 norm) to where the loss is larger; default 0, off",
+        "every text moved so far (L2 norm) to where the loss is larger; default 0 (off), where no "
+        "recipe has another",
     )
     positive_label: str | None = setting(
         None,
