@@ -328,14 +328,14 @@ class Loop:
     def _backward(self, step: StepData) -> dict[str, Tensor]:
         """Adds the step's gradients; returns each term's summed loss and hits, and the slots."""
         sums: dict[str, Tensor] = {}
-        last = len(step.micro_batches) - 1, list(self.passes)[-1]
+        count, last_pass = len(step.micro_batches), list(self.passes)[-1]
         for number, batch in enumerate(step.micro_batches):
-            is_filler = number > last[0] - step.num_fillers
+            is_filler = number >= count - step.num_fillers
             # Processes' gradients are averaged, and what is asked for is their sum.
             weight = 0 if is_filler else self.world.size / len(self.passes)
             placed = self.runtime.place(batch)
             for prefix, opened in self.passes.items():
-                with self._gradients_added_up((number, prefix) == last):
+                with self._gradients_added_up(number == count - 1 and prefix == last_pass):
                     with opened(), self.runtime.autocast():
                         terms = self.objective(self.forward, placed)
                     # The mean is taken here, over the whole step: sum of this part / count of all.

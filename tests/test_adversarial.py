@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from samples import Repeated, make_loop, make_model_folder
+from samples import Repeated, make_loop, make_model_folder, without_times
 from torch import Tensor, nn
 
 from minibert.adversarial import FastGradient
@@ -232,15 +233,10 @@ def test_a_run_tells_both_losses_and_goes_on_to_the_bit(tmp_path: Path) -> None:
         assert row["loss"] == pytest.approx((row["adversarial_task_loss"] + row["task_loss"]) / 2)
         assert 0 <= row["adversarial_task_accuracy"] <= 1
     for kept in sorted((tmp_path / "parts" / "checkpoints").glob("step-*"))[1:]:
-        for file in kept.iterdir():
-            file.unlink()
-        kept.rmdir()
+        shutil.rmtree(kept)
     (tmp_path / "parts" / "results.json").unlink()
     parts = run(tmp_path, output=tmp_path / "parts", adversarial_epsilon=0.5, resume=True)
-    timed = {"seconds", "tokens_per_second", "mfu"}
-    assert [{k: v for k, v in row.items() if k not in timed} for row in parts] == [
-        {k: v for k, v in row.items() if k not in timed} for row in whole
-    ]
+    assert without_times(parts) == without_times(whole)
     plain = run(tmp_path, output=tmp_path / "plain")
     assert not any("adversarial_task_loss" in row for row in plain)
     off = run(tmp_path, output=tmp_path / "off", adversarial_epsilon=0)
