@@ -26,6 +26,7 @@ from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.fields import flag
 from minibert.files import write_atomically, write_json, write_jsonl
 from minibert.fitting import Trial, micro_batch_size
+from minibert.flops import flops_through_frozen
 from minibert.intermediate import (
     INTERMEDIATE,
     check_intermediate,
@@ -79,7 +80,7 @@ from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.batches import Feature, TaskData, flat, infer
 from minibert.tasks.splits import Parts, parts_of, without_texts
 from minibert.tokenizer import WordPiece
-from minibert.train import ONE_PASS, Loop, LoopSettings, NonFiniteError
+from minibert.train import ONE_PASS, Loop, LoopSettings, NonFiniteError, StepData
 from minibert.world import World, join_world
 
 # Of data and how it is parted what a simple method reaches, for runs that share both.
@@ -448,7 +449,9 @@ class _Run:
         """The training loop, compiled where that pays; sets the data's micro-batch size."""
         settings, task, model = self.settings, self.task, start.model
         forward = wrapped(model, settings, self.runtime, self.begun)
-        trial = Trial(model, forward, task.terms, data.largest, self.runtime)
+        epsilon = settings.adversarial_epsilon
+        passes = FastGradient(model, epsilon).passes if epsilon else ONE_PASS
+        trial = Trial(model, forward, task.terms, data.largest, self.runtime, passes)
         data.micro_batch_size = micro = micro_batch_size(settings, self.begun, trial)
         if self.begun is not None:
             rate = float(self.begun["resolved"]["learning_rate"])
@@ -459,8 +462,6 @@ class _Run:
             return sum(self._scoring(model, dev_features, test, micro))
 
         budget = self._budget(data, scoring)
-        epsilon = settings.adversarial_epsilon
-        passes = FastGradient(model, epsilon).passes if epsilon else ONE_PASS
         loop = Loop(
             model,
             data,
@@ -476,12 +477,20 @@ class _Run:
                 model.config,
                 self.runtime,
                 self.begun,
-                lambda step: task.useful_flops(model.config, step) * len(passes),
+                functools.partial(self._useful_flops, model.config, len(passes)),
             ),
             passes=passes,
         )
         self.compiled = compile_if_it_pays(settings, self.begun, loop)
         return loop
+
+    def _useful_flops(self, config: BertConfig, num_passes: int, step: StepData) -> float:
+        """Operations of a step, for `mfu`; with an epsilon a gradient reaches the embeddings."""
+        flops = self.task.useful_flops(config, step) * num_passes
+        frozen = self.settings.freeze_layers or 0
+        if frozen and self.settings.adversarial_epsilon:
+            flops += flops_through_frozen(config, step.lengths, frozen)
+        return flops
 
     def _loop_settings(self, rate: float, budget: Budget, data: TaskData) -> LoopSettings:
         settings = self.settings

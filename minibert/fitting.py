@@ -20,7 +20,7 @@ from minibert.machine import available_memory
 from minibert.runs import log_line
 from minibert.runtime import Runtime
 from minibert.settings import RunSettings
-from minibert.train import Batch, Objective
+from minibert.train import ONE_PASS, Batch, Objective, Passes
 
 _BACKWARD = 2  # a backward pass needs about as much again as the forward pass kept
 _GIB = 1 << 30
@@ -30,7 +30,7 @@ class Trial(NamedTuple):
     """What it takes to try a micro-batch.
 
     forward: what the loop will call, `model` or a wrapper of it. largest: makes the largest batch
-    of so many sequences.
+    of so many sequences. passes: of each micro-batch; the first is tried, which no other exceeds.
     """
 
     model: nn.Module
@@ -38,6 +38,7 @@ class Trial(NamedTuple):
     objective: Objective
     largest: Callable[[int], Batch]
     runtime: Runtime
+    passes: Passes = ONE_PASS
 
 
 def micro_batch_size(settings: RunSettings, begun: dict[str, Any] | None, trial: Trial) -> int:
@@ -75,11 +76,12 @@ def fit_in(trial: Trial, size: int) -> bool:
     """Whether a step with the largest micro-batch of so many sequences fits, by trying.
 
     Nothing is exchanged with other processes. Of the step the update is not made, but what it will
-    take is held.
+    take is held; where there are several passes, the gradients of those before, too.
     """
     parameters = list(trial.model.parameters())
+    copies = MOMENTS + (len(trial.passes) > 1)
     try:
-        kept = [torch.empty_like(p) for p in parameters for _ in range(MOMENTS)]
+        kept = [torch.empty_like(p) for p in parameters for _ in range(copies)]
         with _alone(trial.forward):
             _loss(trial, size).backward()
         del kept
@@ -100,7 +102,8 @@ def _alone(forward: Callable[..., Any]) -> contextlib.AbstractContextManager[obj
 def _loss(trial: Trial, size: int) -> Tensor:
     trial.model.train()
     batch = trial.runtime.place(trial.largest(size))
-    with trial.runtime.autocast():
+    opened = next(iter(trial.passes.values()))
+    with opened(), trial.runtime.autocast():
         terms = trial.objective(trial.forward, batch)
     total = sum(term.loss_sum for term in terms.values())
     assert isinstance(total, Tensor)

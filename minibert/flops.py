@@ -48,6 +48,19 @@ def training_flops(
     return 3.0 * (config.num_hidden_layers * per_layer + heads) - 2.0 * frozen_layers * per_layer
 
 
+def flops_through_frozen(config: BertConfig, lengths: Sequence[int], frozen_layers: int) -> float:
+    """Operations of a gradient's way down to the embeddings through layers that do not learn.
+
+    Of a product with a weight one of backward's two, of attention's products both; that is what
+    `adversarial.FastGradient` asks for beside the passes of `training_flops`.
+
+        sum over sequences (8 D^2 n + 2 D (F' + F) n + 8 D n^2), of each layer
+    """
+    width, tokens = config.hidden_size, sum(lengths)
+    products = (8 * width**2 + 2 * width * (config.up_size + config.intermediate_size)) * tokens
+    return float(frozen_layers * (products + 8 * width * sum(n * n for n in lengths)))
+
+
 def generation_flops(
     config: BertConfig,
     num_decoder_layers: int,

@@ -13,10 +13,12 @@ import torch
 from samples import Repeated, make_loop, make_model_folder, without_times
 from torch import Tensor, nn
 
+from minibert import finetuning
 from minibert.adversarial import FastGradient
 from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.finetuning import finetune, freeze_lowest
+from minibert.fitting import Trial, kept_bytes
 from minibert.heads import BertForSequenceClassification
 from minibert.losses import classification_loss, squared_error
 from minibert.run_folder import read_metrics
@@ -177,6 +179,25 @@ def test_frozen_embeddings_are_moved_and_stay_frozen(config: BertConfig) -> None
     assert float(moves.norm()) == pytest.approx(EPSILON * len(LABELS) ** 0.5, rel=1e-4)
     assert model.bert.embeddings.word.weight.grad is None
     assert model.bert.layers[1].feed_forward.up.weight.grad is not None
+
+
+def test_memory_is_tried_with_what_the_first_pass_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through frozen layers a gradient goes, too, and so autograd keeps what they computed."""
+    kept = []
+
+    def tried(settings: Any, begun: Any, trial: Trial) -> int:
+        kept.append(kept_bytes(trial, 4))
+        return 5
+
+    monkeypatch.setattr(finetuning, "micro_batch_size", tried)
+    options = {"micro_batch_size": "auto", "freeze_layers": 1, "max_steps": 1}
+    run(tmp_path, output=tmp_path / "plain", **options)
+    run(tmp_path, output=tmp_path / "whole", **{**options, "freeze_layers": None})
+    run(tmp_path, output=tmp_path / "moved", adversarial_epsilon=0.5, **options)
+    plain, whole, moved = kept
+    assert 1.3 * plain < moved < whole  # but nothing for the gradients of frozen weights
 
 
 def test_outside_of_its_passes_it_does_nothing_and_keeps_nothing(config: BertConfig) -> None:

@@ -19,7 +19,7 @@ from minibert.errors import InputError
 from minibert.fitting import Trial, fit_in, kept_bytes, micro_batch_size
 from minibert.runtime import Runtime
 from minibert.settings import PretrainSettings
-from minibert.train import Batch, Loop, StepData, Term
+from minibert.train import ONE_PASS, Batch, Loop, StepData, Term
 from minibert.world import World
 
 AUTO = PretrainSettings(corpus=["-"], batch_size=16, micro_batch_size="auto")
@@ -68,23 +68,29 @@ def test_when_not_even_one_fits_it_is_an_error() -> None:
         micro_batch_size(AUTO, None, make_trial(0))
 
 
-def test_a_trial_leaves_nothing_behind_and_counts_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_leaves_nothing_behind_and_counts_what_a_step_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     trial = make_trial()
     before = [p.detach().clone() for p in trial.model.parameters()]
     assert fit_in(trial, 4)
     for parameter, value in zip(trial.model.parameters(), before, strict=True):
         assert parameter.grad is None
         assert torch.equal(parameter, value)
-    taken = 0
+    left = 0.0
 
     def empty_like(tensor: torch.Tensor) -> None:
-        nonlocal taken
-        taken += tensor.numel()
-        if taken > 1.5 * PARAMETERS:  # room for one of the two moments
+        nonlocal left
+        left -= tensor.numel()
+        if left < 0:
             raise torch.OutOfMemoryError
 
     monkeypatch.setattr(torch, "empty_like", empty_like)
-    assert not fit_in(trial, 1)
+    two = trial._replace(passes={**ONE_PASS, "again_": ONE_PASS[""]})
+    # Two moments; in the second of two passes the gradients of the first, too.
+    for one, room, fits in ((trial, 1.5, False), (trial, 2.5, True), (two, 2.5, False)):
+        left = room * PARAMETERS
+        assert fit_in(one, 1) is fits
 
 
 def test_what_autograd_keeps_is_counted_without_the_weights() -> None:

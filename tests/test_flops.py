@@ -10,12 +10,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from minibert import runs
+from minibert.adversarial import FastGradient
 from minibert.config import BertConfig, preset
 from minibert.finetuning import freeze_lowest
-from minibert.flops import measure_peak_flops, training_flops
+from minibert.flops import flops_through_frozen, measure_peak_flops, training_flops
 from minibert.heads import BertForPreTraining, BertForSequenceClassification
 from minibert.runtime import start_runtime
 from minibert.settings import PretrainSettings
+from minibert.train import ONE_PASS, Passes
 
 
 @pytest.mark.parametrize("length", [7, 32])
@@ -50,6 +52,29 @@ def test_frozen_layers_have_no_backward_pass(tiny_config: BertConfig, frozen: in
     assert whole > found
     # Nothing is asked of what goes into the lowest layer that learns, which is counted.
     assert counter.get_total_flops() == pytest.approx(found, rel=0.2)
+
+
+@pytest.mark.parametrize("frozen", [1, 2])
+def test_a_gradient_reaches_the_embeddings_through_frozen_layers(
+    tiny_config: BertConfig, frozen: int
+) -> None:
+    model = BertForSequenceClassification(replace(tiny_config, num_hidden_layers=3))
+    freeze_lowest(model, frozen)
+
+    def counted(passes: Passes) -> int:
+        with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+            for opened in passes.values():
+                with opened():
+                    loss = model(torch.ones(4, 16, dtype=torch.int64)).logits.sum()
+                loss.backward()
+        total: int = counter.get_total_flops()
+        return total
+
+    plain, adversarial = counted(ONE_PASS), counted(FastGradient(model, 1.0).passes)
+    below = flops_through_frozen(tiny_config, [16] * 4, frozen)
+    # What goes into query, key and value of the lowest layer that learns: see the test above.
+    lowest = 6 * tiny_config.hidden_size**2 * 4 * 16
+    assert adversarial == pytest.approx(2 * plain + below + lowest, rel=1e-3)
 
 
 def test_padding_counts_nothing(tiny_config: BertConfig) -> None:
