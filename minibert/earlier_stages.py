@@ -24,6 +24,7 @@ from minibert.intermediate import (
     run_intermediate,
     supplement,
 )
+from minibert.recipes import FILLED
 from minibert.run_folder import RunFolder
 from minibert.runs import EarlierStage, RunResult, log_line
 from minibert.self_training import (
@@ -44,6 +45,42 @@ class FinetuneOnce(Protocol):
     def __call__(
         self, settings: FinetuneSettings, recipe: str, left_out: Collection[str] = ()
     ) -> RunResult: ...
+
+
+def _settings_before(
+    settings: FinetuneSettings, start: Path, run: Path, goes_on: bool
+) -> tuple[FinetuneSettings, str]:
+    """Those of the intermediate run, filled in, and the line about that."""
+    if settings.adapt is not None:  # random weights have learnt by then
+        settings = dataclasses.replace(settings, random_weights=False)
+    wanted = intermediate_settings(settings, start, run, goes_on)
+    wanted, recipe = of_begun_run(wanted) or with_recipe(wanted)
+    positions = BertConfig.from_pretrained(start).max_position_embeddings
+    return within_positions(wanted, positions), recipe
+
+
+def check_same_settings_before(run: Path, settings: FinetuneSettings, start: Path) -> None:
+    """Compares how a run learnt what comes before its task with how it would learn that today.
+
+    For runs of which others are to follow: what is told of them all is to be of one kind, and a
+    newer version may have another recipe.
+
+    Args:
+        run: its folder. settings: of the task. start: the folder of the model.
+
+    Raises:
+        InputError: they differ.
+    """
+    between = RunFolder(run / INTERMEDIATE)
+    if not settings.intermediate or not (between.path / "run.json").is_file():
+        return
+    wanted = _settings_before(settings, start, run, goes_on=False)[0].to_dict()
+    then = between.read_run()["settings"]
+    if differ := between.other_settings(then | {name: wanted[name] for name in FILLED}):
+        raise InputError(
+            f"--resume: {settings.intermediate}, learnt before {settings.task} in {run}: "
+            f"{'; '.join(differ)}; --overwrite starts anew"
+        )
 
 
 @dataclasses.dataclass
@@ -143,13 +180,8 @@ class EarlierStages:
     def _supplement(self, left_out: LeftOut, start: Path) -> EarlierStage | None:
         """The model with another task's labels learnt, without the texts of this one; as above."""
         settings = self.task.settings
-        if settings.adapt is not None:  # random weights have learnt by then
-            settings = dataclasses.replace(settings, random_weights=False)
         run = self.folder.path if self.folder else Path()
-        wanted = intermediate_settings(settings, start, run, self._goes_on)
-        wanted, recipe = of_begun_run(wanted) or with_recipe(wanted)
-        positions = BertConfig.from_pretrained(start).max_position_embeddings
-        wanted = within_positions(wanted, positions)
+        wanted, recipe = _settings_before(settings, start, run, self._goes_on)
         if isinstance(settings.micro_batch_size, int):  # what fits, in steps of another size
             sizes = range(1, settings.micro_batch_size + 1)
             micro = max(size for size in sizes if wanted.batch_size % size == 0)

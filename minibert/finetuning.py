@@ -21,7 +21,7 @@ from minibert.adaptation import adapt, check_same_text, check_text, made_before_
 from minibert.adversarial import FastGradient
 from minibert.compiling import compile_if_it_pays
 from minibert.config import BertConfig
-from minibert.earlier_stages import EarlierStages
+from minibert.earlier_stages import EarlierStages, check_same_settings_before
 from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.fields import flag
 from minibert.files import write_atomically, write_json, write_jsonl
@@ -214,6 +214,13 @@ class _BeforeSeeds:
         if settings.self_training is not None:
             self.task.check_self_training()
             unlabelled_texts(self.task, self.splits, self.source)
+
+    def check_begun(self, folder: RunFolder, start: Path) -> None:
+        """Looks at how those that have begun learnt another task, where others do so yet."""
+        runs, settings = folder.seed_runs(), self.task.settings
+        if sum((run / INTERMEDIATE / "run.json").is_file() for run in runs) < settings.seeds:
+            for run in runs:
+                check_same_settings_before(run, settings, start)
 
     def check_finished(self, folder: RunFolder) -> None:
         """Looks at the text, and at what each of the runs learnt before its task."""

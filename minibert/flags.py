@@ -17,6 +17,7 @@ from minibert.download import SOURCES
 from minibert.errors import InputError, did_you_mean
 from minibert.fields import flag
 from minibert.files import read_json
+from minibert.recipes import without_recipe
 from minibert.settings import (
     DATA_LAYOUT,
     PRETRAINING_RECIPES,
@@ -170,7 +171,8 @@ def _of_earlier_run(run: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise InputError(f"{path}: settings is {type(settings).__name__}, expected an object")
     once = ("output", "resume", "overwrite", "dry_run", "profile", "debug")
-    return {name: value for name, value in settings.items() if name not in once}
+    kept = {name: value for name, value in settings.items() if name not in once}
+    return without_recipe(kept) if run["command"] == "finetune" else kept
 
 
 @functools.cache

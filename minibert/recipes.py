@@ -46,7 +46,9 @@ class Recipe(NamedTuple):
     min_steps: int = MIN_STEPS  # where epochs are not given
 
 
-_FILLED = tuple(name for name in Recipe._field_defaults if name != "mode")
+FILLED = tuple(name for name in Recipe._field_defaults if name != "mode")
+# The word for doing without, of settings whose None leaves it to a recipe.
+NONE_OF = {"adversarial_epsilon": 0.0, "intermediate_task": NO_TASK}
 # Settings of a search, or of one machine and one set, which a settings file does not carry.
 _LEFT_OUT = (
     *("output", "resume", "overwrite", "seed", "seeds", "device", "precision", "cache_dir"),
@@ -296,7 +298,7 @@ def filled(
         return settings, ""
     values = {
         name: value
-        for name in _FILLED
+        for name in FILLED
         if (value := getattr(recipe, name)) is not None and not is_given(settings, name)
     }
     if "epochs" not in values:
@@ -340,7 +342,7 @@ def as_begun(
         The line is empty where nothing was filled in.
     """
     values = {
-        name: before[name] for name in _FILLED if name in before and not is_given(settings, name)
+        name: before[name] for name in FILLED if name in before and not is_given(settings, name)
     }
     values = {name: v for name, v in values.items() if v != getattr(settings, name)}
     if is_given(settings, "epochs"):  # which does not go with every other budget
@@ -379,4 +381,14 @@ def file_settings(settings: FinetuneSettings) -> dict[str, Any]:
     }
     # These stand there in any case: a recipe or another default is not to take their place.
     pinned = ("random_weights", "batch_size", "max_seq_length", "truncation")
-    return {"task": settings.task, **{n: settings.to_dict()[n] for n in pinned}, **kept}
+    decided = without_recipe(settings.to_dict())
+    return {"task": settings.task, **{n: decided[n] for n in (*pinned, *NONE_OF)}, **kept}
+
+
+def without_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A fine-tuning's settings with a word for what it did not have, which a recipe would fill in.
+
+    Args:
+        values: of a run that has ended; one of an older version may lack some.
+    """
+    return {**values, **{n: none for n, none in NONE_OF.items() if values.get(n) is None}}

@@ -53,6 +53,9 @@ class BeforeSeeds(Protocol):
     def check(self, start: Path) -> None:
         """Refuses data that cannot be used with the model that all seeds start from."""
 
+    def check_begun(self, folder: RunFolder, start: Path) -> None:
+        """Refuses runs of seeds that had other settings than those to come."""
+
     def check_finished(self, folder: RunFolder) -> None:
         """Refuses runs that had other data than there is, but for their own fingerprint."""
 
@@ -97,7 +100,9 @@ def repeat(
         check_not_start(folder, model)
         check_not_read(folder, settings)
         first.check(model)
-        if not goes_on:
+        if goes_on:
+            first.check_begun(folder, model)
+        else:
             record = {"command": "finetune", "settings": settings.to_dict(), "resolved": start}
             record |= {"versions": versions(), "data_fingerprint": first.fingerprint}
             # Runs of seeds also where the run before was of one: they would be gone on with.

@@ -394,6 +394,8 @@ def _may_differ(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> b
     was, given = then.get(name), now.get(name)
     if name == "model" and was and given:
         return Path(was).is_dir() and Path(was).resolve() == Path(given).resolve()
+    if name == "adversarial_epsilon":
+        return not was and not given  # nothing said, and 0
     is_text = name in ("adapt", "self_training")
     return name in _MAY_DIFFER or (is_text and None not in (was, given))
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minibert.earlier_stages import check_same_settings_before
 from minibert.errors import InputError, Interrupted
 from minibert.files import write_json
 from minibert.finetuning import finetune
@@ -32,6 +33,7 @@ from minibert.progress import clock
 from minibert.run_folder import RunFolder
 from minibert.runs import learning_seconds, log_line
 from minibert.settings import FinetuneSettings
+from minibert.starts import start_folder
 from minibert.train import NonFiniteError
 
 
@@ -167,6 +169,7 @@ def change(job: Job) -> str:
         folder.check_same_settings("finetune", job.settings.to_dict())
         folder.check_same_data(job.data, job.settings.to_dict())
         check_same_before(path, job.before)
+        check_same_settings_before(path, job.settings, start_folder(job.settings))
     except InputError as error:
         return str(error).removeprefix("--resume: ").removesuffix("; --overwrite starts anew")
     before = folder.read_run()["resolved"].get("start_weights")

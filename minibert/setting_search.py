@@ -25,7 +25,7 @@ from minibert.finetuning import read_splits
 from minibert.intermediate import data_before
 from minibert.model_folders import pinned
 from minibert.progress import clock
-from minibert.recipes import file_settings, is_given, shown
+from minibert.recipes import NONE_OF, file_settings, is_given, shown
 from minibert.run_folder import RunFolder
 from minibert.runs import (
     dev_figure,
@@ -325,7 +325,12 @@ def ordered(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _held(settings: FinetuneSettings, tried: Mapping[str, float | str]) -> dict[str, Any]:
     """What all trials have in common beside the task."""
-    return {k: v for k, v in file_settings(settings).items() if k not in ("task", *tried)}
+    left_out = ("task", *tried)
+    return {
+        name: value
+        for name, value in file_settings(settings).items()
+        if name not in left_out and (name, value) not in NONE_OF.items()
+    }
 
 
 def as_markdown(search: Mapping[str, Any]) -> str:

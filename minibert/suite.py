@@ -27,7 +27,7 @@ from minibert.held_out import held_out_figures, held_out_text, masked_word_figur
 from minibert.intermediate import data_before
 from minibert.model_folders import pinned
 from minibert.progress import counted
-from minibert.recipes import file_settings
+from minibert.recipes import NONE_OF, file_settings
 from minibert.runs import dev_figure, learning_seconds, log_line, of_seed, weights_digest
 from minibert.runtime import find_device
 from minibert.series import Job, carry_out_all, check_alone, claimed
@@ -433,7 +433,7 @@ def _side_settings(
     told += [
         f"{key.replace('_', ' ')} {value}"
         for key, value in file_settings(settings).items()
-        if key not in known and (key, value) != ("intermediate_task", NO_TASK)
+        if key not in known and (key, value) not in NONE_OF.items()
     ]
     origins += [f"recipe: {recipe}"] if recipe else []
     return settings, f"{', '.join(told)} ({'; '.join(origins) or 'defaults'})"

@@ -262,6 +262,10 @@ def test_a_run_tells_both_losses_and_goes_on_to_the_bit(tmp_path: Path) -> None:
     assert not any("adversarial_task_loss" in row for row in plain)
     off = run(tmp_path, output=tmp_path / "off", adversarial_epsilon=0)
     assert [r.get("loss") for r in off] == [r.get("loss") for r in plain]
+    # Nothing said, and 0, are the same to a run that goes on.
+    run(tmp_path, output=tmp_path / "plain", adversarial_epsilon=0, resume=True)
+    with pytest.raises(InputError, match="adversarial_epsilon was None, now 1"):
+        run(tmp_path, output=tmp_path / "plain", adversarial_epsilon=1.0, resume=True)
 
 
 @pytest.mark.parametrize("given", [-0.1, float("inf"), float("nan")])

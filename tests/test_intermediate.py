@@ -26,6 +26,7 @@ from minibert.intermediate import data_before, intermediate_settings
 from minibert.recipes import Recipe
 from minibert.run_folder import RunFolder, read_metrics
 from minibert.runs import RunResult
+from minibert.series import Job, change
 from minibert.setting_search import search_settings
 from minibert.settings import FinetuneSettings
 from minibert.starts import with_recipe
@@ -403,6 +404,35 @@ def test_a_run_goes_on_with_what_a_recipe_said_when_it_began(
     )
     again = tune(model, tmp_path / "run", **sets, resume=True)
     assert again.figures["loss"] == whole.figures["loss"]
+
+
+def test_seeds_do_not_learn_it_in_two_ways(
+    model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer version has another recipe: those that began keep theirs, but no other follows."""
+    run = tune(model, tmp_path / "run", **sets, seeds=2)
+    monkeypatch.setattr(
+        recipes, "RECIPES", (Recipe("sst2", *size_of(model), False, "", adversarial_epsilon=0.5),)
+    )
+    assert tune(model, run.folder, **sets, seeds=2, resume=True).figures == run.figures
+    (run.folder / "results.json").unlink()
+    again = tune(model, run.folder, **sets, seeds=2, resume=True).figures
+    assert again["seeds"] == run.figures["seeds"]
+    (run.folder / "results.json").unlink()
+    shutil.rmtree(run.folder / "seed-1")
+    said = r"sst2, learnt before classification in .*seed-0: adversarial_epsilon was None, now 0\.5"
+    with pytest.raises(InputError, match=said):
+        tune(model, run.folder, **sets, seeds=2, resume=True)
+    # So it is for the runs of a suite or a search.
+    values = {**LOOP, **sets, "model": str(model), "output": str(run.folder / "seed-0")}
+    settings = FinetuneSettings.from_dict(values)
+    record = json.loads((run.folder / "seed-0/run.json").read_text())
+    before = RunFolder(run.folder / "seed-0/intermediate").read_run()["data_fingerprint"]
+    job = Job("", "", settings, record["data_fingerprint"], resolved(run.folder)["start_weights"])
+    job = job._replace(before=before)
+    assert "adversarial_epsilon was None, now 0.5" in change(job)
+    monkeypatch.setattr(recipes, "RECIPES", ())
+    assert change(job) == ""
 
 
 def test_one_that_diverges_is_told_as_the_run_s_own_end(

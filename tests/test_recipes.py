@@ -18,9 +18,10 @@ from minibert.errors import InputError
 from minibert.fields import Default
 from minibert.files import model_path
 from minibert.finetuning import finetune
+from minibert.flags import settings_from
 from minibert.model_folders import BUNDLED
 from minibert.pretraining import pretrain
-from minibert.recipes import RECIPES, Recipe, filled
+from minibert.recipes import RECIPES, Recipe, file_settings, filled
 from minibert.setting_search import SEARCHED
 from minibert.settings import FinetuneSettings
 from minibert.suite import ENTRIES
@@ -151,6 +152,29 @@ def test_a_family_serves_all_of_its_tasks_after_those_named(
     assert fill().learning_rate == 1e-4
     assert fill(task="sst2").learning_rate == 9e-4
     assert fill(task="conll2003").learning_rate is None
+
+
+@pytest.mark.parametrize("kind", ["a run's", "a search's", "an older run's"])
+def test_a_file_of_settings_keeps_what_it_did_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    before = fill()
+    later = Recipe(
+        *("imdb", 4, 256, False, ""), adversarial_epsilon=0.5, intermediate_task="sst2", dropout=0.2
+    )
+    monkeypatch.setattr(recipes, "RECIPES", (later,))
+    assert fill().adversarial_epsilon == 0.5
+    values = before.to_dict()
+    if kind == "an older run's":
+        del values["adversarial_epsilon"], values["intermediate_task"]
+    run = {"command": "finetune", "settings": values}
+    content = file_settings(before) if kind == "a search's" else run
+    (tmp_path / "file.json").write_text(json.dumps(content))
+    settings = settings_from({"config": str(tmp_path / "file.json")}, FinetuneSettings)
+    assert isinstance(settings, FinetuneSettings)
+    again = filled(settings, "classification", MINI)[0]
+    assert (again.adversarial_epsilon, again.intermediate) == (0.0, None)
+    assert again.dropout == 0.2  # None is the model's own, and so is left to a recipe
 
 
 def test_a_default_is_a_number_like_any_other() -> None:
