@@ -150,9 +150,6 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
         InputError: settings, model or data that cannot be used.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
-    for name in ("adapt", "self_training"):
-        if isinstance(values.get(name), (str, Path)):
-            values[name] = [str(values[name])]
     if not isinstance(settings, FinetuneSettings | None):
         raise InputError(f"finetune was given {settings!r:.60}; name it, as in task='imdb'")
     if settings is not None and values:

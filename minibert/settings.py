@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -246,16 +247,21 @@ class RunSettings:
         Raises:
             InputError: an unknown name (the nearest one is offered) or a value of another type.
         """
-        values = {k: without_paths(v) for k, v in values.items()}
+        values = cls.spelt({k: without_paths(v) for k, v in values.items()})
         if isinstance(values.get("resume"), bool):  # resume=True reads better in a notebook
             values["resume"] = "yes" if values["resume"] else "no"
         cls.check_names(values, source)
         return cls(**values)
 
     @classmethod
+    def spelt(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Values as fields hold them, where a file or a notebook would write them otherwise."""
+        return values
+
+    @classmethod
     def check_names(cls, values: dict[str, Any], source: str) -> None:
         """Raises InputError as `from_dict` does, whatever else the values would be refused for."""
-        check_fields(cls, values, source)
+        check_fields(cls, cls.spelt(values), source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -578,6 +584,21 @@ class FinetuneSettings(RunSettings):
     dev_only: bool = setting(
         False, "score dev alone and drop the test split unseen, as for choosing settings"
     )
+
+    @classmethod
+    def spelt(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """One path for a list of it, weights as an object, a label that is a number."""
+        values = dict(values)
+        for name in ("adapt", "self_training"):
+            if isinstance(values.get(name), str):
+                values[name] = [values[name]]
+        if isinstance(values.get("class_weights"), dict):
+            weights = json.dumps(values["class_weights"], ensure_ascii=False, default=str)
+            values["class_weights"] = weights
+        label = values.get("positive_label")
+        if isinstance(label, int) and not isinstance(label, bool):
+            values["positive_label"] = str(label)
+        return values
 
     def _normalise(self) -> None:
         if self.fixed_threshold is not None:  # 0.3, '.3' and '0.30' are one setting

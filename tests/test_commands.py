@@ -1032,6 +1032,22 @@ def test_a_recipe_stands_between_the_defaults_and_what_is_given(
     assert {**again, "output": run["output"]} == run
 
 
+def test_a_file_may_write_values_as_json_does(tmp_path: Path) -> None:
+    flags = {"class_weights": '{"né": 2.5}', "positive_label": "1", "adapt": ["own.txt"]}
+    (tmp_path / "file.json").write_text(
+        '{"class_weights": {"né": 2.5}, "positive_label": 1, "adapt": "own.txt"}', encoding="utf-8"
+    )
+    given = {"task": "classification", "data": "rows.csv"}
+    config = {"config": str(tmp_path / "file.json")}
+    expected = cli.settings_from({**given, **flags}, FinetuneSettings)
+    assert cli.settings_from({**given, **config}, FinetuneSettings) == expected
+    python = {"class_weights": {"né": 2.5}, "positive_label": 1, "adapt": Path("own.txt")}
+    assert FinetuneSettings.from_dict({**given, **python}) == expected
+    for name, wrong in (("positive_label", True), ("class_weights", [1.0]), ("adapt", 3)):
+        with pytest.raises(InputError, match=f"{name} is {re.escape(repr(wrong))}, expected"):
+            FinetuneSettings.from_dict({**given, name: wrong})
+
+
 def test_the_settings_in_run_json_start_the_same_run_again(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
