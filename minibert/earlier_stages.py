@@ -62,8 +62,8 @@ def _settings_before(
 def check_same_settings_before(run: Path, settings: FinetuneSettings, start: Path) -> None:
     """Compares how a run learnt what comes before its task with how it would learn that today.
 
-    For runs of which others are to follow: what is told of them all is to be of one kind, and a
-    newer version may have another recipe.
+    For runs of several that are told together: all are to be of one kind, and a newer version may
+    have another recipe.
 
     Args:
         run: its folder. settings: of the task. start: the folder of the model.
@@ -76,7 +76,8 @@ def check_same_settings_before(run: Path, settings: FinetuneSettings, start: Pat
         return
     wanted = _settings_before(settings, start, run, goes_on=False)[0].to_dict()
     then = between.read_run()["settings"]
-    if differ := between.other_settings(then | {name: wanted[name] for name in FILLED}):
+    now = wanted | then | {name: wanted[name] for name in FILLED}
+    if differ := between.other_settings(now):
         raise InputError(
             f"--resume: {settings.intermediate}, learnt before {settings.task} in {run}: "
             f"{'; '.join(differ)}; --overwrite starts anew"

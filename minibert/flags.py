@@ -20,6 +20,7 @@ from minibert.files import read_json
 from minibert.recipes import without_recipe
 from minibert.settings import (
     DATA_LAYOUT,
+    NONE_OF,
     PRETRAINING_RECIPES,
     FinetuneSettings,
     PretrainSettings,
@@ -151,13 +152,18 @@ def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSet
 
 
 def _without_replaced(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A file's settings without those that a flag replaces: any budget, another task's data."""
+    """A file's settings without those that a flag replaces: any budget, another task's data.
+
+    What a run did without is left to the recipe of another task.
+    """
     for budgets, beside in (
         ({"max_steps", "epochs", "max_minutes"}, {"min_steps"}),
         ({"adapt_epochs", "adapt_minutes"}, set()),
     ):
         if budgets & values.keys():
             given = {k: v for k, v in given.items() if k not in budgets | beside}
+    if values.get("task", given.get("task")) != given.get("task"):
+        given = {k: v for k, v in given.items() if (k, v) not in NONE_OF.items()}
     if values.get("intermediate_task"):
         given = {k: v for k, v in given.items() if k != "intermediate_data"}
     if values.get("max_minutes"):  # of which the adaptation takes minutes

@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 from minibert.config import BertConfig
 from minibert.errors import InputError
 from minibert.fields import Default, DefaultText
-from minibert.settings import BEST, DEFAULT_MODE, MIN_STEPS, NO_TASK, FinetuneSettings
+from minibert.settings import (
+    BEST,
+    DEFAULT_MODE,
+    MIN_STEPS,
+    NO_TASK,
+    NONE_OF,
+    FinetuneSettings,
+)
 
 
 class Recipe(NamedTuple):
@@ -47,8 +54,6 @@ class Recipe(NamedTuple):
 
 
 FILLED = tuple(name for name in Recipe._field_defaults if name != "mode")
-# The word for doing without, of settings whose None leaves it to a recipe.
-NONE_OF = {"adversarial_epsilon": 0.0, "intermediate_task": NO_TASK}
 # Settings of a search, or of one machine and one set, which a settings file does not carry.
 _LEFT_OUT = (
     *("output", "resume", "overwrite", "seed", "seeds", "device", "precision", "cache_dir"),

@@ -15,7 +15,7 @@ from typing import Any, Self, TextIO
 
 from minibert.errors import InputError
 from minibert.files import read_json, remove, sync, whole_characters, write_json
-from minibert.settings import DATA_PLACES, FinetuneSettings, PretrainSettings
+from minibert.settings import DATA_PLACES, NONE_OF, FinetuneSettings, PretrainSettings
 
 # What a run writes, and so what --overwrite removes; anything else in the folder is left alone.
 RUN_FILES = (
@@ -394,8 +394,8 @@ def _may_differ(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> b
     was, given = then.get(name), now.get(name)
     if name == "model" and was and given:
         return Path(was).is_dir() and Path(was).resolve() == Path(given).resolve()
-    if name == "adversarial_epsilon":
-        return not was and not given  # nothing said, and 0
+    if name in NONE_OF:  # nothing said, and the word for nothing
+        return {was, given} <= {None, NONE_OF[name]}
     is_text = name in ("adapt", "self_training")
     return name in _MAY_DIFFER or (is_text and None not in (was, given))
 

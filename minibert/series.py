@@ -169,7 +169,8 @@ def change(job: Job) -> str:
         folder.check_same_settings("finetune", job.settings.to_dict())
         folder.check_same_data(job.data, job.settings.to_dict())
         check_same_before(path, job.before)
-        check_same_settings_before(path, job.settings, start_folder(job.settings))
+        if job.settings.intermediate:
+            check_same_settings_before(path, job.settings, start_folder(job.settings))
     except InputError as error:
         return str(error).removeprefix("--resume: ").removesuffix("; --overwrite starts anew")
     before = folder.read_run()["resolved"].get("start_weights")

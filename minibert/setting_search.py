@@ -25,7 +25,7 @@ from minibert.finetuning import read_splits
 from minibert.intermediate import data_before
 from minibert.model_folders import pinned
 from minibert.progress import clock
-from minibert.recipes import NONE_OF, file_settings, is_given, shown
+from minibert.recipes import file_settings, is_given, shown
 from minibert.run_folder import RunFolder
 from minibert.runs import (
     dev_figure,
@@ -36,7 +36,7 @@ from minibert.runs import (
     weights_digest,
 )
 from minibert.series import Job, carry_out_all, check_alone, claimed
-from minibert.settings import FinetuneSettings
+from minibert.settings import NONE_OF, FinetuneSettings
 from minibert.starts import choose_model, with_recipe
 from minibert.tasks import find_task
 from minibert.tasks.base import Source
@@ -276,7 +276,8 @@ def _grid(
             raise InputError(f"cannot search {name!r}{did_you_mean(name, SEARCHED)}")
         if not values:
             raise InputError(f"{_try_flag(name)} names no value")
-        if is_given(settings, name):
+        is_none = (name, getattr(settings, name)) in NONE_OF.items()  # as a file has it
+        if is_given(settings, name) and not is_none:
             own = "another budget" if name == "epochs" else flag(name)
             raise InputError(f"{own} has no use beside {_try_flag(name)}; give one")
     if not tried:

@@ -31,6 +31,8 @@ MOST_EPOCHS = 20  # ... if so many passes give them (Mosbach et al. 2021, sectio
 OWN_TEXT = "auto"  # the word for the task's own text, in --adapt
 BEST = "best"  # the word for what dev chooses, in --threshold
 NO_TASK = "none"  # the word for no --intermediate-task, whatever a recipe says
+# The word for doing without, of settings whose None leaves it to a recipe.
+NONE_OF: dict[str, object] = {"adversarial_epsilon": 0.0, "intermediate_task": NO_TASK}
 SHORT_SHARE = 0.9  # of the budget, with --short-length (Devlin et al. 2019, A.2)
 SCHEDULES = ("linear", "cosine", "constant-then-linear")
 DECAY_RATIO = 0.3  # of the budget, with --schedule constant-then-linear
@@ -593,8 +595,8 @@ class FinetuneSettings(RunSettings):
             if isinstance(values.get(name), str):
                 values[name] = [values[name]]
         if isinstance(values.get("class_weights"), dict):
-            weights = json.dumps(values["class_weights"], ensure_ascii=False, default=str)
-            values["class_weights"] = weights
+            weights = {str(label): weight for label, weight in values["class_weights"].items()}
+            values["class_weights"] = json.dumps(weights, ensure_ascii=False, default=str)
         label = values.get("positive_label")
         if isinstance(label, int) and not isinstance(label, bool):
             values["positive_label"] = str(label)

@@ -27,11 +27,11 @@ from minibert.held_out import held_out_figures, held_out_text, masked_word_figur
 from minibert.intermediate import data_before
 from minibert.model_folders import pinned
 from minibert.progress import counted
-from minibert.recipes import NONE_OF, file_settings
+from minibert.recipes import file_settings
 from minibert.runs import dev_figure, learning_seconds, log_line, of_seed, weights_digest
 from minibert.runtime import find_device
 from minibert.series import Job, carry_out_all, check_alone, claimed
-from minibert.settings import BEST, NO_TASK, FinetuneSettings
+from minibert.settings import BEST, NO_TASK, NONE_OF, FinetuneSettings
 from minibert.starts import start_folder, with_recipe, within_positions
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task

@@ -1043,6 +1043,8 @@ def test_a_file_may_write_values_as_json_does(tmp_path: Path) -> None:
     assert cli.settings_from({**given, **config}, FinetuneSettings) == expected
     python = {"class_weights": {"né": 2.5}, "positive_label": 1, "adapt": Path("own.txt")}
     assert FinetuneSettings.from_dict({**given, **python}) == expected
+    counted = {**given, "class_weights": {np.int64(1): np.float32(0.5)}}
+    assert FinetuneSettings.from_dict(counted).class_weights == '{"1": "0.5"}'
     for name, wrong in (("positive_label", True), ("class_weights", [1.0]), ("adapt", 3)):
         with pytest.raises(InputError, match=f"{name} is {re.escape(repr(wrong))}, expected"):
             FinetuneSettings.from_dict({**given, name: wrong})

@@ -13,6 +13,7 @@ from samples import one_thread, write_corpus, write_reviews  # noqa: F401
 
 import minibert
 from minibert import recipes
+from minibert.cli import main
 from minibert.config import BertConfig, preset
 from minibert.errors import InputError
 from minibert.fields import Default
@@ -175,6 +176,8 @@ def test_a_file_of_settings_keeps_what_it_did_without(
     again = filled(settings, "classification", MINI)[0]
     assert (again.adversarial_epsilon, again.intermediate) == (0.0, None)
     assert again.dropout == 0.2  # None is the model's own, and so is left to a recipe
+    other = settings_from({"config": str(tmp_path / "file.json"), "task": "sst2"}, FinetuneSettings)
+    assert (other.adversarial_epsilon, other.intermediate_task) == (None, None)
 
 
 def test_a_default_is_a_number_like_any_other() -> None:
@@ -266,3 +269,14 @@ def test_a_run_goes_on_as_it_was_begun_whatever_the_recipes_say(
         assert go_on(seeds) == json.loads((tmp_path / f"run-{seeds}/results.json").read_text())
     given = values | {"max_seq_length": 32, "resume": True}
     assert finetune(output=str(tmp_path / "run-3"), **given).figures == bare.figures
+
+
+def test_a_run_goes_on_by_its_own_file(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has words for what it did without, where its settings had none."""
+    run = finetune(output=str(tmp_path / "run"), max_seq_length=32, **values)
+    line = ["finetune", "--config", str(run.folder / "run.json"), "--output", str(run.folder)]
+    monkeypatch.setattr(recipes, "RECIPES", (OWN._replace(adversarial_epsilon=0.5),))
+    assert main([*line, "--resume"]) == 0
+    assert main([*line, "--resume", "--adversarial-epsilon", "0.5"]) == 2

@@ -120,6 +120,10 @@ def test_the_best_is_first_and_its_file_is_one_for_finetune(
     # The same settings and seed are the same run.
     figures = json.loads((tmp_path / "run/results.json").read_text())
     assert figures["dev_accuracy"] == found["trials"][0]["dev"]["0"]
+    # What the best did without may be searched next.
+    further = ["--model", model, "--output", str(tmp_path / "next")]
+    further += ["--try-adversarial-epsilon", "0.5"]
+    assert main(["search-settings", *config, *further]) == 0
 
 
 def test_a_search_goes_on_and_a_wider_grid_keeps_its_trials(
