@@ -344,7 +344,7 @@ def _search_settings(values: dict[str, Any]) -> None:
             "--no-dev-only: a search never scores test; score the settings it finds with "
             "finetune --config and its best.json"
         )
-    settings = settings_from(values, FinetuneSettings)
+    settings = settings_from(values, FinetuneSettings, tried)
     from minibert.setting_search import search_settings
 
     assert isinstance(settings, FinetuneSettings)

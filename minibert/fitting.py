@@ -8,6 +8,7 @@ there the need is estimated from what autograd keeps of one and of two sequences
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -58,8 +59,9 @@ def micro_batch_size(settings: RunSettings, begun: dict[str, Any] | None, trial:
     if settings.micro_batch_size != "auto":
         return settings.micro_batch_size or settings.batch_size
     world = trial.runtime.world
-    fits = _room_for(trial) if trial.runtime.device.type != "cuda" else lambda n: fit_in(trial, n)
-    size = -(-settings.batch_size // world.size)
+    size = share = -(-settings.batch_size // world.size)
+    is_cuda = trial.runtime.device.type == "cuda"
+    fits = functools.partial(fit_in, trial, share) if is_cuda else _room_for(trial)
     while float(world.largest(torch.tensor(float(not fits(size))))):
         if size == 1:
             raise InputError(
@@ -72,14 +74,18 @@ def micro_batch_size(settings: RunSettings, begun: dict[str, Any] | None, trial:
     return size
 
 
-def fit_in(trial: Trial, size: int) -> bool:
+def fit_in(trial: Trial, share: int, size: int) -> bool:
     """Whether a step with the largest micro-batch of so many sequences fits, by trying.
 
     Nothing is exchanged with other processes. Of the step the update is not made, but what it will
-    take is held; where there are several passes, the gradients of those before, too.
+    take is held; where there are several passes or micro-batches, the gradients of those before,
+    too.
+
+    Args:
+        share: sequences of a process's step. size: of them in a micro-batch.
     """
     parameters = list(trial.model.parameters())
-    copies = MOMENTS + (len(trial.passes) > 1)
+    copies = MOMENTS + (len(trial.passes) > 1 or size < share)
     try:
         kept = [torch.empty_like(p) for p in parameters for _ in range(copies)]
         with _alone(trial.forward):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,12 +20,12 @@ from minibert.files import read_json
 from minibert.recipes import without_recipe
 from minibert.settings import (
     DATA_LAYOUT,
-    NONE_OF,
     PRETRAINING_RECIPES,
     FinetuneSettings,
     PretrainSettings,
     RunSettings,
     recipe,
+    says_none,
 )
 from minibert.version import __version__
 
@@ -125,8 +125,14 @@ def _number_or_word(text: str) -> int | str:
     return int(text) if text.removeprefix("-").isdecimal() else text
 
 
-def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSettings:
+def settings_from(
+    values: dict[str, Any], settings: type[RunSettings], tried: Collection[str] = ()
+) -> RunSettings:
     """Defaults < the --recipe < the --config file < flags.
+
+    Args:
+        values: of the flags that were typed, by field name.
+        tried: settings that a search has values of, beside which a file may say that there is none.
 
     Raises:
         InputError: an unknown recipe or key in the file, or a value that cannot be used.
@@ -147,28 +153,47 @@ def settings_from(values: dict[str, Any], settings: type[RunSettings]) -> RunSet
             raise InputError(f"{path}: debug is for the command itself; type --debug")
         settings.check_names(given, str(path))  # the rest is checked with the flags put in
         given = _without_replaced(given, values)
+        if wanted == "finetune":
+            given = _with_words_for_none(given, "command" in content, values.get("task"), tried)
     named = recipe(name, {**given, **values}) if name else {}
     return settings.from_dict({**named, **given, **values})
 
 
 def _without_replaced(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A file's settings without those that a flag replaces: any budget, another task's data.
-
-    What a run did without is left to the recipe of another task.
-    """
+    """A file's settings without those that a flag replaces: any budget, another task's data."""
     for budgets, beside in (
         ({"max_steps", "epochs", "max_minutes"}, {"min_steps"}),
         ({"adapt_epochs", "adapt_minutes"}, set()),
     ):
         if budgets & values.keys():
             given = {k: v for k, v in given.items() if k not in budgets | beside}
-    if values.get("task", given.get("task")) != given.get("task"):
-        given = {k: v for k, v in given.items() if (k, v) not in NONE_OF.items()}
     if values.get("intermediate_task"):
         given = {k: v for k, v in given.items() if k != "intermediate_data"}
     if values.get("max_minutes"):  # of which the adaptation takes minutes
         given = {k: v for k, v in given.items() if k != "adapt_epochs"}
     return given
+
+
+def _with_words_for_none(
+    given: dict[str, Any], is_run: bool, task: str | None, tried: Collection[str]
+) -> dict[str, Any]:
+    """A file's settings, with what its run did without kept from a recipe that has it.
+
+    A file of a search has the words for that itself. Where it is taken for another task, nobody has
+    asked for them, and that task's recipe counts.
+
+    Args:
+        given: the file's settings. is_run: whether they are a run.json's. task: as typed.
+        tried: settings that a search has values of.
+    """
+    goes_on_to_another = "task" in given and task not in (None, given["task"])
+    if is_run and not goes_on_to_another:
+        given = without_recipe(given)
+    return {
+        name: value
+        for name, value in given.items()
+        if not says_none(name, value) or (name not in tried and (is_run or not goes_on_to_another))
+    }
 
 
 def _of_earlier_run(run: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -177,8 +202,7 @@ def _of_earlier_run(run: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise InputError(f"{path}: settings is {type(settings).__name__}, expected an object")
     once = ("output", "resume", "overwrite", "dry_run", "profile", "debug")
-    kept = {name: value for name, value in settings.items() if name not in once}
-    return without_recipe(kept) if run["command"] == "finetune" else kept
+    return {name: value for name, value in settings.items() if name not in once}
 
 
 @functools.cache

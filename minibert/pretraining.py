@@ -327,8 +327,6 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
             f"pretrain was given settings and {', '.join(values)} beside them; expected one of the "
             f"two, such as dataclasses.replace(settings, {next(iter(values))}=...)"
         )
-    if isinstance(values.get("corpus"), (str, Path)):
-        values["corpus"] = [str(values["corpus"])]
     if "recipe" in values:
         values = {**recipe(values.pop("recipe"), values), **values}
     settings = settings or PretrainSettings.from_dict(values, "pretrain")

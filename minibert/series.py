@@ -52,6 +52,16 @@ class Job(NamedTuple):
     start: str
     before: str = ""
 
+    @property
+    def told_with(self) -> tuple[str, bool]:
+        """What its figures stand beside in a table: those of a task, from one kind of weights."""
+        return self.settings.task, self.settings.random_weights
+
+    @property
+    def has_begun_before(self) -> bool:
+        """Whether it has begun what is learnt before its task."""
+        return (Path(self.settings.output) / INTERMEDIATE / "run.json").is_file()
+
 
 # What becomes of finished jobs' figures; of one carried out whole by this call they hold
 # wall_seconds, from its start to its end, and of one that ended without a result `diverged` alone.
@@ -136,7 +146,8 @@ def changed_jobs(jobs: Sequence[Job], overwrite: bool) -> set[str]:
     Raises:
         InputError: there is one, and it may not be overwritten.
     """
-    changed = {job.name: found for job in jobs if (found := change(job))}
+    waiting = {job.told_with for job in jobs if not job.has_begun_before}
+    changed = {job.name: found for job in jobs if (found := change(job, job.told_with in waiting))}
     if changed and not overwrite:
         name, found = next(iter(changed.items()))
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
@@ -159,8 +170,13 @@ def seconds_left(kinds: Sequence[str], known: dict[str, list[float]]) -> float |
     return sum(means.get(kind, other) for kind in kinds)
 
 
-def change(job: Job) -> str:
-    """What differs between a job and the run in its folder; empty where none does, or no run."""
+def change(job: Job, is_beside_new: bool = True) -> str:
+    """What differs between a job and the run in its folder; empty where none does, or no run.
+
+    Args:
+        is_beside_new: whether another that is told with it has its earlier task still to learn, as
+            today's recipe has it; if not, it does not matter what that recipe is.
+    """
     path = Path(job.settings.output)
     if not (path / "run.json").is_file():
         return ""
@@ -169,7 +185,7 @@ def change(job: Job) -> str:
         folder.check_same_settings("finetune", job.settings.to_dict())
         folder.check_same_data(job.data, job.settings.to_dict())
         check_same_before(path, job.before)
-        if job.settings.intermediate:
+        if job.settings.intermediate and is_beside_new:
             check_same_settings_before(path, job.settings, start_folder(job.settings))
     except InputError as error:
         return str(error).removeprefix("--resume: ").removesuffix("; --overwrite starts anew")

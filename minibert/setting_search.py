@@ -36,7 +36,7 @@ from minibert.runs import (
     weights_digest,
 )
 from minibert.series import Job, carry_out_all, check_alone, claimed
-from minibert.settings import NONE_OF, FinetuneSettings
+from minibert.settings import FinetuneSettings, says_none
 from minibert.starts import choose_model, with_recipe
 from minibert.tasks import find_task
 from minibert.tasks.base import Source
@@ -276,8 +276,7 @@ def _grid(
             raise InputError(f"cannot search {name!r}{did_you_mean(name, SEARCHED)}")
         if not values:
             raise InputError(f"{_try_flag(name)} names no value")
-        is_none = (name, getattr(settings, name)) in NONE_OF.items()  # as a file has it
-        if is_given(settings, name) and not is_none:
+        if is_given(settings, name):
             own = "another budget" if name == "epochs" else flag(name)
             raise InputError(f"{own} has no use beside {_try_flag(name)}; give one")
     if not tried:
@@ -330,7 +329,7 @@ def _held(settings: FinetuneSettings, tried: Mapping[str, float | str]) -> dict[
     return {
         name: value
         for name, value in file_settings(settings).items()
-        if name not in left_out and (name, value) not in NONE_OF.items()
+        if name not in left_out and not says_none(name, value)
     }
 
 

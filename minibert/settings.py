@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -33,6 +34,7 @@ BEST = "best"  # the word for what dev chooses, in --threshold
 NO_TASK = "none"  # the word for no --intermediate-task, whatever a recipe says
 # The word for doing without, of settings whose None leaves it to a recipe.
 NONE_OF: dict[str, object] = {"adversarial_epsilon": 0.0, "intermediate_task": NO_TASK}
+
 SHORT_SHARE = 0.9  # of the budget, with --short-length (Devlin et al. 2019, A.2)
 SCHEDULES = ("linear", "cosine", "constant-then-linear")
 DECAY_RATIO = 0.3  # of the budget, with --schedule constant-then-linear
@@ -60,6 +62,11 @@ PRETRAINING_RECIPES: dict[str, dict[str, Any]] = {
         "batch_size": 16,
     }
 }
+
+
+def says_none(name: str, value: object) -> bool:
+    """Whether a setting is the word for doing without it."""
+    return (name, value) in NONE_OF.items()
 
 
 def recipe(name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -361,6 +368,11 @@ class PretrainSettings(RunSettings):
     )
     eval_examples: int = setting(2048, "held-out sequences scored at the end, at most")
 
+    @classmethod
+    def spelt(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """One text for a list of it."""
+        return _listed(values, "corpus")
+
     def faults(self) -> list[str]:
         found = super().faults()
         if not self.corpus:
@@ -590,21 +602,19 @@ class FinetuneSettings(RunSettings):
     @classmethod
     def spelt(cls, values: dict[str, Any]) -> dict[str, Any]:
         """One path for a list of it, weights as an object, a label that is a number."""
-        values = dict(values)
-        for name in ("adapt", "self_training"):
-            if isinstance(values.get(name), str):
-                values[name] = [values[name]]
+        values = _listed(values, "adapt", "self_training")
         if isinstance(values.get("class_weights"), dict):
             weights = {str(label): weight for label, weight in values["class_weights"].items()}
             values["class_weights"] = json.dumps(weights, ensure_ascii=False, default=str)
         label = values.get("positive_label")
-        if isinstance(label, int) and not isinstance(label, bool):
+        if isinstance(label, numbers.Integral) and not isinstance(label, bool):
             values["positive_label"] = str(label)
         return values
 
     def _normalise(self) -> None:
         if self.fixed_threshold is not None:  # 0.3, '.3' and '0.30' are one setting
             object.__setattr__(self, "threshold", f"{self.fixed_threshold:.12g}")
+        object.__setattr__(self, "class_weights", _as_one_spelling(self.class_weights))
 
     def faults(self) -> list[str]:
         found = super().faults()
@@ -748,3 +758,20 @@ class FinetuneSettings(RunSettings):
         """What is left of --max-minutes for the task itself; the intermediate one has half."""
         left = self.unadapted_minutes
         return left and left / (2 if self.intermediate else 1)
+
+
+def _listed(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Settings with a list of one where one of these is a text alone."""
+    return {n: [v] if n in names and isinstance(v, str) else v for n, v in values.items()}
+
+
+def _as_one_spelling(weights: str) -> str:
+    """`--class-weights` as a JSON object in one spelling; another form, or a fault, as it is."""
+    try:
+        found = json.loads(weights)
+        plain = {name: float(weight) for name, weight in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        return weights
+    return json.dumps(
+        {n: int(w) if w.is_integer() else w for n, w in plain.items()}, ensure_ascii=False
+    )

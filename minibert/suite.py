@@ -31,7 +31,7 @@ from minibert.recipes import file_settings
 from minibert.runs import dev_figure, learning_seconds, log_line, of_seed, weights_digest
 from minibert.runtime import find_device
 from minibert.series import Job, carry_out_all, check_alone, claimed
-from minibert.settings import BEST, NO_TASK, NONE_OF, FinetuneSettings
+from minibert.settings import BEST, NO_TASK, FinetuneSettings, says_none
 from minibert.starts import start_folder, with_recipe, within_positions
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
@@ -433,7 +433,7 @@ def _side_settings(
     told += [
         f"{key.replace('_', ' ')} {value}"
         for key, value in file_settings(settings).items()
-        if key not in known and (key, value) not in NONE_OF.items()
+        if key not in known and not says_none(key, value)
     ]
     origins += [f"recipe: {recipe}"] if recipe else []
     return settings, f"{', '.join(told)} ({'; '.join(origins) or 'defaults'})"

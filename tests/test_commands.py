@@ -1044,7 +1044,16 @@ def test_a_file_may_write_values_as_json_does(tmp_path: Path) -> None:
     python = {"class_weights": {"né": 2.5}, "positive_label": 1, "adapt": Path("own.txt")}
     assert FinetuneSettings.from_dict({**given, **python}) == expected
     counted = {**given, "class_weights": {np.int64(1): np.float32(0.5)}}
-    assert FinetuneSettings.from_dict(counted).class_weights == '{"1": "0.5"}'
+    assert FinetuneSettings.from_dict(counted).class_weights == '{"1": 0.5}'
+    labelled = FinetuneSettings.from_dict({**given, "positive_label": np.int64(1)})
+    assert labelled.positive_label == "1"
+    spellings = ('{"a":2}', '{"a": 2.0}', {"a": 2}, {"a": np.float32(2)}, '{"a": "2"}')
+    for spelling in spellings:
+        settings = FinetuneSettings.from_dict({**given, "class_weights": spelling})
+        assert settings.class_weights == '{"a": 2}'
+    (tmp_path / "file.json").write_text('{"corpus": "wiki.txt"}')
+    pretraining = cli.settings_from(config, PretrainSettings)
+    assert pretraining == PretrainSettings(corpus=["wiki.txt"])
     for name, wrong in (("positive_label", True), ("class_weights", [1.0]), ("adapt", 3)):
         with pytest.raises(InputError, match=f"{name} is {re.escape(repr(wrong))}, expected"):
             FinetuneSettings.from_dict({**given, name: wrong})

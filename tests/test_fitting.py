@@ -47,7 +47,7 @@ def make_trial(most: int = 1000, runtime: Runtime = CPU) -> Trial:
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "_room_for", lambda trial: partial(fit_in, trial))
+    monkeypatch.setattr(fitting, "_room_for", lambda trial: partial(fit_in, trial, 16))
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
@@ -73,7 +73,7 @@ def test_a_trial_leaves_nothing_behind_and_counts_what_a_step_holds(
 ) -> None:
     trial = make_trial()
     before = [p.detach().clone() for p in trial.model.parameters()]
-    assert fit_in(trial, 4)
+    assert fit_in(trial, 4, 4)
     for parameter, value in zip(trial.model.parameters(), before, strict=True):
         assert parameter.grad is None
         assert torch.equal(parameter, value)
@@ -87,10 +87,13 @@ def test_a_trial_leaves_nothing_behind_and_counts_what_a_step_holds(
 
     monkeypatch.setattr(torch, "empty_like", empty_like)
     two = trial._replace(passes={**ONE_PASS, "again_": ONE_PASS[""]})
-    # Two moments; in the second of two passes the gradients of the first, too.
-    for one, room, fits in ((trial, 1.5, False), (trial, 2.5, True), (two, 2.5, False)):
+    # Two moments; in the second of two passes, or micro-batches, the gradients of the first, too.
+    for one, room, share, fits in (
+        *((trial, 1.5, 1, False), (trial, 2.5, 1, True), (trial, 2.5, 2, False)),
+        *((trial, 3.5, 2, True), (two, 2.5, 1, False), (two, 3.5, 2, True)),
+    ):
         left = room * PARAMETERS
-        assert fit_in(one, 1) is fits
+        assert fit_in(one, share, 1) is fits
 
 
 def test_what_autograd_keeps_is_counted_without_the_weights() -> None:

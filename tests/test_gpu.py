@@ -170,9 +170,9 @@ def test_what_does_not_fit_is_said_and_what_fits_is_found() -> None:
         }
 
     trial = Trial(model, model, pretraining_terms, largest, runtime)
-    assert fit_in(trial, 8)
-    assert not fit_in(trial, 1 << 14)  # some 2,000 GiB
-    assert fit_in(trial, 8)
+    assert fit_in(trial, 8, 8)
+    assert not fit_in(trial, 1 << 14, 1 << 14)  # some 2,000 GiB
+    assert fit_in(trial, 8, 8)
 
 
 def test_both_stages_and_predictions_on_either_device(

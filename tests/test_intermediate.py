@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -26,7 +27,7 @@ from minibert.intermediate import data_before, intermediate_settings
 from minibert.recipes import Recipe
 from minibert.run_folder import RunFolder, read_metrics
 from minibert.runs import RunResult
-from minibert.series import Job, change
+from minibert.series import Job, change, changed_jobs
 from minibert.setting_search import search_settings
 from minibert.settings import FinetuneSettings
 from minibert.starts import with_recipe
@@ -431,6 +432,10 @@ def test_seeds_do_not_learn_it_in_two_ways(
     job = Job("", "", settings, record["data_fingerprint"], resolved(run.folder)["start_weights"])
     job = job._replace(before=before)
     assert "adversarial_epsilon was None, now 0.5" in change(job)
+    assert not changed_jobs([job], overwrite=False)  # where all have begun, it does not matter
+    other = dataclasses.replace(settings, output=str(run.folder / "seed-1"))
+    with pytest.raises(InputError, match="adversarial_epsilon was None, now 0.5"):
+        changed_jobs([job, job._replace(name="other", settings=other)], overwrite=False)
     monkeypatch.setattr(recipes, "RECIPES", ())
     assert change(job) == ""
 

@@ -178,6 +178,22 @@ def test_a_file_of_settings_keeps_what_it_did_without(
     assert again.dropout == 0.2  # None is the model's own, and so is left to a recipe
     other = settings_from({"config": str(tmp_path / "file.json"), "task": "sst2"}, FinetuneSettings)
     assert (other.adversarial_epsilon, other.intermediate_task) == (None, None)
+    # A search has values of one of them.
+    given = {"config": str(tmp_path / "file.json")}
+    searched = settings_from(given, FinetuneSettings, ["adversarial_epsilon"])
+    assert (searched.adversarial_epsilon, searched.intermediate_task) == (None, "none")
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_what_a_user_said_to_do_without_is_kept(tmp_path: Path, is_run: bool) -> None:
+    said: dict[str, Any] = {"adversarial_epsilon": 0, "intermediate_task": "none"}
+    run = {"command": "finetune", "settings": {"task": "imdb", **said}}
+    # A file of one's own may leave the task to the command.
+    (tmp_path / "file.json").write_text(json.dumps(run if is_run else said))
+    settings = settings_from(
+        {"config": str(tmp_path / "file.json"), "task": "mrpc"}, FinetuneSettings
+    )
+    assert (settings.adversarial_epsilon, settings.intermediate_task) == (0, "none")
 
 
 def test_a_default_is_a_number_like_any_other() -> None:

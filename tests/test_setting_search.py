@@ -124,6 +124,7 @@ def test_the_best_is_first_and_its_file_is_one_for_finetune(
     further = ["--model", model, "--output", str(tmp_path / "next")]
     further += ["--try-adversarial-epsilon", "0.5"]
     assert main(["search-settings", *config, *further]) == 0
+    assert main(["search-settings", *config, *further, "--adversarial-epsilon", "0"]) == 2  # typed
 
 
 def test_a_search_goes_on_and_a_wider_grid_keeps_its_trials(

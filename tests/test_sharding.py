@@ -140,7 +140,7 @@ def agree(world: World) -> list[int]:
     trial = Trial(model, forward, objective, lambda n: batch_of(slice(n)), run)
     from minibert import fitting
 
-    fitting._room_for = lambda trial: lambda n: fitting.fit_in(trial, n)  # as on a GPU
+    fitting._room_for = lambda trial: lambda n: fitting.fit_in(trial, n, n)  # as on a GPU
     chosen = [torch.tensor(float(micro_batch_size(settings, None, trial)))]
     backward(forward, slice(None), run, 1)  # the wrapper still works
     return [int(world.largest(chosen[0])), int(-world.largest(-chosen[0]))]
