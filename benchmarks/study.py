@@ -58,7 +58,7 @@ _BEST = {
     "short_share": 0.7,
     "schedule": "constant-then-linear",
 }
-_UNPAIRED = {**recipe("small-budget"), "nsp": "none"}
+_UNPAIRED = {**recipe("small-budget", {"nsp": "none"}), "nsp": "none"}
 _PLAIN_BEST = {k: v for k, v in _BEST.items() if k not in ("optimizer", "learning_rate")}
 # What each trial changes of BASE, by the question that it answers.
 TRIALS: dict[str, dict[str, dict[str, Any]]] = {
@@ -119,7 +119,7 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
         "the same, Muon, sentence order": {**_BEST, "nsp": "sop"},
         "recipe before": {**_MUON, "max_seq_length": 256},
         "recipe": {**recipe("small-budget"), "nsp": "nsp"},
-        "recipe, pairs in the last tenth": {**_UNPAIRED, "nsp": "nsp", "nsp_share": 0.1},
+        "recipe, pairs throughout": {**_UNPAIRED, "nsp": "nsp"},
         "recipe, no pairs": _UNPAIRED,
         "recipe, no pairs, shifted positions": {**_UNPAIRED, "shift_positions": True},
     },

@@ -60,6 +60,7 @@ PRETRAINING_RECIPES: dict[str, dict[str, Any]] = {
         "short_length": 64,
         "short_share": 0.7,
         "batch_size": 16,
+        "nsp_share": 0.1,
     }
 }
 
@@ -77,7 +78,8 @@ def recipe(name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
     Args:
         given: what is set beside it. Where `max_seq_length` is, no shorter length comes first that
-            would not be shorter; nor does one where `short_length` is None.
+            would not be shorter; nor does one where `short_length` is None. With `nsp` "none" no
+            part of the budget has pairs.
 
     Raises:
         InputError: unknown name; the nearest one is offered.
@@ -91,6 +93,8 @@ def recipe(name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     is_too_long = isinstance(longest, int) and longest <= short
     if short and (is_too_long or given.get("short_length", short) is None):
         del found["short_length"], found["short_share"]
+    if given.get("nsp") == "none":
+        found.pop("nsp_share", None)
     return found
 
 
@@ -347,7 +351,7 @@ class PretrainSettings(RunSettings):
     nsp_share: float | None = setting(
         None,
         "share of the budget, its last, that has the pair objective, after masked words alone; "
-        "default all of it",
+        "default 1, all of it",
     )
     mask_prob: float = setting(
         0.15, "share of tokens to predict in training; held-out figures are always of 15 %, singly"
@@ -394,8 +398,8 @@ class PretrainSettings(RunSettings):
             found.append(f"--short-share is {self.short_share}, must be between 0 and 1")
         if self.nsp_share is not None and self.nsp == "none":
             found.append("--nsp-share has no use with --nsp none")
-        if self.nsp_share is not None and not 0 < self.nsp_share < 1:
-            found.append(f"--nsp-share is {self.nsp_share}, must be between 0 and 1")
+        if self.nsp_share is not None and not 0 < self.nsp_share <= 1:
+            found.append(f"--nsp-share is {self.nsp_share}, must be above 0 and at most 1")
         if self.batch_ramp is not None and not 0 < self.batch_ramp <= 1:
             found.append(f"--batch-ramp is {self.batch_ramp}, must be above 0 and at most 1")
         for name in ("short_length", "batch_ramp"):

@@ -1019,11 +1019,17 @@ def test_a_recipe_stands_between_the_defaults_and_what_is_given(
     flags = ["--output", tmp_path / "run", "--recipe", "small-budget"]
     assert main(pretrain_line(world, *flags)) == 0
     run = json.loads((tmp_path / "run/run.json").read_text())["settings"]
-    assert (run["optimizer"], run["mask_prob"]) == ("muon", 0.3)
+    assert (run["optimizer"], run["mask_prob"], run["nsp_share"]) == ("muon", 0.3, 0.1)
     assert run["max_seq_length"] < parts["short_length"] and run["short_length"] is None
     assert recipe("small-budget", {"max_seq_length": parts["short_length"] + 1}) == parts
     without = {k: v for k, v in parts.items() if k not in ("short_length", "short_share")}
     assert recipe("small-budget", {"short_length": None}) == without
+    unpaired = {k: v for k, v in parts.items() if k != "nsp_share"}
+    assert recipe("small-budget", {"nsp": "none"}) == unpaired
+    alone = cli.settings_from(
+        {"recipe": "small-budget", "nsp": "none", "corpus": ["-"]}, PretrainSettings
+    )
+    assert isinstance(alone, PretrainSettings) and alone.nsp_share is None
     in_notebook = {"recipe": "small-budget", "output": str(tmp_path / "notebook")}
     written = {k: v for k, v in run.items() if k not in ("output", *parts)}
     found = {k: v for k, v in run.items() if k in ("batch_size", "max_seq_length")}

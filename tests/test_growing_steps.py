@@ -271,6 +271,7 @@ def test_pairs_come_in_the_last_phase_and_go_on_where_words_stop(builder: Exampl
     [
         ({}, [(32, "nsp", 1.0)]),
         ({"nsp_share": 0.25}, [(32, "none", 0.75), (32, "nsp", 1.0)]),
+        ({"nsp_share": 1.0}, [(32, "nsp", 1.0)]),
         ({"nsp": "sop", "nsp_share": 0.25}, [(32, "none", 0.75), (32, "sop", 1.0)]),
         (
             {"nsp_share": 0.25, "short_length": 16, "short_share": 0.5},
@@ -338,7 +339,7 @@ def test_positions_that_no_step_reached_do_not_count_as_trained(
     assert kept["model_max_length"] == reached
 
 
-@pytest.mark.parametrize("given", [{"nsp": "none", "nsp_share": 0.1}, {"nsp_share": 1.0}])
+@pytest.mark.parametrize("given", [{"nsp": "none", "nsp_share": 0.1}, {"nsp_share": 1.1}])
 def test_a_share_of_pairs_without_use_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="--nsp-share"):
         PretrainSettings(corpus=["-"], **given)
