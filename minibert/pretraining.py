@@ -383,7 +383,7 @@ class _Run:
         source = self._text(start)
         model = _build_model(settings, source, start.folder)
         placed(model, settings, self.runtime)
-        always_pairs = settings.nsp != "none" and settings.nsp_share in (None, 1)
+        always_pairs = settings.nsp != "none" and settings.nsp_share is None
         forward = wrapped(model, settings, self.runtime, self.begun, all_used=always_pairs)
         data = self._data(source)
         trial = Trial(model, forward, pretraining_terms, data.largest, self.runtime)

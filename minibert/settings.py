@@ -377,6 +377,10 @@ class PretrainSettings(RunSettings):
         """One text for a list of it."""
         return _listed(values, "corpus")
 
+    def _normalise(self) -> None:
+        if self.nsp_share == 1:  # all of it is what None is
+            object.__setattr__(self, "nsp_share", None)
+
     def faults(self) -> list[str]:
         found = super().faults()
         if not self.corpus:
