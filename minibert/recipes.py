@@ -191,17 +191,23 @@ RECIPES = (
         max_seq_length=128,
         dropout=0.1,
     ),
-    # Dev accuracy 0.861 at 2e-4, 0.860 at 1e-4; with dropout 0.842, from random weights 0.812.
-    *(
-        Recipe(
-            *("sst2", 4, 512, is_random, "docs/LOG.md, 2026-11-27"),
-            learning_rate=2e-4,
-            epochs=2.0,
-            batch_size=64,
-            max_seq_length=64,
-            dropout=0.1 if is_random else None,
-        )
-        for is_random in (False, True)
+    # Dev accuracy 0.875; without an epsilon 0.869, 0.861 by two epochs, with dropout 0.842.
+    Recipe(
+        *("sst2", 4, 512, False, "docs/LOG.md, 2026-11-29"),
+        learning_rate=2e-4,
+        epochs=3.0,
+        batch_size=64,
+        max_seq_length=64,
+        adversarial_epsilon=0.5,
+    ),
+    # Dev accuracy 0.812; at 5e-4 0.491 after the first of two epochs.
+    Recipe(
+        *("sst2", 4, 512, True, "docs/LOG.md, 2026-11-27"),
+        learning_rate=2e-4,
+        epochs=2.0,
+        batch_size=64,
+        max_seq_length=64,
+        dropout=0.1,
     ),
     # Dev accuracy 0.750 of MRPC at 1e-4, 0.740 at 5e-5; 0.578 of RTE. Without STS-B before them
     # 0.728 and 0.538 at the best of three rates, which random weights keep. MRPC is told by F1,
