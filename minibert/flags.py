@@ -179,21 +179,19 @@ def _with_words_for_none(
 ) -> dict[str, Any]:
     """A file's settings, with what its run did without kept from a recipe that has it.
 
-    A file of a search has the words for that itself. Where it is taken for another task, nobody has
-    asked for them, and that task's recipe counts.
+    Where the file names one task and another is typed, that one's recipe counts instead: a run.json
+    gets no words that its user did not say, and those in a search's file, which wrote them itself,
+    are dropped.
 
     Args:
         given: the file's settings. is_run: whether they are a run.json's. task: as typed.
-        tried: settings that a search has values of.
+        tried: settings that a search has values of, whose words are dropped in any case.
     """
-    goes_on_to_another = "task" in given and task not in (None, given["task"])
-    if is_run and not goes_on_to_another:
+    is_for_another = "task" in given and task not in (None, given["task"])
+    if is_run and not is_for_another:
         given = without_recipe(given)
-    return {
-        name: value
-        for name, value in given.items()
-        if not says_none(name, value) or (name not in tried and (is_run or not goes_on_to_another))
-    }
+    dropped = set(given) if is_for_another and not is_run else set(tried)
+    return {n: v for n, v in given.items() if n not in dropped or not says_none(n, v)}
 
 
 def _of_earlier_run(run: dict[str, Any], path: Path) -> dict[str, Any]:

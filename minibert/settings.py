@@ -34,7 +34,6 @@ BEST = "best"  # the word for what dev chooses, in --threshold
 NO_TASK = "none"  # the word for no --intermediate-task, whatever a recipe says
 # The word for doing without, of settings whose None leaves it to a recipe.
 NONE_OF: dict[str, object] = {"adversarial_epsilon": 0.0, "intermediate_task": NO_TASK}
-
 SHORT_SHARE = 0.9  # of the budget, with --short-length (Devlin et al. 2019, A.2)
 SCHEDULES = ("linear", "cosine", "constant-then-linear")
 DECAY_RATIO = 0.3  # of the budget, with --schedule constant-then-linear
@@ -378,7 +377,7 @@ class PretrainSettings(RunSettings):
         return _listed(values, "corpus")
 
     def _normalise(self) -> None:
-        if self.nsp_share == 1:  # all of it is what None is
+        if self.nsp_share == 1 and self.nsp != "none":  # all of it is what None is
             object.__setattr__(self, "nsp_share", None)
 
     def faults(self) -> list[str]:

@@ -343,7 +343,10 @@ def test_all_of_the_budget_is_one_setting() -> None:
     assert PretrainSettings(corpus=["-"], nsp_share=1.0) == PretrainSettings(corpus=["-"])
 
 
-@pytest.mark.parametrize("given", [{"nsp": "none", "nsp_share": 0.1}, {"nsp_share": 1.1}])
+@pytest.mark.parametrize(
+    "given",
+    [{"nsp": "none", "nsp_share": 0.1}, {"nsp": "none", "nsp_share": 1.0}, {"nsp_share": 1.1}],
+)
 def test_a_share_of_pairs_without_use_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="--nsp-share"):
         PretrainSettings(corpus=["-"], **given)
