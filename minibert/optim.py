@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minibert.runtime import has_bf16
+
 # Newton's iteration for the nearest orthogonal matrix, tuned to be steep at 0 (Jordan et al. 2024).
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -126,7 +128,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalised(matrices: Tensor) -> Tensor:
     """About U V^T of each matrix U S V^T: singular values between 0.7 and 1.2 instead of S.
 
-    Five Newton-Schulz iterations in bf16, which is exact enough (Jordan et al. 2024).
+    Five Newton-Schulz iterations in bf16, which is exact enough (Jordan et al. 2024), or in fp32
+    where the hardware has no products of bf16.
 
     Args:
         matrices: (N, rows, columns).
@@ -134,7 +137,8 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     a, b, c = _NEWTON_SCHULZ
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT
-    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = x.bfloat16() if has_bf16(x.device) else x.float()
     for _ in range(_ITERATIONS):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
