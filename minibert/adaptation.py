@@ -24,13 +24,19 @@ from minibert.files import whole_characters, write_atomically
 from minibert.pretraining import pretrain
 from minibert.run_folder import RunFolder
 from minibert.runs import EarlierStage, log_line, weights_digest
-from minibert.settings import OWN_TEXT, FinetuneSettings, PretrainSettings
+from minibert.settings import (
+    CONTINUED,
+    OWN_TEXT,
+    FinetuneSettings,
+    PretrainSettings,
+    recipe,
+)
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.splits import Parts, parts_of
 
 _FOLDER, _TEXT = "adapted", "adapted.jsonl"
 _EPOCHS = 3.0  # passes over the text where no budget is given
-# Set for fine-tuning, and the same while adapting; all else is as pretraining has it.
+# Set for fine-tuning, and the same while adapting; all else is as the recipe has it.
 _SHARED = (
     *("batch_size", "micro_batch_size", "max_seq_length", "seed", "device", "precision"),
     *("compile", "deterministic", "log_every", "save_every", "cache_dir", "dry_run"),
@@ -240,6 +246,7 @@ def _pretraining(
     """The settings of the pretraining run that adapts; it replaces another only if it may."""
     minutes = settings.adapting_minutes
     wanted: dict[str, Any] = {
+        **recipe(CONTINUED),
         **{name: getattr(settings, name) for name in _SHARED},
         "corpus": places,
         "model": str(start),
@@ -252,7 +259,11 @@ def _pretraining(
     }
     if not (folder / "run.json").is_file():
         return PretrainSettings(**wanted)
-    found, run = PretrainSettings(**wanted, resume="yes"), RunFolder(folder)
+    run = RunFolder(folder)
+    if not settings.overwrite:  # an adaptation ends by the recipe that it began with
+        begun = run.read_run()["settings"]
+        wanted |= {name: begun.get(name, wanted[name]) for name in recipe(CONTINUED)}
+    found = PretrainSettings(**wanted, resume="yes")
     same = _has_same_content(run, found)
     if same:  # where it lies depends on how `--output` is spelt
         run.respell(corpus=places, **({} if settings.random_weights else {"model": str(start)}))

@@ -230,7 +230,8 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "--recipe",
         choices=tuple(PRETRAINING_RECIPES),
         default=argparse.SUPPRESS,
-        help="settings that go together; --config and flags come before them",
+        help="settings that go together, 'continued' for going on from --model; --config and flags "
+        "come before them",
     )
     predict = command("predict", "answers of a fine-tuned model, as JSON lines")
     _add_predict(predict)

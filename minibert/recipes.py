@@ -84,41 +84,64 @@ RECIPES = (
         batch_size=32,
         max_seq_length=64,
     ),
-    # Dev Spearman 0.738; with dropout 0.643, and 0.303 at 2e-4, 0.627 at 5e-4, 0.161 at 1e-3.
+    # Dev Spearman 0.777; without an epsilon 0.738 after four epochs, with dropout 0.643, and 0.303
+    # at 2e-4, 0.627 at 5e-4, 0.161 at 1e-3.
     Recipe(
-        *("stsb", 4, 256, False, "docs/LOG.md, 2026-11-28"),
+        *("stsb", 4, 256, False, "docs/LOG.md, 2026-11-29"),
         mode="cross-encoder",
         learning_rate=3e-4,
-        epochs=4.0,
+        epochs=6.0,
         batch_size=32,
         max_seq_length=64,
         dropout=0.0,
+        adversarial_epsilon=0.5,
     ),
-    # Dev accuracy 0.708, 0.713, 0.696 at 1e-4, 2e-4, 5e-4, and 0.703, 0.699 from random weights at
-    # 2e-4, 5e-5; the majority 0.684.
-    *(
-        Recipe(
-            *("mrpc", 4, 256, is_random, "docs/LOG.md, 2026-11-26"),
-            learning_rate=2e-4,
-            epochs=4.0,
-            min_steps=400,
-            batch_size=32,
-            max_seq_length=128,
-        )
-        for is_random in (False, True)
+    # Dev F1 0.829, accuracy 0.748. Without STS-B before it, and with dropout, accuracy 0.708,
+    # 0.713, 0.696 at 1e-4, 2e-4, 5e-4, and 0.703, 0.699 from random weights at 2e-4, 5e-5; the
+    # majority 0.684.
+    Recipe(
+        *("mrpc", 4, 256, False, "docs/LOG.md, 2026-11-29"),
+        learning_rate=2e-4,
+        epochs=3.0,
+        min_steps=200,
+        batch_size=32,
+        max_seq_length=128,
+        dropout=0.0,
+        intermediate_task="stsb",
+        select="f1_binary",
+        threshold=BEST,
+        adversarial_epsilon=1.0,
     ),
-    # Dev accuracy 0.545, 0.549, 0.527 at 1e-4, 2e-4, 5e-4, and 0.549, 0.545 from random weights at
-    # 5e-5, 2e-4; the majority 0.527. A choice among equals.
-    *(
-        Recipe(
-            *("rte", 4, 256, is_random, "docs/LOG.md, 2026-11-26"),
-            learning_rate=2e-4,
-            epochs=4.0,
-            min_steps=300,
-            batch_size=32,
-            max_seq_length=256,
-        )
-        for is_random in (False, True)
+    Recipe(
+        *("mrpc", 4, 256, True, "docs/LOG.md, 2026-11-26"),
+        learning_rate=2e-4,
+        epochs=4.0,
+        min_steps=400,
+        batch_size=32,
+        max_seq_length=128,
+        select="f1_binary",
+        threshold=BEST,
+    ),
+    # Dev accuracy 0.617, at 1e-4 0.588. Without STS-B before it 0.552, with dropout 0.545, 0.549,
+    # 0.527 at 1e-4, 2e-4, 5e-4, and 0.549, 0.545 from random weights at 5e-5, 2e-4; the majority
+    # 0.527.
+    Recipe(
+        *("rte", 4, 256, False, "docs/LOG.md, 2026-11-29"),
+        learning_rate=2e-4,
+        epochs=3.0,
+        min_steps=200,
+        batch_size=32,
+        max_seq_length=128,
+        dropout=0.0,
+        intermediate_task="stsb",
+    ),
+    Recipe(
+        *("rte", 4, 256, True, "docs/LOG.md, 2026-11-26"),
+        learning_rate=2e-4,
+        epochs=4.0,
+        min_steps=300,
+        batch_size=32,
+        max_seq_length=256,
     ),
     # Dev entity F1 0.836; with dropout 0.831, and 0.825 at 5e-4.
     Recipe(

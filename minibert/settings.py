@@ -48,19 +48,25 @@ DATA_PLACES = (
     "intermediate_data",
 )
 # Settings by name that go together, as those of a --config file do; see docs/pretraining.md.
+_GAINS: dict[str, Any] = {
+    "optimizer": "muon",
+    "warmup_ratio": 0.05,
+    "schedule": "constant-then-linear",
+    "mask_prob": 0.3,
+}
+# The recipe for going on from a model, which --adapt takes; dropout stays the model's own.
+CONTINUED = "continued"
 PRETRAINING_RECIPES: dict[str, dict[str, Any]] = {
     "small-budget": {
-        "optimizer": "muon",
-        "warmup_ratio": 0.05,
-        "schedule": "constant-then-linear",
+        **_GAINS,
         "dropout": 0.0,
-        "mask_prob": 0.3,
         "max_seq_length": 256,
         "short_length": 64,
         "short_share": 0.7,
         "batch_size": 16,
         "nsp_share": 0.1,
-    }
+    },
+    CONTINUED: _GAINS,
 }
 
 
@@ -81,11 +87,14 @@ def recipe(name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
             part of the budget has pairs.
 
     Raises:
-        InputError: unknown name; the nearest one is offered.
+        InputError: unknown name; the nearest one is offered. Or what is set beside it names no
+            model to go on from, and the recipe is for that.
     """
     if name not in PRETRAINING_RECIPES:
         tail = did_you_mean(name, PRETRAINING_RECIPES)
         raise InputError(f"--recipe {name!r} is unknown{tail}")
+    if name == CONTINUED and given is not None and not given.get("model"):
+        raise InputError(f"--recipe {CONTINUED} goes with --model, the model to go on from")
     found = dict(PRETRAINING_RECIPES[name])
     given = given or {}
     longest, short = given.get("max_seq_length"), found.get("short_length", 0)
@@ -526,7 +535,8 @@ class FinetuneSettings(RunSettings):
         None,
         "before fine-tuning, learn masked words of unlabelled text: files, folders or globs as of "
         "--corpus; bare or 'auto': the task's own (imdb: its unsup folder, else the training "
-        "texts, never those of dev or test); in the run's folder adapted/, once for all --seeds",
+        "texts, never those of dev or test), by `pretrain --recipe continued`; in the run's folder "
+        "adapted/, once for all --seeds",
         optional=OWN_TEXT,
     )
     adapt_epochs: float | None = setting(
@@ -536,7 +546,7 @@ class FinetuneSettings(RunSettings):
         None, "budget of --adapt in minutes, part of --max-minutes; default half of those"
     )
     adapt_learning_rate: float | None = setting(
-        None, "peak rate of --adapt; default that of `pretrain --model`"
+        None, "peak rate of --adapt; default that of `pretrain --model --recipe continued`"
     )
     intermediate_task: str | None = setting(
         None,

@@ -1038,6 +1038,20 @@ def test_a_recipe_stands_between_the_defaults_and_what_is_given(
     assert {**again, "output": run["output"]} == run
 
 
+def test_the_recipe_for_going_on_goes_with_a_model(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--output", tmp_path / "run", "--recipe", "continued"]
+    assert main(pretrain_line(world, *flags)) == 2
+    assert "--recipe continued goes with --model" in capsys.readouterr().err
+    with pytest.raises(InputError, match="--recipe continued goes with --model"):
+        minibert.pretrain(corpus=["-"], recipe="continued")
+    (tmp_path / "own.json").write_text('{"model": "m", "mask_prob": 0.2}')
+    given = {"recipe": "continued", "config": str(tmp_path / "own.json"), "corpus": ["-"]}
+    found = cli.settings_from(given, PretrainSettings).to_dict()
+    assert found.items() >= {**recipe("continued"), "mask_prob": 0.2}.items()
+
+
 def test_a_file_may_write_values_as_json_does(tmp_path: Path) -> None:
     flags = {"class_weights": '{"né": 2.5}', "positive_label": "1", "adapt": ["own.txt"]}
     (tmp_path / "file.json").write_text(
