@@ -36,7 +36,7 @@ from minibert.tasks.splits import Parts, parts_of
 
 _FOLDER, _TEXT = "adapted", "adapted.jsonl"
 _EPOCHS = 3.0  # passes over the text where no budget is given
-# Set for fine-tuning, and the same while adapting; all else is as the recipe has it.
+# Set for fine-tuning, and the same while adapting; all else is the recipe's and pretraining's.
 _SHARED = (
     *("batch_size", "micro_batch_size", "max_seq_length", "seed", "device", "precision"),
     *("compile", "deterministic", "log_every", "save_every", "cache_dir", "dry_run"),
@@ -267,9 +267,12 @@ def _pretraining(
     same = _has_same_content(run, found)
     if same:  # where it lies depends on how `--output` is spelt
         run.respell(corpus=places, **({} if settings.random_weights else {"model": str(start)}))
-    if settings.overwrite and not (same and _has_same_settings(run, found)):
-        return PretrainSettings(**wanted, overwrite=True)
-    return found
+    differ = run.other_settings(found.to_dict()) if same and settings.overwrite else []
+    if not settings.overwrite or (same and not differ):
+        return found
+    if differ:
+        log_line("adapt", f"anew, since {'; '.join(differ)}")
+    return PretrainSettings(**wanted, overwrite=True)
 
 
 def _has_same_content(run: RunFolder, settings: PretrainSettings) -> bool:
@@ -279,11 +282,3 @@ def _has_same_content(run: RunFolder, settings: PretrainSettings) -> bool:
     begun = run.read_run()
     text = _fingerprint(settings.corpus, settings.cache_dir)
     return (begun.get("data_fingerprint"), begun["resolved"].get("start_weights")) == (text, digest)
-
-
-def _has_same_settings(run: RunFolder, settings: PretrainSettings) -> bool:
-    try:
-        run.check_same_settings("pretrain", settings.to_dict())
-    except InputError:
-        return False
-    return True

@@ -160,8 +160,8 @@ def finetune(settings: FinetuneSettings | None = None, **values: Any) -> RunResu
     settings = settings or FinetuneSettings.from_dict(values, "finetune")
     if settings.adapt is not None and launched().size > 1:
         raise InputError(
-            "--adapt runs in one process; adapt with `minibert pretrain --model` under torchrun, "
-            "then fine-tune --model of that"
+            "--adapt runs in one process; adapt with `minibert pretrain --model … --recipe "
+            "continued --nsp none` under torchrun, then fine-tune --model of that"
         )
     settings, recipe = of_begun_run(settings) or with_recipe(settings)
     check_intermediate(settings)

@@ -97,22 +97,28 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         assert closure is None
-        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor, dict[str, Any]]]] = {}
+        alike: dict[tuple[int, int], list[tuple[Tensor, dict[str, Any]]]] = {}
         for group in self._matrices:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    step = self._momentum(weight, group["momentum"])
-                    rows = weight.shape[0] // group["parts"]
-                    step = step.view(-1, rows, weight.shape[1])  # (parts, rows, columns)
-                    alike.setdefault(step.shape[1:], []).append((weight, step, group))
-        for shape, found in alike.items():
-            steps = orthogonalised(torch.cat([step for _, step, _ in found]))
-            sizes = [len(step) for _, step, _ in found]
+                    shape = (weight.shape[0] // group["parts"], weight.shape[1])
+                    alike.setdefault(shape, []).append((weight, group))
+        for shape, found in alike.items():  # of one shape at a time, which bounds the memory
+            ahead = [self._momentum(weight, group["momentum"]) for weight, group in found]
+            steps = orthogonalised(torch.cat([step.view(-1, *shape) for step in ahead]))
+            sizes = [group["parts"] for _, group in found]
             scale = _ADAM_RMS * max(shape) ** 0.5
-            for (weight, _, group), part in zip(found, steps.split(sizes), strict=True):
+            for (weight, group), part in zip(found, steps.split(sizes), strict=True):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(part.view_as(weight), alpha=-group["lr"] * scale)
         self._adamw.step()
+
+    @torch.no_grad()
+    def rehearse(self) -> None:
+        """Does a step's products, which depend on no data, and drops them."""
+        for group in self._matrices:
+            for weight in group["params"]:
+                orthogonalised(weight.view(group["parts"], -1, weight.shape[1]))
 
     def _momentum(self, weight: Tensor, momentum: float) -> Tensor:
         """The running mean of gradients, looked at one step ahead (Nesterov)."""
@@ -129,7 +135,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     """About U V^T of each matrix U S V^T: singular values between 0.7 and 1.2 instead of S.
 
     Five Newton-Schulz iterations in bf16, which is exact enough (Jordan et al. 2024), or in fp32
-    where the hardware has no products of bf16.
+    where the hardware is not known to have products of bf16.
 
     Args:
         matrices: (N, rows, columns).

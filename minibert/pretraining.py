@@ -87,7 +87,8 @@ from minibert.world import World, join_world
 
 EXAM_MASK_PROB = 0.15  # of held-out tokens, singly, whatever a run trains on: figures compare
 _BUILDERS = 8  # processes that build examples for a GPU, at most; a million tokens a second each
-_FURTHER = 0.5  # of a new model's peak rate, for one that goes on from trained weights
+# Of a new model's peak rate, for one that goes on from trained weights, by optimiser.
+_FURTHER = {"adamw": 0.5, "muon": 0.3}
 _LEARNT = 0.02  # nats below the line of word frequencies from which a model has learnt from context
 _EVAL_DURING = 256  # held-out sequences scored while training
 _MIN_TOKENS, _EPOCHS, _MAX_TOKENS = 500_000, 6, 50_000_000  # see `default_steps`
@@ -117,11 +118,12 @@ def default_learning_rate(
 ) -> float:
     """1e-3 up to 256 hidden units, then falling as 1 / hidden: 5e-4 at 512, 3.3e-4 at 768.
 
-    Twice that with Muon, and half of it where trained weights are to be kept. Measured at 256
-    alone, where 2e-3 did not train with AdamW (docs/LOG.md, docs/pretraining.md).
+    Twice that with Muon. Where trained weights are to be kept half of it, 0.3 with Muon. Measured
+    at 256 alone, where 2e-3 did not train with AdamW (docs/LOG.md, docs/pretraining.md), and going
+    on with Muon at 512.
     """
     rate = min(1e-3, 0.256 / hidden_size)
-    return rate * (2 if optimizer == "muon" else 1) * (_FURTHER if goes_on else 1)
+    return rate * (2 if optimizer == "muon" else 1) * (_FURTHER[optimizer] if goes_on else 1)
 
 
 @dataclass(frozen=True)

@@ -157,14 +157,14 @@ def find_device(name: str) -> torch.device:
 
 
 @functools.cache
-def has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether bf16 products are faster than fp32 here: by the hardware's own word.
 
-    A CPU that does not have them takes 10 to 50 times as long as with fp32 (docs/LOG.md).
+    A CPU that does not have them takes 8 to 52 times as long as with fp32 (docs/LOG.md).
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    cpuinfo = Path("/proc/cpuinfo")
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = cpuinfo.read_text() if device.type == "cpu" and cpuinfo.exists() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
 

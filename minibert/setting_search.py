@@ -226,8 +226,8 @@ def _check(settings: FinetuneSettings, trials: int | None, jobs: int) -> None:
         )
     if settings.adapt is not None:
         raise InputError(
-            "--adapt would be done for every trial; adapt once, with pretrain --model, and name "
-            "that folder as --model"
+            "--adapt would be done for every trial; adapt once, with pretrain --model … --recipe "
+            "continued --nsp none, and name that folder as --model"
         )
 
 

@@ -47,8 +47,8 @@ DATA_PLACES = (
     *("data", "dev_data", "test_data", "target_data", "dev_target_data", "test_target_data"),
     "intermediate_data",
 )
-# Settings by name that go together, as those of a --config file do; see docs/pretraining.md.
-_GAINS: dict[str, Any] = {
+# What both recipes have.
+_IN_ANY_RECIPE: dict[str, Any] = {
     "optimizer": "muon",
     "warmup_ratio": 0.05,
     "schedule": "constant-then-linear",
@@ -56,9 +56,10 @@ _GAINS: dict[str, Any] = {
 }
 # The recipe for going on from a model, which --adapt takes; dropout stays the model's own.
 CONTINUED = "continued"
+# Settings by name that go together, as those of a --config file do; see docs/pretraining.md.
 PRETRAINING_RECIPES: dict[str, dict[str, Any]] = {
     "small-budget": {
-        **_GAINS,
+        **_IN_ANY_RECIPE,
         "dropout": 0.0,
         "max_seq_length": 256,
         "short_length": 64,
@@ -66,7 +67,7 @@ PRETRAINING_RECIPES: dict[str, dict[str, Any]] = {
         "batch_size": 16,
         "nsp_share": 0.1,
     },
-    CONTINUED: _GAINS,
+    CONTINUED: _IN_ANY_RECIPE,
 }
 
 
@@ -292,7 +293,7 @@ class PretrainSettings(RunSettings):
     learning_rate: float | None = setting(
         None,
         "peak rate; default 1e-3 up to 256 hidden units, then 0.256 / hidden; twice that with "
-        "muon, half of it with --model",
+        "muon; where --model's weights are kept half of it, 0.3 with muon",
     )
     corpus: list[str] = setting(
         [], "text files, folders or globs: .txt .jsonl .tokens, also .gz .xz .bz2"
@@ -546,7 +547,7 @@ class FinetuneSettings(RunSettings):
         None, "budget of --adapt in minutes, part of --max-minutes; default half of those"
     )
     adapt_learning_rate: float | None = setting(
-        None, "peak rate of --adapt; default that of `pretrain --model --recipe continued`"
+        None, "peak rate of --adapt; default 6e-4 up to 256 hidden units, then 0.154 / hidden"
     )
     intermediate_task: str | None = setting(
         None,

@@ -301,7 +301,8 @@ def _settings_file(path: Path) -> dict[str, Any]:
     if content.get("adapt") is not None:
         raise InputError(
             f"{path}: adapt would be done for every seed, and for random weights, too; adapt "
-            f"once, with pretrain --model, and give that folder to the suite"
+            f"once, with pretrain --model … --recipe continued --nsp none, and give that folder to "
+            f"the suite"
         )
     if content.get("self_training") is not None:
         raise InputError(

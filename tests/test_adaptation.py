@@ -420,7 +420,11 @@ def test_a_finished_run_knows_the_task_s_own_text(world: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["results.json", "adapted/results.json"])
 def test_an_adaptation_goes_on_by_the_recipe_it_began_with(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
 ) -> None:
     given: dict[str, Any] = {"adapt": "auto", "adapt_epochs": 0.1, "max_steps": 1}
     before = {"optimizer": "adamw", "mask_prob": 0.15}
@@ -434,7 +438,9 @@ def test_an_adaptation_goes_on_by_the_recipe_it_began_with(
     adapted = folder / "adapted/run.json"
     assert json.loads(adapted.read_text())["settings"].items() >= before.items()
     assert not moved(whole, weights(folder))
+    capsys.readouterr()
     tune(world, str(folder), **given, overwrite=True)
+    assert "adapt: anew, since mask_prob was 0.15, now 0.3" in capsys.readouterr().err
     assert json.loads(adapted.read_text())["settings"].items() >= recipe("continued").items()
 
 

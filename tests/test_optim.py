@@ -136,6 +136,31 @@ def test_a_step_of_muon_is_momentum_made_orthogonal(tiny_config: BertConfig, nam
         torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("feed_forward", ["plain", "gated"])
+def test_muon_rehearses_the_products_of_a_step_and_changes_nothing(
+    tiny_config: BertConfig, feed_forward: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = BertForPreTraining(replace(tiny_config, feed_forward=feed_forward))
+    optimizer = build_muon(model, 1e-3, 0.01)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    seen: Counter[tuple[int, ...]] = Counter()
+
+    def counted(matrices: torch.Tensor) -> torch.Tensor:
+        seen[tuple(matrices.shape[1:])] += len(matrices)
+        return orthogonalised(matrices)
+
+    monkeypatch.setattr(optim, "orthogonalised", counted)
+    optimizer.rehearse()
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert not optimizer.state
+    rehearsed = seen.copy()
+    seen.clear()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert rehearsed == seen and seen.total() > 0
+
+
 def test_a_rate_set_on_the_groups_is_the_rate_of_both_parts(tiny_config: BertConfig) -> None:
     model = BertForPreTraining(tiny_config)
     optimizer = build_muon(model, learning_rate=0.1, weight_decay=0.0)

@@ -58,11 +58,15 @@ def test_a_recipe_asks_for_no_more_positions_than_there_are() -> None:
     assert fill(few, max_seq_length=200).max_seq_length == 200  # which is told where it is opened
 
 
-def test_pretrained_and_random_weights_read_the_same_of_a_review() -> None:
+def test_pretrained_and_random_weights_read_the_same_text_and_labels() -> None:
     """Else a table of both would compare what they read."""
-    for size in ("mini", "small"):
-        settings = [fill(preset(size), random_weights=start) for start in (False, True)]
-        assert {(s.max_seq_length, s.truncation) for s in settings} == {(256, "windows")}
+    read = ("max_seq_length", "truncation", "intermediate_task", "select", "threshold")
+    sides: dict[tuple[str, int, int], set[tuple[object, ...]]] = {}
+    for entry in recipes.RECIPES:
+        found = sides.setdefault((entry.task, entry.layers, entry.hidden_size), set())
+        found.add(tuple(getattr(entry, name) for name in read))
+    assert {key for key, found in sides.items() if len(found) > 1} == set()
+    assert len(recipes.RECIPES) > len(sides)  # some have both
 
 
 def test_what_was_not_measured_keeps_its_defaults() -> None:

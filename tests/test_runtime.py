@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minibert.runtime import start_runtime
+from minibert.runtime import has_bf16, start_runtime
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _SCRIPT = """
@@ -87,3 +87,15 @@ def test_products_of_ever_new_shapes_do_not_add_up_in_memory() -> None:
 def test_a_device_may_be_torchs_own() -> None:
     device = torch.device("cpu")
     assert start_runtime(device, "fp32", deterministic=None).device == device
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("fma avx avx2", False), ("avx512f", False), ("avx512_bf16", True), ("amx_bf16", True)],
+)
+def test_a_cpu_has_bf16_by_its_own_word(tmp_path: Path, flags: str, expected: bool) -> None:
+    told = tmp_path / "cpuinfo"
+    told.write_text(f"processor : 0\nflags : fpu {flags} sse2\n")
+    assert has_bf16(torch.device("cpu"), told) is expected
+    assert not has_bf16(torch.device("mps"), told)
+    assert not has_bf16(torch.device("cpu"), tmp_path / "nowhere")

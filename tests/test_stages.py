@@ -498,7 +498,8 @@ def test_default_budget_follows_its_rule(corpus: int, tokens: int) -> None:
 def test_default_rate_falls_with_the_width() -> None:
     rates = [default_learning_rate(width) for width in (128, 256, 512, 768)]
     assert default_learning_rate(256, "muon") == 2e-3
-    assert default_learning_rate(512, "muon", goes_on=True) == 0.5e-3
+    assert default_learning_rate(512, "muon", goes_on=True) == pytest.approx(0.3e-3)
+    assert default_learning_rate(512, goes_on=True) == 0.25e-3
     assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 0.256 / 768])
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,7 @@ from minibert.config import BertConfig
 from minibert.errors import Interrupted
 from minibert.heads import BertForPreTraining
 from minibert.losses import IGNORE_INDEX
-from minibert.optim import Budget, build_optimizer, warmup_linear_decay
+from minibert.optim import Budget, Muon, build_optimizer, warmup_linear_decay
 from minibert.pretraining_data import pretraining_terms
 from minibert.run_folder import RunFolder, read_metrics
 from minibert.runtime import Runtime
@@ -718,6 +719,19 @@ def test_timing_a_step_changes_nothing() -> None:
     assert same_tensors(weights_of(model), before)
     assert data.position == 0
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_time_of_a_step_holds_the_products_of_its_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a CPU they take longer than the passes where a step has few tokens."""
+    model = make_line()
+    loop = make_loop(model, Repeated(line_steps([4])), max_steps=1)
+    matrices = [{"params": [p for p in model.parameters() if p.ndim > 1], "parts": 1}]
+    rest = torch.optim.AdamW([p for p in model.parameters() if p.ndim < 2])
+    loop.optimizer = Muon(matrices, rest, 1e-3, 0.0, 0.95)
+    monkeypatch.setattr(Muon, "rehearse", lambda self: time.sleep(0.2))
+    assert loop.time_step()[0] >= 0.2
 
 
 @pytest.mark.parametrize(
