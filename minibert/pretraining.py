@@ -312,7 +312,7 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
 
     Args:
         settings: or its fields by name, as in `pretrain(corpus=["data/wiki.txt"])`; and
-            `recipe="small-budget"` for settings that go together.
+            `recipe="small-budget"`, or "continued" with a model, for settings that go together.
 
     Returns:
         The folder, the figures of results.json, and the model in eval mode.
