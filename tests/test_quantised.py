@@ -107,12 +107,13 @@ def test_int8_predictions_do_not_depend_on_batch_or_order(
 
     one = np.concatenate([probabilities([r], 1) for r in rows])
     assert one.std(axis=0).min() > 0.05  # or a wrong order could not be told
-    many = probabilities(rows, 16)
-    # A sum in another order may carry a number over the edge between two steps of 8 bits.
-    np.testing.assert_allclose(many, one, atol=5e-3)
     order = rng.permutation(len(rows))
     mixed = probabilities([rows[i] for i in order], 7)
-    np.testing.assert_allclose(mixed, one[order], atol=5e-3)
+    for found, expected in ((probabilities(rows, 16), one), (mixed, one[order])):
+        apart = np.abs(found - expected).max(axis=1)
+        # A sum in another order may carry a number of a text over the edge between two steps of 8
+        # bits: by 0.02 at most over 25 draws of the weights.
+        assert np.median(apart) < 1e-5 and apart.max() < 0.05
 
 
 @pytest.fixture(scope="module")
