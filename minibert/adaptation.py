@@ -24,13 +24,7 @@ from minibert.files import whole_characters, write_atomically
 from minibert.pretraining import pretrain
 from minibert.run_folder import RunFolder
 from minibert.runs import EarlierStage, log_line, weights_digest
-from minibert.settings import (
-    CONTINUED,
-    OWN_TEXT,
-    FinetuneSettings,
-    PretrainSettings,
-    recipe,
-)
+from minibert.settings import CONTINUED, OWN_TEXT, FinetuneSettings, PretrainSettings, recipe
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.splits import Parts, parts_of
 
@@ -267,10 +261,12 @@ def _pretraining(
     same = _has_same_content(run, found)
     if same:  # where it lies depends on how `--output` is spelt
         run.respell(corpus=places, **({} if settings.random_weights else {"model": str(start)}))
-    differ = run.other_settings(found.to_dict()) if same and settings.overwrite else []
-    if not settings.overwrite or (same and not differ):
+    if not settings.overwrite:
         return found
-    if differ:
+    differ = run.other_settings(found.to_dict())
+    if same and not differ:
+        return found
+    if same:
         log_line("adapt", f"anew, since {'; '.join(differ)}")
     return PretrainSettings(**wanted, overwrite=True)
 

@@ -97,13 +97,10 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         assert closure is None
-        alike: dict[tuple[int, int], list[tuple[Tensor, dict[str, Any]]]] = {}
-        for group in self._matrices:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    shape = (weight.shape[0] // group["parts"], weight.shape[1])
-                    alike.setdefault(shape, []).append((weight, group))
-        for shape, found in alike.items():  # of one shape at a time, which bounds the memory
+        for shape, alike in self._by_shape().items():  # one at a time, which bounds the memory
+            found = [(weight, group) for weight, group in alike if weight.grad is not None]
+            if not found:
+                continue
             ahead = [self._momentum(weight, group["momentum"]) for weight, group in found]
             steps = orthogonalised(torch.cat([step.view(-1, *shape) for step in ahead]))
             sizes = [group["parts"] for _, group in found]
@@ -116,9 +113,17 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def rehearse(self) -> None:
         """Does a step's products, which depend on no data, and drops them."""
+        for shape, alike in self._by_shape().items():
+            orthogonalised(torch.cat([weight.view(-1, *shape) for weight, _ in alike]))
+
+    def _by_shape(self) -> dict[tuple[int, int], list[tuple[Tensor, dict[str, Any]]]]:
+        """The weights, each with its group, by the (rows, columns) of the matrices in them."""
+        alike: dict[tuple[int, int], list[tuple[Tensor, dict[str, Any]]]] = {}
         for group in self._matrices:
             for weight in group["params"]:
-                orthogonalised(weight.view(group["parts"], -1, weight.shape[1]))
+                shape = (weight.shape[0] // group["parts"], weight.shape[1])
+                alike.setdefault(shape, []).append((weight, group))
+        return alike
 
     def _momentum(self, weight: Tensor, momentum: float) -> Tensor:
         """The running mean of gradients, looked at one step ahead (Nesterov)."""

@@ -547,7 +547,7 @@ class FinetuneSettings(RunSettings):
         None, "budget of --adapt in minutes, part of --max-minutes; default half of those"
     )
     adapt_learning_rate: float | None = setting(
-        None, "peak rate of --adapt; default 6e-4 up to 256 hidden units, then 0.154 / hidden"
+        None, "peak rate of --adapt; default as `pretrain --recipe continued` has it"
     )
     intermediate_task: str | None = setting(
         None,

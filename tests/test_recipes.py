@@ -67,6 +67,8 @@ def test_pretrained_and_random_weights_read_the_same_text_and_labels() -> None:
         found.add(tuple(getattr(entry, name) for name in read))
     assert {key for key, found in sides.items() if len(found) > 1} == set()
     assert len(recipes.RECIPES) > len(sides)  # some have both
+    for width in (256, 512):
+        assert sides["imdb", 4, width] == {(256, "windows", None, None, None)}
 
 
 def test_what_was_not_measured_keeps_its_defaults() -> None:
