@@ -423,7 +423,7 @@ def _add_settings_search(search: Parser) -> None:
     for name, kind in (
         *(("learning-rate", float), ("epochs", float), ("batch-size", int)),
         *(("label-smoothing", float), ("dropout", float), ("max-seq-length", int)),
-        *(("truncation", str), ("adversarial-epsilon", float)),
+        *(("truncation", str), ("adversarial-epsilon", float), ("pair-order", str)),
     ):
         grid.add_argument(
             f"--try-{name}",

@@ -48,6 +48,7 @@ class Recipe(NamedTuple):
     label_smoothing: float | None = None
     adversarial_epsilon: float | None = None
     intermediate_task: str | None = None
+    pair_order: str | None = None
     select: str | None = None
     threshold: str | None = None
     min_steps: int = MIN_STEPS  # where epochs are not given

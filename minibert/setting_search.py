@@ -44,7 +44,7 @@ from minibert.tasks.base import Source
 # What may be tried, by the names of the settings, and what is tried where nothing is named.
 SEARCHED = (
     *("learning_rate", "epochs", "batch_size", "label_smoothing", "dropout"),
-    *("max_seq_length", "truncation", "adversarial_epsilon"),
+    *("max_seq_length", "truncation", "adversarial_epsilon", "pair_order"),
 )
 DEFAULT_GRID: dict[str, tuple[float | str, ...]] = {
     "learning_rate": (1e-4, 2e-4, 5e-4, 1e-3),

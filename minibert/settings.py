@@ -31,9 +31,14 @@ MIN_STEPS = 500  # of fine-tuning where no budget is given ...
 MOST_EPOCHS = 20  # ... if so many passes give them (Mosbach et al. 2021, section 6)
 OWN_TEXT = "auto"  # the word for the task's own text, in --adapt
 BEST = "best"  # the word for what dev chooses, in --threshold
+BOTH_ORDERS = "both"  # the word for reading a pair one way and the other, in --pair-order
 NO_TASK = "none"  # the word for no --intermediate-task, whatever a recipe says
 # The word for doing without, of settings whose None leaves it to a recipe.
-NONE_OF: dict[str, object] = {"adversarial_epsilon": 0.0, "intermediate_task": NO_TASK}
+NONE_OF: dict[str, object] = {
+    "adversarial_epsilon": 0.0,
+    "intermediate_task": NO_TASK,
+    "pair_order": "given",
+}
 SHORT_SHARE = 0.9  # of the budget, with --short-length (Devlin et al. 2019, A.2)
 SCHEDULES = ("linear", "cosine", "constant-then-linear")
 DECAY_RATIO = 0.3  # of the budget, with --schedule constant-then-linear
@@ -507,6 +512,13 @@ class FinetuneSettings(RunSettings):
         "adversarial training: each step is taken twice, the second time with the embeddings of "
         "every text moved so far (L2 norm) to where the loss is larger; default 0 (off), where no "
         "recipe has another",
+    )
+    pair_order: str | None = setting(
+        None,
+        "of pairs whose order says nothing: 'both' learns each one way and the other, in twice as "
+        "many steps an epoch, and answers with the mean; default given (as they stand), where no "
+        "recipe has the other",
+        choices=("given", BOTH_ORDERS),
     )
     positive_label: str | None = setting(
         None,

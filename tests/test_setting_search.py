@@ -373,14 +373,16 @@ def test_each_setting_can_be_tried_from_the_command_line(
     )
     texts = {
         **{"batch_size": ["8", "4"], "max_seq_length": ["48", "64"]},
-        "truncation": ["head", "head+tail"],
+        **{"truncation": ["head", "head+tail"], "pair_order": ["given", "both"]},
     }
     values = texts.get(name, ["0.25", "0.5"])
     where = ["--model", model, "--output", str(tmp_path / "out")]
     where += [] if name == "max_seq_length" else ["--max-seq-length", "64"]
     tries = ["--try-" + name.replace("_", "-"), *values]
-    assert main(["search-settings", "--task", "sst2", *where, *tries]) == 0
-    assert begun == (values if name == "truncation" else [float(value) for value in values])
+    task = "mrpc" if name == "pair_order" else "sst2"
+    assert main(["search-settings", "--task", task, *where, *tries]) == 0
+    is_word = name in ("truncation", "pair_order")
+    assert begun == (values if is_word else [float(value) for value in values])
     assert f"| {values[0]} |" in capsys.readouterr().out
 
 

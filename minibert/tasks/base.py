@@ -39,7 +39,7 @@ from minibert.files import bundled_data
 from minibert.flops import training_flops
 from minibert.losses import IGNORE_INDEX
 from minibert.runtime import Runtime
-from minibert.settings import DATA_LAYOUT, FinetuneSettings
+from minibert.settings import DATA_LAYOUT, FinetuneSettings, says_none
 from minibert.tasks.batches import Feature, flat, infer, pad, per_example
 from minibert.tokenizer import WordPiece
 from minibert.train import Batch, StepData, Term
@@ -52,6 +52,7 @@ FAMILY_SETTINGS = frozenset(
     {
         *(*DATA_LAYOUT, "dev_target_data", "test_target_data", "doc_stride"),
         *("class_weights", "label_smoothing", "positive_label", "threshold", "mode"),
+        "pair_order",
         *("target_vocab_size", "max_target_length", "decoder_layers", "num_beams"),
         *("length_penalty", "no_repeat_ngram"),
     }
@@ -148,7 +149,12 @@ class Task(ABC, Generic[E, P]):
     def __init__(self, settings: FinetuneSettings) -> None:
         self.settings, self.name = settings, settings.task
         fields = dataclasses.fields(settings)
-        self.check_uses(f.name for f in fields if getattr(settings, f.name) != f.default)
+        given = {f.name: getattr(settings, f.name) for f in fields}
+        self.check_uses(
+            f.name
+            for f in fields
+            if given[f.name] != f.default and not says_none(f.name, given[f.name])
+        )
 
     def check_uses(self, names: Iterable[str]) -> None:
         """Raises InputError where one of these settings is of others' and not of this family."""

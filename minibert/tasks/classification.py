@@ -35,7 +35,7 @@ from minibert.metrics import (
 )
 from minibert.runs import log_line
 from minibert.runtime import Runtime
-from minibert.settings import BEST, FinetuneSettings
+from minibert.settings import BEST, BOTH_ORDERS, FinetuneSettings
 from minibert.tasks.base import Predictor, Source, Splits, Task
 from minibert.tasks.batches import Feature, inputs_of
 from minibert.tasks.classes import class_weights, confusion_text, per_class_text, positive_weights
@@ -90,14 +90,14 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
     """A class for each text, or for each pair; or any number of classes.
 
     A prediction is the (C,) float32 probabilities of the classes, of a text that was cut into
-    windows the mean over them.
+    windows the mean over them, and of a pair that is read in both orders over those, too.
     """
 
     names = (*PUBLIC, "classification")
     model_class = BertForSequenceClassification
     uses = (
         *("text_column", "text_pair_column", "label_column", "label_separator"),
-        *("class_weights", "label_smoothing", "positive_label", "threshold"),
+        *("class_weights", "label_smoothing", "positive_label", "threshold", "pair_order"),
     )
     selectable: tuple[str, ...] = ("accuracy", "f1", "matthews")
 
@@ -113,12 +113,19 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         of_set = self.public.positive if self.public and not self._own else None
         self.positive_label = settings.positive_label or of_set
         self.threshold = settings.fixed_threshold
+        self.both_orders = settings.pair_order == BOTH_ORDERS
         if self.public:
             self.places = tuple(f"data/downloads/{place}" for place in self.public.places)
             self.sample = self.name
             if self.public.unlabelled is not None and not self._own:
                 self.unlabelled_part = self.public.unlabelled_part
         self.pairs = self.public.pairs if self.public and not self._own else self._own_pairs
+        if self.both_orders and not self.pairs:
+            needs = "; name --text-pair-column" if self._own else ""
+            raise InputError(
+                f"--pair-order {BOTH_ORDERS} goes with pairs of texts, and {self.name} has single "
+                f"ones{needs}"
+            )
 
     @property
     def _own(self) -> bool:
@@ -283,12 +290,14 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         if (folder / _FILE).is_file():  # where nothing is to be told there is none
             kept = read_json(folder / _FILE, "it belongs to a fine-tuned folder")
             self.pairs = bool(kept.get("pairs", self.pairs))
+            self.both_orders = bool(kept.get("both_orders", self.both_orders))
             self.positive_label, threshold = kept.get("positive_label"), kept.get("threshold")
             self.threshold = None if threshold is None else float(threshold)
 
     def save(self, folder: Path) -> None:
         kept = {
             "pairs": self.pairs,
+            "both_orders": self.both_orders,
             "positive_label": self.positive_label,
             "threshold": self.threshold,
         }
@@ -310,6 +319,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
             self.tokenizer,
             settings.max_seq_length,
             settings.truncation,
+            self.both_orders,
         )
         found = []
         for example, windows in zip(examples, rows, strict=True):

@@ -30,7 +30,7 @@ from minibert.losses import squared_error
 from minibert.metrics import pearson, spearman
 from minibert.runtime import Runtime
 from minibert.sentence_head import BertForSentenceEmbedding
-from minibert.settings import FinetuneSettings
+from minibert.settings import BOTH_ORDERS, FinetuneSettings
 from minibert.tasks.base import Predictor, Source, Splits, Task
 from minibert.tasks.batches import Feature, infer, inputs_of, pad
 from minibert.tasks.classical import TFIDF_WORD
@@ -75,7 +75,7 @@ class SimilarityTask(Task[ScoredPair, float]):
     """
 
     names = ("stsb", "similarity")
-    uses = ("text_column", "text_pair_column", "label_column", "mode")
+    uses = ("text_column", "text_pair_column", "label_column", "mode", "pair_order")
     pairs = True
     model_class = BertForSequenceClassification
     metric, selectable = "spearman", ("spearman", "pearson")
@@ -85,6 +85,7 @@ class SimilarityTask(Task[ScoredPair, float]):
         super().__init__(settings)
         self.is_public = self.name == "stsb"
         self.is_bi = settings.mode == "bi-encoder"
+        self.both_orders = settings.pair_order == BOTH_ORDERS
         self.scale: Scale | None = None
         if self.is_bi:
             self.model_class = BertForSentenceEmbedding  # type: ignore[misc,assignment]
@@ -142,6 +143,11 @@ class SimilarityTask(Task[ScoredPair, float]):
                 "--truncation windows is for --mode cross-encoder; a bi-encoder has one vector a "
                 "text: head, tail or head+tail"
             )
+        if self.is_bi and self.both_orders:
+            raise InputError(
+                f"--pair-order {BOTH_ORDERS} is for --mode cross-encoder; the vectors of a "
+                f"bi-encoder do not know which text is first"
+            )
 
     def same(self, example: ScoredPair) -> str:
         return same_pair(example)
@@ -170,13 +176,15 @@ class SimilarityTask(Task[ScoredPair, float]):
             held = read_json(folder / _SCALE_FILE, "the range of the scores")
             try:
                 self.scale = Scale(float(held["low"]), float(held["high"]))
+                self.both_orders = bool(held.get("both_orders", self.both_orders))
             except (KeyError, TypeError, ValueError):
                 raise InputError(
                     f"{folder / _SCALE_FILE} is damaged; expected the numbers low and high"
                 ) from None
 
     def save(self, folder: Path) -> None:
-        write_json(folder / _SCALE_FILE, self._scale._asdict())
+        kept = {**self._scale._asdict(), "both_orders": self.both_orders}
+        write_json(folder / _SCALE_FILE, kept)
 
     def config_fields(self) -> dict[str, Any]:
         if self.is_bi:
@@ -201,6 +209,7 @@ class SimilarityTask(Task[ScoredPair, float]):
             self.tokenizer,
             self.settings.max_seq_length,
             self.settings.truncation,
+            self.both_orders,
         )
         return [[Feature(w, label) for w in ws] for ws, label in zip(rows, labels, strict=True)]
 

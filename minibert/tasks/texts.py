@@ -15,6 +15,7 @@ def encode(
     tokenizer: WordPiece,
     max_seq_length: int,
     truncation: str,
+    both_orders: bool = False,
 ) -> list[list[dict[str, np.ndarray]]]:
     """[CLS] text [SEP], or [CLS] text [SEP] second text [SEP], of at most `max_seq_length` ids.
 
@@ -25,6 +26,7 @@ def encode(
             beginning and the rest from the end (Sun et al. 2019, section 5.3.1, keep 128 of 510 in
             front); "windows" all, in as few parts as hold it, alike in length, of a pair's longer
             text.
+        both_orders: each pair is followed by itself with the second text first.
 
     Returns:
         Of each text its windows, one but for "windows": (T,) input_ids, and token_type_ids of
@@ -35,13 +37,14 @@ def encode(
         some = texts[start : start + 1000]
         firsts = tokenizer.ids([text for text, _ in some])
         seconds = tokenizer.ids([second or "" for _, second in some])
-        for (_, second), ids, pair_ids in zip(some, firsts, seconds, strict=True):
-            if second is None:
+        for (_, second_text), ids, pair_ids in zip(some, firsts, seconds, strict=True):
+            if second_text is None:
                 parts = cut(ids, max_seq_length - 2, truncation)
                 encoded.append([_single(part, tokenizer) for part in parts])
             else:
                 pairs = cut_pair(ids, pair_ids, max_seq_length - 3, truncation)
-                encoded.append([_pair(*pair, tokenizer) for pair in pairs])
+                turned = [(second, first) for first, second in pairs] if both_orders else []
+                encoded.append([_pair(*pair, tokenizer) for pair in (*pairs, *turned)])
     return encoded
 
 

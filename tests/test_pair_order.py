@@ -1,0 +1,162 @@
+"""Pairs read in both orders: inputs, answers that do not hang on the order, what folders keep."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from samples import NOUNS, make_model_folder, one_thread  # noqa: F401
+
+import minibert
+from minibert.errors import InputError
+from minibert.exporting import export
+from minibert.finetuning import finetune
+from minibert.settings import FinetuneSettings
+from minibert.tasks import find_task
+from minibert.tasks.texts import encode
+from minibert.tokenizer import WordPiece
+
+COLUMNS = {"text_column": "first", "text_pair_column": "second", "label_column": "grade"}
+FAMILIES = ["similarity", "classification"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and a table of pairs, whose label is how many of three words both texts have."""
+    folder = tmp_path_factory.mktemp("pairs")
+    make_model_folder(folder / "start")
+    rng = np.random.default_rng(0)
+    rows = ["first,second,grade"]
+    for _ in range(60):
+        words, shared = rng.permutation(NOUNS).tolist(), int(rng.integers(0, 3))
+        rows.append(f"{' '.join(words[:3])},{' '.join(words[3 - shared : 8 - shared])},{shared}")
+    (folder / "pairs.csv").write_text("\n".join(rows) + "\n")
+    for task in FAMILIES:
+        for order in ("both", "given"):
+            tune(folder, f"{task}-{order}", task=task, pair_order=order)
+    return folder
+
+
+def tune(world: Path, output: str, **options: Any) -> Path:
+    given: dict[str, Any] = {
+        **{"data": str(world / "pairs.csv"), "model": str(world / "start"), **COLUMNS},
+        **{"max_seq_length": 24, "batch_size": 9, "max_steps": 25, "learning_rate": 1e-3},
+        **{"device": "cpu", "precision": "fp32", "save_every": 10, "dev_fraction": 0.2},
+    }
+    return finetune(**{**given, "output": str(world / output), **options}).folder
+
+
+def answers(folder: Path, turned: bool = False) -> np.ndarray:
+    pairs = [("girl sees a dog", "dog"), ("tree", "cat tree"), ("river", "river road house")]
+    found = minibert.load(folder).predict([p[::-1] for p in pairs] if turned else pairs)
+    return np.array([list(getattr(p, "probabilities", {"": p.score}).values()) for p in found])
+
+
+def test_a_pair_is_followed_by_itself_the_other_way_round(world: Path) -> None:
+    tokenizer = WordPiece.from_pretrained(world / "start")
+    (a, b, c) = (tokenizer.ids([noun])[0][0] for noun in NOUNS[:3])
+    cls, sep = tokenizer.cls_id, tokenizer.sep_id
+    texts = [(NOUNS[0], f"{NOUNS[1]} {NOUNS[2]}")]
+    ((one, other),) = encode(texts, tokenizer, 24, "head", both_orders=True)
+    assert one["input_ids"].tolist() == [cls, a, sep, b, c, sep]
+    assert one["token_type_ids"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert other["input_ids"].tolist() == [cls, b, c, sep, a, sep]
+    assert other["token_type_ids"].tolist() == [0, 0, 0, 0, 1, 1]
+    ((given,),) = encode(texts, tokenizer, 24, "head")
+    assert given["input_ids"].tolist() == one["input_ids"].tolist()
+    (alone,) = encode([(NOUNS[0], None)], tokenizer, 24, "head", both_orders=True)
+    assert [w["input_ids"].tolist() for w in alone] == [[cls, a, sep]]
+
+
+def test_each_window_of_a_pair_is_turned(world: Path) -> None:
+    tokenizer = WordPiece.from_pretrained(world / "start")
+    long, short = " ".join(NOUNS[:8]), NOUNS[0]
+    (windows,) = encode([(long, short)], tokenizer, 9, "windows", both_orders=True)
+    (given,) = encode([(long, short)], tokenizer, 9, "windows")
+    (other,) = encode([(short, long)], tokenizer, 9, "windows")
+    assert len(given) == 2
+    assert [w["input_ids"].tolist() for w in windows] == [
+        w["input_ids"].tolist() for w in (*given, *other)
+    ]
+
+
+@pytest.mark.parametrize("task", FAMILIES)
+def test_the_order_of_two_texts_says_nothing(world: Path, task: str) -> None:
+    both, given = world / f"{task}-both", world / f"{task}-given"
+    np.testing.assert_allclose(answers(both), answers(both, turned=True), atol=2e-6)
+    assert np.abs(answers(given) - answers(given, turned=True)).max() > 1e-3
+
+
+@pytest.mark.parametrize("task", FAMILIES)
+def test_an_answer_is_the_mean_of_both(world: Path, tmp_path: Path, task: str) -> None:
+    folder = tmp_path / "one-way"
+    shutil.copytree(world / f"{task}-both", folder)
+    kept = json.loads((folder / f"{task}.json").read_text())
+    (folder / f"{task}.json").write_text(json.dumps({**kept, "both_orders": False}))
+    mean = (answers(folder) + answers(folder, turned=True)) / 2
+    np.testing.assert_allclose(answers(world / f"{task}-both"), mean, atol=2e-6)
+
+
+@pytest.mark.parametrize("task", FAMILIES)
+def test_a_pass_learns_each_pair_one_way_and_the_other(world: Path, task: str) -> None:
+    epochs = {}
+    for order in ("both", "given"):
+        lines = (world / f"{task}-{order}" / "metrics.jsonl").read_text().splitlines()
+        epochs[order] = max(json.loads(line).get("epoch", 0) for line in lines)
+    # 48 pairs of 60: 25 steps of 9 are 11 steps an epoch, or 6.
+    assert epochs["both"] == pytest.approx(2 + 3 / 11, abs=1e-3)
+    assert epochs["given"] == pytest.approx(4 + 1 / 6, abs=1e-3)
+
+
+@pytest.mark.parametrize("task", FAMILIES)
+def test_a_folder_without_its_run_still_reads_both(world: Path, tmp_path: Path, task: str) -> None:
+    export(world / f"{task}-both", tmp_path / "model", dtype="fp32", log=False)
+    assert not (tmp_path / "model" / "run.json").exists()
+    np.testing.assert_allclose(answers(tmp_path / "model"), answers(world / f"{task}-both"), atol=0)
+
+
+@pytest.mark.parametrize("task", FAMILIES)
+def test_evaluate_repeats_the_figures(world: Path, task: str) -> None:
+    options = {"test_data": str(world / "pairs.csv"), "max_steps": 4}
+    folder = tune(world, f"{task}-scored", task=task, pair_order="both", **options)
+    run, again = json.loads((folder / "results.json").read_text()), minibert.evaluate(folder)
+    figures = {"similarity": "spearman", "classification": "accuracy"}[task], "loss"
+    assert [again[name] for name in figures] == [run[name] for name in figures]
+
+
+@pytest.mark.parametrize("task", FAMILIES)
+def test_a_run_goes_on_in_the_order_that_it_began_with(world: Path, task: str) -> None:
+    def again(name: str, **options: Any) -> Path:
+        return tune(world, name, task=task, resume=True, **options)
+
+    again(f"{task}-given")  # nothing said, and "given", are the same
+    again(f"{task}-both", pair_order="both")
+    with pytest.raises(InputError, match="pair_order was 'given', now 'both'"):
+        again(f"{task}-given", pair_order="both")
+    with pytest.raises(InputError, match="pair_order was 'both', now 'given'"):
+        again(f"{task}-both", pair_order="given")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"task": "imdb"}, "goes with pairs of texts, and imdb has single ones$"),
+        ({"task": "classification"}, "has single ones; name --text-pair-column"),
+        ({"task": "conll2003"}, "--pair-order has no use in conll2003"),
+        ({"task": "squad"}, "--pair-order has no use in squad"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else given["task"],
+)
+def test_it_is_refused_where_there_are_no_pairs(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        find_task(values["task"])(FinetuneSettings(**values, pair_order="both"))
+    find_task(values["task"])(FinetuneSettings(**values, pair_order="given"))  # no use, no harm
+
+
+def test_a_bi_encoder_has_no_order(world: Path) -> None:
+    with pytest.raises(InputError, match=r"--pair-order both is for --mode cross-encoder"):
+        tune(world, "bi", task="similarity", mode="bi-encoder", pair_order="both")
