@@ -515,9 +515,9 @@ class FinetuneSettings(RunSettings):
     )
     pair_order: str | None = setting(
         None,
-        "of pairs whose order says nothing: 'both' learns each one way and the other, in twice as "
-        "many steps an epoch, and answers with the mean; default given (as they stand), where no "
-        "recipe has the other",
+        "of pairs whose order says nothing, read together: 'both' learns each one way and the "
+        "other, in twice as many steps an epoch, and answers with the mean, in twice the time; "
+        "default given (as they stand), where no recipe has the other",
         choices=("given", BOTH_ORDERS),
     )
     positive_label: str | None = setting(

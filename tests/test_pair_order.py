@@ -16,12 +16,14 @@ from minibert.errors import InputError
 from minibert.exporting import export
 from minibert.finetuning import finetune
 from minibert.settings import FinetuneSettings
+from minibert.starts import with_recipe
 from minibert.tasks import find_task
 from minibert.tasks.texts import encode
 from minibert.tokenizer import WordPiece
 
 COLUMNS = {"text_column": "first", "text_pair_column": "second", "label_column": "grade"}
 FAMILIES = ["similarity", "classification"]
+FIGURES = {"similarity": "spearman", "classification": "accuracy"}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,22 @@ def test_each_window_of_a_pair_is_turned(world: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("truncation", ["head", "head+tail", "windows"])
+@pytest.mark.parametrize("room", [12, 13])
+def test_what_is_kept_of_texts_that_are_alike_in_length_hangs_on_no_order(
+    world: Path, truncation: str, room: int
+) -> None:
+    def read(both_orders: bool, *pair: str) -> list[list[int]]:
+        tokenizer = WordPiece.from_pretrained(world / "start")
+        (windows,) = encode([(pair[0], pair[1])], tokenizer, room, truncation, both_orders)
+        return sorted(w["input_ids"].tolist() for w in windows)
+
+    one, other = " ".join(NOUNS[:6]), " ".join(NOUNS[2:8])
+    assert read(True, one, other) == read(True, other, one)
+    as_before, turned = read(False, one, other), read(False, other, one)
+    assert len(as_before) + len(turned) == len(read(True, one, other))
+
+
 @pytest.mark.parametrize("task", FAMILIES)
 def test_the_order_of_two_texts_says_nothing(world: Path, task: str) -> None:
     both, given = world / f"{task}-both", world / f"{task}-given"
@@ -120,25 +138,53 @@ def test_a_folder_without_its_run_still_reads_both(world: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("task", FAMILIES)
-def test_evaluate_repeats_the_figures(world: Path, task: str) -> None:
-    options = {"test_data": str(world / "pairs.csv"), "max_steps": 4}
-    folder = tune(world, f"{task}-scored", task=task, pair_order="both", **options)
-    run, again = json.loads((folder / "results.json").read_text()), minibert.evaluate(folder)
-    figures = {"similarity": "spearman", "classification": "accuracy"}[task], "loss"
-    assert [again[name] for name in figures] == [run[name] for name in figures]
+def test_evaluate_repeats_the_figures_by_what_the_folder_keeps(
+    world: Path, tmp_path: Path, task: str
+) -> None:
+    data = str(world / "pairs.csv")
+    folder = tune(world, f"{task}-scored", task=task, pair_order="both", test_data=data)
+    scored, figure = json.loads((folder / "results.json").read_text()), FIGURES[task]
+    assert minibert.evaluate(folder)[figure] == scored[figure]
+    shutil.copytree(folder, tmp_path / "bare")
+    run = json.loads((folder / "run.json").read_text())
+    run["settings"]["pair_order"] = None
+    (tmp_path / "bare" / "run.json").write_text(json.dumps(run))
+    again = minibert.evaluate(tmp_path / "bare", data=data)
+    assert (again[figure], again["loss"]) == (scored[figure], scored["loss"])
 
 
 @pytest.mark.parametrize("task", FAMILIES)
-def test_a_run_goes_on_in_the_order_that_it_began_with(world: Path, task: str) -> None:
-    def again(name: str, **options: Any) -> Path:
-        return tune(world, name, task=task, resume=True, **options)
+def test_a_run_goes_on_in_the_order_that_it_began_with(
+    world: Path, tmp_path: Path, task: str
+) -> None:
+    def again(folder: Path, **options: Any) -> Path:
+        return tune(world, str(folder), task=task, resume=True, **options)
 
-    again(f"{task}-given")  # nothing said, and "given", are the same
-    again(f"{task}-both", pair_order="both")
-    with pytest.raises(InputError, match="pair_order was 'given', now 'both'"):
-        again(f"{task}-given", pair_order="both")
+    whole, cut = world / f"{task}-both", tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    (cut / "results.json").unlink()
+    shutil.rmtree(sorted((cut / "checkpoints").glob("step-*"))[-1])
+    again(cut)  # with nothing said, as where a recipe had filled it in
+    np.testing.assert_array_equal(answers(cut), answers(whole))
     with pytest.raises(InputError, match="pair_order was 'both', now 'given'"):
-        again(f"{task}-both", pair_order="given")
+        again(whole, pair_order="given")
+    with pytest.raises(InputError, match="pair_order was 'given', now 'both'"):
+        again(world / f"{task}-given", pair_order="both")
+
+
+def test_a_recipe_has_as_many_passes_over_a_pair_either_way() -> None:
+    def filled_in(**values: Any) -> tuple[float | None, str | None]:
+        found, _ = with_recipe(FinetuneSettings(model="minibert-mini-en", **values))
+        return found.epochs, found.pair_order
+
+    for task, epochs in (("stsb", 3.0), ("mrpc", 1.5)):
+        assert filled_in(task=task) == (epochs, "both")
+        assert filled_in(task=task, pair_order="given") == (2 * epochs, "given")
+        assert filled_in(task=task, pair_order="given", epochs=1.0) == (1.0, "given")
+    table = {"data": "own.csv", "label_column": "grade"}
+    assert filled_in(task="stsb", **table) == (3.0, "both")
+    assert filled_in(task="mrpc", text_pair_column="second", **table) == (1.5, "both")
+    assert filled_in(task="mrpc", **table) == (3.0, None)  # single texts have no order
 
 
 @pytest.mark.parametrize(
@@ -157,6 +203,8 @@ def test_it_is_refused_where_there_are_no_pairs(values: dict[str, Any], said: st
     find_task(values["task"])(FinetuneSettings(**values, pair_order="given"))  # no use, no harm
 
 
-def test_a_bi_encoder_has_no_order(world: Path) -> None:
+def test_a_bi_encoder_has_no_order() -> None:
+    """Refused before data is read, so that a search of both orders begins none."""
+    settings = FinetuneSettings(task="similarity", mode="bi-encoder", pair_order="both")
     with pytest.raises(InputError, match=r"--pair-order both is for --mode cross-encoder"):
-        tune(world, "bi", task="similarity", mode="bi-encoder", pair_order="both")
+        find_task("similarity")(settings)

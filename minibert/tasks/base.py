@@ -305,7 +305,10 @@ class Task(ABC, Generic[E, P]):
 
     @abstractmethod
     def encode(self, examples: Sequence[E]) -> list[list[Feature]]:
-        """The model's inputs: of each example one feature, or several where it is cut up."""
+        """The model's inputs: of each example one feature, or several.
+
+        There are several where it is cut up, or a pair is read in both orders.
+        """
 
     def collate(self, features: Sequence[Feature]) -> dict[str, Tensor]:
         """A batch: every sequence padded to the longest, every number in a row."""

@@ -25,7 +25,7 @@ _POOL_BATCHES = 50  # batches whose features are sorted by length together
 
 
 class Feature(NamedTuple):
-    """One input of the model: an example, or a window of it.
+    """One input of the model: an example, a window of it, or a pair with its texts exchanged.
 
     inputs: batch key -> (T,) ids, `input_ids` always. labels: batch key -> (T,) array or number;
     empty where nothing is known. origin: what decoding must know of it, such as where it begins.

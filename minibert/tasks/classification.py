@@ -297,7 +297,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
     def save(self, folder: Path) -> None:
         kept = {
             "pairs": self.pairs,
-            "both_orders": self.both_orders,
+            **({"both_orders": True} if self.both_orders else {}),
             "positive_label": self.positive_label,
             "threshold": self.threshold,
         }

@@ -71,7 +71,8 @@ class SimilarityPrediction:
 class SimilarityTask(Task[ScoredPair, float]):
     """A number for how alike two texts are; a prediction is a score as the data has them.
 
-    It may lie a little outside the range of the scores in train.
+    It may lie a little outside the range of the scores in train. Of a pair that is read in both
+    orders it is the mean over them, as it is over windows.
     """
 
     names = ("stsb", "similarity")
@@ -95,6 +96,7 @@ class SimilarityTask(Task[ScoredPair, float]):
                 f"data/downloads/{place}" for place in ("STS-B", "stsbenchmark", "stsb")
             )
             self.sample = "stsb"
+        self._check_settings()
 
     @classmethod
     def claims(cls, config: BertConfig) -> dict[str, Any] | None:
@@ -106,7 +108,6 @@ class SimilarityTask(Task[ScoredPair, float]):
     # --- data ------------------------------------------------------------------------------------
 
     def read(self, source: Source) -> Splits[ScoredPair]:
-        self._check_settings()
         s, is_own = self.settings, self._is_own(source)
         if not is_own and (s.dev_data or s.test_data):
             raise InputError(
@@ -183,8 +184,8 @@ class SimilarityTask(Task[ScoredPair, float]):
                 ) from None
 
     def save(self, folder: Path) -> None:
-        kept = {**self._scale._asdict(), "both_orders": self.both_orders}
-        write_json(folder / _SCALE_FILE, kept)
+        order = {"both_orders": True} if self.both_orders else {}
+        write_json(folder / _SCALE_FILE, {**self._scale._asdict(), **order})
 
     def config_fields(self) -> dict[str, Any]:
         if self.is_bi:

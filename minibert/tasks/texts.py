@@ -29,8 +29,8 @@ def encode(
         both_orders: each pair is followed by itself with the second text first.
 
     Returns:
-        Of each text its windows, one but for "windows": (T,) input_ids, and token_type_ids of
-        pairs.
+        Of each text its windows, one but for "windows", with both orders those of the pair and then
+        the same turned: (T,) input_ids, and token_type_ids of pairs.
     """
     encoded = []
     for start in range(0, len(texts), 1000):
@@ -42,7 +42,7 @@ def encode(
                 parts = cut(ids, max_seq_length - 2, truncation)
                 encoded.append([_single(part, tokenizer) for part in parts])
             else:
-                pairs = cut_pair(ids, pair_ids, max_seq_length - 3, truncation)
+                pairs = cut_pair(ids, pair_ids, max_seq_length - 3, truncation, both_orders)
                 turned = [(second, first) for first, second in pairs] if both_orders else []
                 encoded.append([_pair(*pair, tokenizer) for pair in (*pairs, *turned)])
     return encoded
@@ -72,12 +72,18 @@ def cut(ids: list[int], room: int, truncation: str) -> list[list[int]]:
 
 
 def cut_pair(
-    ids: list[int], pair_ids: list[int], room: int, truncation: str
+    ids: list[int], pair_ids: list[int], room: int, truncation: str, any_order: bool = False
 ) -> list[tuple[list[int], list[int]]]:
-    """What is kept of a pair, as `encode` says."""
+    """What is kept of a pair, as `encode` says.
+
+    Args:
+        any_order: the same is kept whichever is first, of two that are alike in length, too.
+    """
     if len(ids) + len(pair_ids) <= room:
         return [(ids, pair_ids)]
     first_is_longer = len(ids) >= len(pair_ids)
+    if any_order and len(ids) == len(pair_ids):
+        first_is_longer = ids >= pair_ids
     longer, shorter = (ids, pair_ids) if first_is_longer else (pair_ids, ids)
     kept = cut(shorter, room // 2, "head" if truncation == "windows" else truncation)[0]
     pairs = [(part, kept) for part in cut(longer, room - len(kept), truncation)]
