@@ -314,7 +314,7 @@ class _Run:
             return ended
         self.runtime = start_or_replay_runtime(settings, self.begun, self.world)
         start = self._start(splits, parts.train)
-        features = flat(task.encode(parts.train))
+        features = flat(task.encode_to_learn(parts.train))
         _say_unknown(features, start.tokenizer)
         data = TaskData(
             features,

@@ -31,7 +31,7 @@ MIN_STEPS = 500  # of fine-tuning where no budget is given ...
 MOST_EPOCHS = 20  # ... if so many passes give them (Mosbach et al. 2021, section 6)
 OWN_TEXT = "auto"  # the word for the task's own text, in --adapt
 BEST = "best"  # the word for what dev chooses, in --threshold
-BOTH_ORDERS = "both"  # the word for reading a pair one way and the other, in --pair-order
+BOTH_ORDERS = "both"  # the word for asking a pair one way and the other, in --pair-order
 NO_TASK = "none"  # the word for no --intermediate-task, whatever a recipe says
 # The word for doing without, of settings whose None leaves it to a recipe.
 NONE_OF: dict[str, object] = {
@@ -515,9 +515,9 @@ class FinetuneSettings(RunSettings):
     )
     pair_order: str | None = setting(
         None,
-        "of pairs whose order says nothing, read together: 'both' learns each one way and the "
-        "other, in twice as many steps an epoch, and answers with the mean, in twice the time; "
-        "default given (as they stand), where no recipe has the other",
+        "of pairs whose order says nothing, read together: 'both' asks the model one way and the "
+        "other and answers with the mean, in twice the time; it learns them as they stand; default "
+        "given (asked as they stand), where no recipe has the other",
         choices=("given", BOTH_ORDERS),
     )
     positive_label: str | None = setting(

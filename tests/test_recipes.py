@@ -61,6 +61,7 @@ def test_a_recipe_asks_for_no_more_positions_than_there_are() -> None:
 def test_pretrained_and_random_weights_read_the_same_text_and_labels() -> None:
     """Else a table of both would compare what they read."""
     read = ("max_seq_length", "truncation", "intermediate_task", "select", "threshold")
+    read += ("pair_order",)
     sides: dict[tuple[str, int, int], set[tuple[object, ...]]] = {}
     for entry in recipes.RECIPES:
         found = sides.setdefault((entry.task, entry.layers, entry.hidden_size), set())
@@ -68,7 +69,7 @@ def test_pretrained_and_random_weights_read_the_same_text_and_labels() -> None:
     assert {key for key, found in sides.items() if len(found) > 1} == set()
     assert len(recipes.RECIPES) > len(sides)  # some have both
     for width in (256, 512):
-        assert sides["imdb", 4, width] == {(256, "windows", None, None, None)}
+        assert sides["imdb", 4, width] == {(256, "windows", None, None, None, None)}
 
 
 def test_what_was_not_measured_keeps_its_defaults() -> None:

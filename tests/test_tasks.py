@@ -51,7 +51,7 @@ def find_imdb_data(data: str | None) -> Source:
 
 GIVEN: dict[str, Any] = {
     **{"class_weights": "balanced", "mode": "bi-encoder", "length_penalty": 0.1},
-    "threshold": "best",
+    **{"threshold": "best", "pair_order": "both"},
 }
 
 
@@ -65,6 +65,8 @@ def test_a_setting_that_a_family_does_not_read_is_refused(family: type[Task[Any,
         needed["data"] = "x"
         settings = FinetuneSettings(**{"task": family.names[-1], **needed, name: value})
         if name in family.uses:
+            if name == "pair_order":  # which is of pairs
+                settings = dataclasses.replace(settings, text_pair_column="y")
             family(settings)
         else:
             with pytest.raises(InputError, match=f"--{name.replace('_', '-')} has no use in"):

@@ -6,7 +6,7 @@ A family of tasks is one file of this package with one class below `Task`. Its l
     splits = task.read(task.find_data())          # examples, each with an id
     task.learn(train, tokenizer)                  # or, of a finished folder, task.restore(...)
     model = task.build(folder, config, ...)       # a head on the backbone
-    features = task.encode(examples)              # one or several per example
+    features = task.encode(examples)              # one or several per example; to_learn of train
     task.terms(model, task.collate(batch))        # the loss, in training
     task.settle(model, dev, ...)                  # once the weights are chosen
     outputs = infer(task, model, features, ...)   # one per feature
@@ -307,8 +307,12 @@ class Task(ABC, Generic[E, P]):
     def encode(self, examples: Sequence[E]) -> list[list[Feature]]:
         """The model's inputs: of each example one feature, or several.
 
-        There are several where it is cut up, or a pair is read in both orders.
+        There are several where it is cut up, or a pair is asked in both orders.
         """
+
+    def encode_to_learn(self, examples: Sequence[E]) -> list[list[Feature]]:
+        """The inputs of what is trained on, by default as `encode` makes them."""
+        return self.encode(examples)
 
     def collate(self, features: Sequence[Feature]) -> dict[str, Tensor]:
         """A batch: every sequence padded to the longest, every number in a row."""

@@ -90,7 +90,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
     """A class for each text, or for each pair; or any number of classes.
 
     A prediction is the (C,) float32 probabilities of the classes, of a text that was cut into
-    windows the mean over them, and of a pair that is read in both orders over those, too.
+    windows the mean over them, and of a pair that is asked in both orders over those, too.
     """
 
     names = (*PUBLIC, "classification")
@@ -313,13 +313,20 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
     # --- features and loss -----------------------------------------------------------------------
 
     def encode(self, examples: Sequence[LabelledText]) -> list[list[Feature]]:
+        return self._encoded(examples, self.both_orders)
+
+    def encode_to_learn(self, examples: Sequence[LabelledText]) -> list[list[Feature]]:
+        """As `encode`, pairs as they stand."""
+        return self._encoded(examples, both_orders=False)
+
+    def _encoded(self, examples: Sequence[LabelledText], both_orders: bool) -> list[list[Feature]]:
         settings = self.settings
         rows = encode(
             [(clean_text(e.text), e.text_pair and clean_text(e.text_pair)) for e in examples],
             self.tokenizer,
             settings.max_seq_length,
             settings.truncation,
-            self.both_orders,
+            both_orders,
         )
         found = []
         for example, windows in zip(examples, rows, strict=True):

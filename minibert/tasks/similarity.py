@@ -71,7 +71,7 @@ class SimilarityPrediction:
 class SimilarityTask(Task[ScoredPair, float]):
     """A number for how alike two texts are; a prediction is a score as the data has them.
 
-    It may lie a little outside the range of the scores in train. Of a pair that is read in both
+    It may lie a little outside the range of the scores in train. Of a pair that is asked in both
     orders it is the mean over them, as it is over windows.
     """
 
@@ -195,6 +195,13 @@ class SimilarityTask(Task[ScoredPair, float]):
     # --- features and loss -----------------------------------------------------------------------
 
     def encode(self, examples: Sequence[ScoredPair]) -> list[list[Feature]]:
+        return self._encoded(examples, self.both_orders)
+
+    def encode_to_learn(self, examples: Sequence[ScoredPair]) -> list[list[Feature]]:
+        """As `encode`, pairs as they stand."""
+        return self._encoded(examples, both_orders=False)
+
+    def _encoded(self, examples: Sequence[ScoredPair], both_orders: bool) -> list[list[Feature]]:
         labels = [
             {} if e.score is None else {"labels": self._scale.inside(e.score)} for e in examples
         ]
@@ -210,7 +217,7 @@ class SimilarityTask(Task[ScoredPair, float]):
             self.tokenizer,
             self.settings.max_seq_length,
             self.settings.truncation,
-            self.both_orders,
+            both_orders,
         )
         return [[Feature(w, label) for w in ws] for ws, label in zip(rows, labels, strict=True)]
 
