@@ -6,7 +6,7 @@ A family of tasks is one file of this package with one class below `Task`. Its l
     splits = task.read(task.find_data())          # examples, each with an id
     task.learn(train, tokenizer)                  # or, of a finished folder, task.restore(...)
     model = task.build(folder, config, ...)       # a head on the backbone
-    features = task.encode(examples)              # one or several per example; to_learn of train
+    features = task.encode(examples)              # one or several per example (encode_to_learn)
     task.terms(model, task.collate(batch))        # the loss, in training
     task.settle(model, dev, ...)                  # once the weights are chosen
     outputs = infer(task, model, features, ...)   # one per feature
@@ -149,11 +149,9 @@ class Task(ABC, Generic[E, P]):
     def __init__(self, settings: FinetuneSettings) -> None:
         self.settings, self.name = settings, settings.task
         fields = dataclasses.fields(settings)
-        given = {f.name: getattr(settings, f.name) for f in fields}
+        given = ((f, getattr(settings, f.name)) for f in fields)
         self.check_uses(
-            f.name
-            for f in fields
-            if given[f.name] != f.default and not says_none(f.name, given[f.name])
+            f.name for f, value in given if value != f.default and not says_none(f.name, value)
         )
 
     def check_uses(self, names: Iterable[str]) -> None:
