@@ -291,6 +291,26 @@ def json_of(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("cross-encoder", "would read all of a text"),
+        ("bi-encoder", "leaves the rest out; a larger one reads more"),
+    ],
+)
+def test_a_run_says_how_many_texts_it_cuts(
+    world: Path, capsys: pytest.CaptureFixture[str], mode: str, said: str
+) -> None:
+    given: dict[str, Any] = {"mode": mode, "dry_run": True, "max_steps": 1, "dev_fraction": 0.5}
+    tune(world, "dry", max_seq_length=128, **given)
+    assert "\ncut: " not in capsys.readouterr().err
+    tune(world, "dry", max_seq_length=8, **given)
+    (line,) = (row for row in capsys.readouterr().err.splitlines() if row.startswith("cut: "))
+    of = 80 if mode == "cross-encoder" else 160  # a bi-encoder reads each text alone
+    assert f" of {of} to learn from" in line
+    assert line.endswith(said)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_run_learns_and_its_figures_are_those_of_its_predictions(world: Path, mode: str) -> None:
     folder = world / mode

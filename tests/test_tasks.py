@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import re
 import shutil
@@ -36,7 +37,7 @@ from minibert.tasks.labelled_sets import IMDB_CLASSES, read_imdb
 from minibert.tasks.splits import cut_dev, limit_examples
 from minibert.tasks.tagged import Sentence
 from minibert.tasks.tagging import TaggingTask
-from minibert.tasks.texts import encode
+from minibert.tasks.texts import encode, say_cut
 from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
 
 IMDB = ClassificationTask(FinetuneSettings(task="imdb"))
@@ -363,6 +364,45 @@ def test_texts_that_fit_are_kept_whole(tokenizer: WordPiece, truncation: str) ->
     assert [r.tolist() for r in rows] == [[2, 3], [2, 5, 3], [2, *range(5, 13), 3]]
     (windows,) = encode([(" ".join("abcdefghi"), None)], tokenizer, 10, truncation)
     assert all(len(row["input_ids"]) <= 10 for row in windows)
+
+
+@pytest.mark.parametrize("truncation", ["head", "tail", "head+tail", "windows"])
+@pytest.mark.parametrize("room", [8, 9])
+def test_what_is_said_to_be_cut_is_what_loses_pieces(
+    tokenizer: WordPiece, capsys: pytest.CaptureFixture[str], truncation: str, room: int
+) -> None:
+    firsts = [" ".join("abcdefghijklm"[:n]) for n in range(0, 14, 2)]
+    seconds = [None, *(" ".join("nopqrstuvwxyz"[:n]) for n in range(0, 14, 3))]
+    texts = list(itertools.product(firsts, seconds))
+    rows = encode(texts, tokenizer, room, truncation)
+    loses = 0
+    for (first, second), windows in zip(texts, rows, strict=True):
+        kept = set(np.concatenate([row["input_ids"] for row in windows]).tolist())
+        loses += not set(tokenizer.ids([f"{first} {second or ''}"])[0]) <= kept
+    assert 0 < loses < len(texts)
+    say_cut(texts, tokenizer, room, truncation)
+    said = capsys.readouterr().err
+    assert said.startswith(f"cut: {loses} of {len(texts)} to learn from are longer than ")
+    assert f"--max-seq-length {room}" in said
+    assert (f"--truncation {truncation} leaves the rest out" in said) == (truncation != "windows")
+    whole = texts[: 1 + len(seconds)]
+    say_cut(whole, tokenizer, 32, truncation)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_cut_is_said_of_what_is_learnt_from(
+    tokenizer: WordPiece, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = ClassificationTask(FinetuneSettings(task="imdb", max_seq_length=10))
+    examples = [LabelledText(str(n), " ".join("abcdefghijkl"[:n]), "pos") for n in (8, 9, 12)]
+    task.learn([*examples, LabelledText("0", "a", "neg")], tokenizer)
+    task.encode(examples)
+    assert capsys.readouterr().err == ""
+    task.encode_to_learn(examples)
+    assert capsys.readouterr().err == (
+        "cut: 2 of 3 to learn from are longer than --max-seq-length 10: "
+        "--truncation head leaves the rest out, windows would read all of a text\n"
+    )
 
 
 def test_padding_is_masked() -> None:

@@ -53,7 +53,7 @@ from minibert.tasks.labelled import (
     told,
 )
 from minibert.tasks.labelled_sets import PUBLIC
-from minibert.tasks.texts import encode
+from minibert.tasks.texts import encode, say_cut
 from minibert.tokenizer import WordPiece
 from minibert.train import Batch, Term
 
@@ -316,13 +316,16 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         return self._encoded(examples, self.both_orders)
 
     def encode_to_learn(self, examples: Sequence[LabelledText]) -> list[list[Feature]]:
-        """As `encode`, pairs as they stand."""
+        """As `encode`, pairs as they stand; how many are cut is printed."""
+        settings = self.settings
+        texts = _clean(examples)
+        say_cut(texts, self.tokenizer, settings.max_seq_length, settings.truncation)
         return self._encoded(examples, both_orders=False)
 
     def _encoded(self, examples: Sequence[LabelledText], both_orders: bool) -> list[list[Feature]]:
         settings = self.settings
         rows = encode(
-            [(clean_text(e.text), e.text_pair and clean_text(e.text_pair)) for e in examples],
+            _clean(examples),
             self.tokenizer,
             settings.max_seq_length,
             settings.truncation,
@@ -659,6 +662,10 @@ def mean_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean loss, in nats, of (examples, C) class probabilities and (examples,) class numbers."""
     own = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.maximum(own, 1e-30)).mean())
+
+
+def _clean(examples: Sequence[LabelledText]) -> list[tuple[str, str | None]]:
+    return [(clean_text(e.text), e.text_pair and clean_text(e.text_pair)) for e in examples]
 
 
 def _whole(example: LabelledText) -> str:

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minibert.runs import log_line
 from minibert.tokenizer import WordPiece
+
+_AT_ONCE = 1000  # texts whose pieces are held together
 
 
 def encode(
@@ -33,8 +36,8 @@ def encode(
         the same turned: (T,) input_ids, and token_type_ids of pairs.
     """
     encoded = []
-    for start in range(0, len(texts), 1000):
-        some = texts[start : start + 1000]
+    for start in range(0, len(texts), _AT_ONCE):
+        some = texts[start : start + _AT_ONCE]
         firsts = tokenizer.ids([text for text, _ in some])
         seconds = tokenizer.ids([second or "" for _, second in some])
         for (_, second_text), ids, pair_ids in zip(some, firsts, seconds, strict=True):
@@ -69,6 +72,40 @@ def cut(ids: list[int], room: int, truncation: str) -> list[list[int]]:
         return [ids[start:end] for start, end in itertools.pairwise(ends)]
     head = {"head": room, "tail": 0}.get(truncation, room // 4)
     return [ids[:head] + ids[len(ids) - (room - head) :]]
+
+
+def say_cut(
+    texts: Sequence[tuple[str, str | None]],
+    tokenizer: WordPiece,
+    max_seq_length: int,
+    truncation: str,
+    has_windows: bool = True,
+) -> None:
+    """Prints how many texts or pairs `encode` leaves some of out; nothing where there are none.
+
+    Args:
+        has_windows: whether they are to be had here.
+    """
+    num_cut = 0
+    for start in range(0, len(texts), _AT_ONCE):
+        some = texts[start : start + _AT_ONCE]
+        _, firsts = tokenizer.flat_ids([text for text, _ in some])
+        _, seconds = tokenizer.flat_ids([second or "" for _, second in some])
+        room = max_seq_length - np.array([2 if second is None else 3 for _, second in some])
+        is_cut = firsts + seconds > room
+        if truncation == "windows":  # all of the longer text is read
+            is_cut &= np.minimum(firsts, seconds) > room // 2
+        num_cut += int(is_cut.sum())
+    if not num_cut:
+        return
+    if truncation == "windows":
+        why = "the shorter text of a pair has half of the room; a larger one reads more"
+    elif has_windows:
+        why = f"--truncation {truncation} leaves the rest out, windows would read all of a text"
+    else:
+        why = f"--truncation {truncation} leaves the rest out; a larger one reads more"
+    longer = f"{num_cut:,} of {len(texts):,} to learn from are longer than --max-seq-length"
+    log_line("cut", f"{longer} {max_seq_length}: {why}")
 
 
 def cut_pair(
