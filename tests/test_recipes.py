@@ -70,6 +70,7 @@ def test_pretrained_and_random_weights_read_the_same_text_and_labels() -> None:
     assert len(recipes.RECIPES) > len(sides)  # some have both
     for width in (256, 512):
         assert sides["imdb", 4, width] == {(256, "windows", None, None, None, None)}
+        assert sides["classification", 4, width] == {(None, "windows", None, None, None, None)}
 
 
 def test_what_was_not_measured_keeps_its_defaults() -> None:
@@ -161,6 +162,28 @@ def test_a_family_serves_all_of_its_tasks_after_those_named(
     assert fill().learning_rate == 1e-4
     assert fill(task="sst2").learning_rate == 9e-4
     assert fill(task="conll2003").learning_rate is None
+
+
+@pytest.mark.parametrize(
+    ("family", "named", "size"),
+    [
+        *(("similarity", "stsb", size) for size in ("mini", "small")),
+        *(("tagging", "conll2003", size) for size in ("mini", "small")),
+        ("qa", "squad", "small"),
+    ],
+)
+def test_own_data_is_learnt_as_the_measured_set_of_its_family(
+    family: str, named: str, size: str
+) -> None:
+    own, of_set = (fill(task=task, config=preset(size)) for task in (family, named))
+    for name in ("learning_rate", "epochs", "batch_size", "dropout", "adversarial_epsilon"):
+        assert getattr(own, name) == getattr(of_set, name), name
+    assert own.learning_rate is not None
+    # Its texts may be longer, and the order of two may say something.
+    assert (own.max_seq_length, own.pair_order) == (256, None)
+    if family == "similarity":
+        bi = {"mode": "bi-encoder"}
+        assert fill(task=family, config=preset(size), **bi) == FinetuneSettings(task=family, **bi)
 
 
 @pytest.mark.parametrize("kind", ["a run's", "a search's", "an older run's"])

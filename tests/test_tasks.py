@@ -37,7 +37,7 @@ from minibert.tasks.labelled_sets import IMDB_CLASSES, read_imdb
 from minibert.tasks.splits import cut_dev, limit_examples
 from minibert.tasks.tagged import Sentence
 from minibert.tasks.tagging import TaggingTask
-from minibert.tasks.texts import encode, say_cut
+from minibert.tasks.texts import encode, say_lengths
 from minibert.tokenizer import SPECIAL_TOKENS, WordPiece
 
 IMDB = ClassificationTask(FinetuneSettings(task="imdb"))
@@ -380,13 +380,15 @@ def test_what_is_said_to_be_cut_is_what_loses_pieces(
         kept = set(np.concatenate([row["input_ids"] for row in windows]).tolist())
         loses += not set(tokenizer.ids([f"{first} {second or ''}"])[0]) <= kept
     assert 0 < loses < len(texts)
-    say_cut(texts, tokenizer, room, truncation)
-    said = capsys.readouterr().err
+    say_lengths(texts, sum(map(len, rows)), tokenizer, room, truncation)
+    *before, said = capsys.readouterr().err.splitlines()
+    parts = f"{len(texts)} to learn from are read in {sum(map(len, rows))} parts of at most {room}"
+    assert [parts in line for line in before] == ([True] if truncation == "windows" else [])
     assert said.startswith(f"cut: {loses} of {len(texts)} to learn from are longer than ")
     assert f"--max-seq-length {room}" in said
     assert (f"--truncation {truncation} leaves the rest out" in said) == (truncation != "windows")
     whole = texts[: 1 + len(seconds)]
-    say_cut(whole, tokenizer, 32, truncation)
+    say_lengths(whole, len(whole), tokenizer, 32, truncation)
     assert capsys.readouterr().err == ""
 
 

@@ -53,7 +53,7 @@ from minibert.tasks.labelled import (
     told,
 )
 from minibert.tasks.labelled_sets import PUBLIC
-from minibert.tasks.texts import encode, say_cut
+from minibert.tasks.texts import encode, say_lengths
 from minibert.tokenizer import WordPiece
 from minibert.train import Batch, Term
 
@@ -316,11 +316,16 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         return self._encoded(examples, self.both_orders)
 
     def encode_to_learn(self, examples: Sequence[LabelledText]) -> list[list[Feature]]:
-        """As `encode`, pairs as they stand; how many are cut is printed."""
-        settings = self.settings
-        texts = _clean(examples)
-        say_cut(texts, self.tokenizer, settings.max_seq_length, settings.truncation)
-        return self._encoded(examples, both_orders=False)
+        """As `encode`, pairs as they stand; what becomes of long ones is printed."""
+        settings, found = self.settings, self._encoded(examples, both_orders=False)
+        say_lengths(
+            _clean(examples),
+            sum(map(len, found)),
+            self.tokenizer,
+            settings.max_seq_length,
+            settings.truncation,
+        )
+        return found
 
     def _encoded(self, examples: Sequence[LabelledText], both_orders: bool) -> list[list[Feature]]:
         settings = self.settings

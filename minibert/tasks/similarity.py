@@ -45,7 +45,7 @@ from minibert.tasks.scored import (
     same_pair,
     scale_of,
 )
-from minibert.tasks.texts import encode, say_cut
+from minibert.tasks.texts import encode, say_lengths
 from minibert.tokenizer import WordPiece
 from minibert.train import Batch, Term
 
@@ -198,14 +198,23 @@ class SimilarityTask(Task[ScoredPair, float]):
         return self._encoded(examples, self.both_orders)
 
     def encode_to_learn(self, examples: Sequence[ScoredPair]) -> list[list[Feature]]:
-        """As `encode`, pairs as they stand; how many are cut is printed."""
-        s = self.settings
+        """As `encode`, pairs as they stand; what becomes of long ones is printed."""
+        s, found = self.settings, self._encoded(examples, both_orders=False)
         pairs = [(clean_text(e.text), clean_text(e.text_pair)) for e in examples]
         texts: list[tuple[str, str | None]] = [*pairs]
+        num_inputs = sum(map(len, found))
         if self.is_bi:  # which reads each alone
             texts = [(text, None) for pair in pairs for text in pair]
-        say_cut(texts, self.tokenizer, s.max_seq_length, s.truncation, has_windows=not self.is_bi)
-        return self._encoded(examples, both_orders=False)
+            num_inputs = len(texts)
+        say_lengths(
+            texts,
+            num_inputs,
+            self.tokenizer,
+            s.max_seq_length,
+            s.truncation,
+            has_windows=not self.is_bi,
+        )
+        return found
 
     def _encoded(self, examples: Sequence[ScoredPair], both_orders: bool) -> list[list[Feature]]:
         labels = [

@@ -74,28 +74,30 @@ def cut(ids: list[int], room: int, truncation: str) -> list[list[int]]:
     return [ids[:head] + ids[len(ids) - (room - head) :]]
 
 
-def say_cut(
+def say_lengths(
     texts: Sequence[tuple[str, str | None]],
+    num_inputs: int,
     tokenizer: WordPiece,
     max_seq_length: int,
     truncation: str,
     has_windows: bool = True,
 ) -> None:
-    """Prints how many texts or pairs `encode` leaves some of out; nothing where there are none.
+    """Prints what `encode` does with texts or pairs that are too long; nothing where none is.
 
     Args:
+        num_inputs: how many inputs of the model the texts have become.
         has_windows: whether they are to be had here.
     """
-    num_cut = 0
-    for start in range(0, len(texts), _AT_ONCE):
-        some = texts[start : start + _AT_ONCE]
-        _, firsts = tokenizer.flat_ids([text for text, _ in some])
-        _, seconds = tokenizer.flat_ids([second or "" for _, second in some])
-        room = max_seq_length - np.array([2 if second is None else 3 for _, second in some])
-        is_cut = firsts + seconds > room
-        if truncation == "windows":  # all of the longer text is read
-            is_cut &= np.minimum(firsts, seconds) > room // 2
-        num_cut += int(is_cut.sum())
+    num_cut = sum(
+        _num_cut(texts[start : start + _AT_ONCE], tokenizer, max_seq_length, truncation)
+        for start in range(0, len(texts), _AT_ONCE)
+    )
+    if num_inputs > len(texts):
+        log_line(
+            "windows",
+            f"{len(texts):,} to learn from are read in {num_inputs:,} parts of at most "
+            f"{max_seq_length} tokens; --truncation head, tail or head+tail reads one of each",
+        )
     if not num_cut:
         return
     if truncation == "windows":
@@ -106,6 +108,22 @@ def say_cut(
         why = f"--truncation {truncation} leaves the rest out; a larger one reads more"
     longer = f"{num_cut:,} of {len(texts):,} to learn from are longer than --max-seq-length"
     log_line("cut", f"{longer} {max_seq_length}: {why}")
+
+
+def _num_cut(
+    texts: Sequence[tuple[str, str | None]],
+    tokenizer: WordPiece,
+    max_seq_length: int,
+    truncation: str,
+) -> int:
+    """How many texts or pairs `encode` leaves some pieces of out."""
+    _, firsts = tokenizer.flat_ids([text for text, _ in texts])
+    _, seconds = tokenizer.flat_ids([second or "" for _, second in texts])
+    room = max_seq_length - np.array([2 if second is None else 3 for _, second in texts])
+    is_cut = firsts + seconds > room
+    if truncation == "windows":  # all of the longer text is read
+        is_cut &= np.minimum(firsts, seconds) > room // 2
+    return int(is_cut.sum())
 
 
 def cut_pair(
