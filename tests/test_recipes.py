@@ -186,6 +186,16 @@ def test_own_data_is_learnt_as_the_measured_set_of_its_family(
         assert fill(task=family, config=preset(size), **bi) == FinetuneSettings(task=family, **bi)
 
 
+def test_windows_are_for_single_texts_of_one_class() -> None:
+    assert fill(task="classification", text_column="text").truncation == "windows"
+    assert fill(task="ag_news", random_weights=True).truncation == "windows"
+    for other in ({"text_pair_column": "b"}, {"label_separator": ";"}, {"task": "qnli"}):
+        found = fill(**{"task": "classification"} | other)
+        assert (found.truncation, found.learning_rate) == ("head", 2e-4)
+        drawn = fill(**{"task": "classification", "random_weights": True} | other)
+        assert (drawn.truncation, drawn.learning_rate) == ("head", None)
+
+
 @pytest.mark.parametrize("kind", ["a run's", "a search's", "an older run's"])
 def test_a_file_of_settings_keeps_what_it_did_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

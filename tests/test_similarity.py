@@ -294,8 +294,8 @@ def json_of(path: Path) -> Any:
 @pytest.mark.parametrize(
     ("mode", "said"),
     [
-        ("cross-encoder", "would read all of a text"),
-        ("bi-encoder", "leaves the rest out; a larger one reads more"),
+        ("cross-encoder", "--truncation windows reads all of the longer text"),
+        ("bi-encoder", "a larger --max-seq-length reads more"),
     ],
 )
 def test_a_run_says_how_many_texts_it_cuts(
@@ -306,7 +306,7 @@ def test_a_run_says_how_many_texts_it_cuts(
     assert "\ncut: " not in capsys.readouterr().err
     tune(world, "dry", max_seq_length=8, **given)
     (line,) = (row for row in capsys.readouterr().err.splitlines() if row.startswith("cut: "))
-    of = 80 if mode == "cross-encoder" else 160  # a bi-encoder reads each text alone
+    of = "80 pairs" if mode == "cross-encoder" else "160 texts"  # which it reads alone
     assert f" of {of} to learn from" in line
     assert line.endswith(said)
 

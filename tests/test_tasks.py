@@ -382,11 +382,10 @@ def test_what_is_said_to_be_cut_is_what_loses_pieces(
     assert 0 < loses < len(texts)
     say_lengths(texts, sum(map(len, rows)), tokenizer, room, truncation)
     *before, said = capsys.readouterr().err.splitlines()
-    parts = f"{len(texts)} to learn from are read in {sum(map(len, rows))} parts of at most {room}"
+    parts = f"{len(texts)} pairs to learn from are read in {sum(map(len, rows))} parts of at most"
     assert [parts in line for line in before] == ([True] if truncation == "windows" else [])
-    assert said.startswith(f"cut: {loses} of {len(texts)} to learn from are longer than ")
-    assert f"--max-seq-length {room}" in said
-    assert (f"--truncation {truncation} leaves the rest out" in said) == (truncation != "windows")
+    assert said.startswith(f"cut: {loses} of {len(texts)} pairs to learn from lose some of their")
+    assert f"to --max-seq-length {room} by --truncation {truncation}; " in said
     whole = texts[: 1 + len(seconds)]
     say_lengths(whole, len(whole), tokenizer, 32, truncation)
     assert capsys.readouterr().err == ""
@@ -402,9 +401,22 @@ def test_what_is_cut_is_said_of_what_is_learnt_from(
     assert capsys.readouterr().err == ""
     task.encode_to_learn(examples)
     assert capsys.readouterr().err == (
-        "cut: 2 of 3 to learn from are longer than --max-seq-length 10: "
-        "--truncation head leaves the rest out, windows would read all of a text\n"
+        "cut: 2 of 3 texts to learn from lose some of their text to --max-seq-length 10 by "
+        "--truncation head; --truncation windows reads all of a text\n"
     )
+
+
+def test_windows_are_counted_and_nothing_of_single_texts_is_cut(
+    tokenizer: WordPiece, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = FinetuneSettings(task="imdb", max_seq_length=10, truncation="windows")
+    task = ClassificationTask(settings)
+    examples = [LabelledText(str(n), " ".join("abcdefghijkl"[:n]), "pos") for n in (8, 9, 12)]
+    task.learn([*examples, LabelledText("0", "a", "neg")], tokenizer)
+    assert [len(windows) for windows in task.encode_to_learn(examples)] == [1, 2, 2]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("windows: 3 texts to learn from are read in 5 parts of at most 10 ")
+    assert "an epoch 1.7 times as long" in line
 
 
 def test_padding_is_masked() -> None:

@@ -85,29 +85,31 @@ def say_lengths(
     """Prints what `encode` does with texts or pairs that are too long; nothing where none is.
 
     Args:
-        num_inputs: how many inputs of the model the texts have become.
-        has_windows: whether they are to be had here.
+        num_inputs: how many inputs of the model they have become, windows counted.
+        has_windows: whether `--truncation windows` is possible here.
     """
-    num_cut = sum(
-        _num_cut(texts[start : start + _AT_ONCE], tokenizer, max_seq_length, truncation)
-        for start in range(0, len(texts), _AT_ONCE)
-    )
+    are_pairs = any(second is not None for _, second in texts)
+    what = f"{len(texts):,} {'pairs' if are_pairs else 'texts'} to learn from"
     if num_inputs > len(texts):
         log_line(
             "windows",
-            f"{len(texts):,} to learn from are read in {num_inputs:,} parts of at most "
-            f"{max_seq_length} tokens; --truncation head, tail or head+tail reads one of each",
+            f"{what} are read in {num_inputs:,} parts of at most {max_seq_length} tokens, an epoch "
+            f"{num_inputs / len(texts):.1f} times as long; --truncation head, tail or head+tail "
+            f"reads one part of each",
         )
+    if truncation == "windows" and not are_pairs:
+        return
+    num_cut = _num_cut(texts, tokenizer, max_seq_length, truncation)
     if not num_cut:
         return
     if truncation == "windows":
-        why = "the shorter text of a pair has half of the room; a larger one reads more"
+        more = "where the shorter text has more than half of the room"
     elif has_windows:
-        why = f"--truncation {truncation} leaves the rest out, windows would read all of a text"
+        more = f"--truncation windows reads all of {'the longer text' if are_pairs else 'a text'}"
     else:
-        why = f"--truncation {truncation} leaves the rest out; a larger one reads more"
-    longer = f"{num_cut:,} of {len(texts):,} to learn from are longer than --max-seq-length"
-    log_line("cut", f"{longer} {max_seq_length}: {why}")
+        more = "a larger --max-seq-length reads more"
+    lose = f"lose some of their text to --max-seq-length {max_seq_length}"
+    log_line("cut", f"{num_cut:,} of {what} {lose} by --truncation {truncation}; {more}")
 
 
 def _num_cut(
@@ -117,13 +119,17 @@ def _num_cut(
     truncation: str,
 ) -> int:
     """How many texts or pairs `encode` leaves some pieces of out."""
-    _, firsts = tokenizer.flat_ids([text for text, _ in texts])
-    _, seconds = tokenizer.flat_ids([second or "" for _, second in texts])
-    room = max_seq_length - np.array([2 if second is None else 3 for _, second in texts])
-    is_cut = firsts + seconds > room
-    if truncation == "windows":  # all of the longer text is read
-        is_cut &= np.minimum(firsts, seconds) > room // 2
-    return int(is_cut.sum())
+    found = 0
+    for start in range(0, len(texts), _AT_ONCE):
+        some = texts[start : start + _AT_ONCE]
+        _, firsts = tokenizer.flat_ids([text for text, _ in some])
+        _, seconds = tokenizer.flat_ids([second or "" for _, second in some])
+        room = max_seq_length - np.array([2 if second is None else 3 for _, second in some])
+        is_cut = firsts + seconds > room
+        if truncation == "windows":  # all of the longer text is read
+            is_cut &= np.minimum(firsts, seconds) > room // 2
+        found += int(is_cut.sum())
+    return found
 
 
 def cut_pair(
