@@ -313,13 +313,14 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
     # --- features and loss -----------------------------------------------------------------------
 
     def encode(self, examples: Sequence[LabelledText]) -> list[list[Feature]]:
-        return self._encoded(examples, self.both_orders)
+        return self._encoded(examples, _clean(examples), self.both_orders)
 
     def encode_to_learn(self, examples: Sequence[LabelledText]) -> list[list[Feature]]:
         """As `encode`, pairs as they stand; what becomes of long ones is printed."""
-        settings, found = self.settings, self._encoded(examples, both_orders=False)
+        settings, texts = self.settings, _clean(examples)
+        found = self._encoded(examples, texts, both_orders=False)
         say_lengths(
-            _clean(examples),
+            texts,
             sum(map(len, found)),
             self.tokenizer,
             settings.max_seq_length,
@@ -327,10 +328,16 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         )
         return found
 
-    def _encoded(self, examples: Sequence[LabelledText], both_orders: bool) -> list[list[Feature]]:
+    def _encoded(
+        self,
+        examples: Sequence[LabelledText],
+        texts: Sequence[tuple[str, str | None]],
+        both_orders: bool,
+    ) -> list[list[Feature]]:
+        """The inputs of examples, whose cleaned texts are given."""
         settings = self.settings
         rows = encode(
-            _clean(examples),
+            texts,
             self.tokenizer,
             settings.max_seq_length,
             settings.truncation,
