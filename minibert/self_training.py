@@ -1,11 +1,11 @@
-"""Between the stages: a model's own answers to unlabelled text, learnt before the labels.
+"""Between the stages: a teacher's answers to unlabelled text, learnt before the labels.
 
 Self-training with pseudo-labels (Lee 2013, "Pseudo-Label"; Du et al. 2021, "Self-training Improves
 Pre-training for Natural Language Understanding"). In: the model to start from, labelled data, and
 texts without labels. Out, in the run's folder: `teacher/`, fine-tuned on the labels as the run
 itself will be; `teacher.jsonl`, what it says of each text; `student.jsonl`, the surer answers of it
 and of NB-SVM together; and `student/`, fine-tuned on those from the same start, from whose encoder
-and head the fine-tuning goes on.
+and head the fine-tuning goes on. Where NB-SVM is the teacher, the first two are left out.
 
 A classifier of words errs on other texts than the network does, so that both together know better
 which of their answers are right: on IMDb the area under the ROC curve of dev says so where the
@@ -28,7 +28,7 @@ import numpy as np
 
 from minibert.adaptation import scored_examples
 from minibert.config import BertConfig
-from minibert.errors import InputError, TextError
+from minibert.errors import InputError, MissingExtraError, TextError
 from minibert.files import read_json, read_text, table_kind, write_json, write_jsonl
 from minibert.intermediate import check_same_start, run_before
 from minibert.machine import launched
@@ -36,9 +36,10 @@ from minibert.progress import Progress
 from minibert.run_folder import RunFolder
 from minibert.runs import EarlierStage, RunResult, dev_figure, log_line, weights_digest
 from minibert.runtime import start_runtime
-from minibert.settings import NO_TASK, OWN_TEXT, FinetuneSettings
+from minibert.settings import BOTH, MODEL, NB_SVM, NO_TASK, OWN_TEXT, FinetuneSettings
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Splits, Task
+from minibert.tasks.classical import check_installed
 from minibert.tasks.inputs import is_json, read_inputs
 from minibert.tasks.splits import parts_of
 from minibert.tokenizer import WordPiece
@@ -60,9 +61,12 @@ def check_self_training(settings: FinetuneSettings) -> None:
     Raises:
         InputError: a family that answers otherwise than with a class, several processes; a file is
             not there, or is of the labelled data.
+        MissingExtraError: NB-SVM is the teacher, and scikit-learn is not installed.
     """
     if settings.self_training is None:
         return
+    if settings.teacher == NB_SVM:
+        check_installed("NB-SVM, the --teacher,")
     if launched().size > 1:
         raise InputError("--self-training runs in one process; leave torchrun out")
     task = find_task(settings.task)(settings)
@@ -172,10 +176,11 @@ def _state_of(run: Path, texts: Sequence[str]) -> dict[str, Any]:
 
 def rehearse_self_training(task: Task[Any, Any], texts: Sequence[str]) -> None:
     """The dry run: says what there is to be learnt; each of the fine-tunings takes its own time."""
+    first = f"{task.name} is learnt as below, then answers"
     log_line(
         "dry run",
-        f"self-training: {task.name} is learnt as below, then answers {len(texts):,} texts, of "
-        f"which the surer are learnt in the same way",
+        f"self-training: {'NB-SVM answers' if task.settings.teacher == NB_SVM else first} "
+        f"{len(texts):,} texts, of which the surer are learnt in the same way",
     )
 
 
@@ -188,7 +193,7 @@ def self_train(
     run_one: RunOne,
     goes_on: bool,
 ) -> EarlierStage:
-    """Has a teacher answer the texts and a student learn them; what is there is gone on with.
+    """Has the teacher answer the texts and a student learn them; what is there is gone on with.
 
     Args:
         task: after `learn`. splits: its data. texts: those to answer.
@@ -198,15 +203,18 @@ def self_train(
         goes_on: the run was stopped after it had begun; else what is there is of another.
 
     Raises:
-        InputError: a model that cannot be used, or texts or one that the run did not begin with.
+        InputError: a model that cannot be used, or texts or one that the run did not begin with;
+            NB-SVM is the teacher and cannot answer, or gives all texts one class.
         Interrupted: by a signal; `--resume` goes on.
         NonFiniteError: a fine-tuning diverged.
     """
     state = _state_of(run, texts)
     write_json(run / _STATE, state)
     RunFolder(run).respell(self_training=task.settings.self_training)
-    teacher = _settings_of(task.settings, start, run / _TEACHER, goes_on)
-    figures = {_TEACHER: _learn(_TEACHER, teacher, run_one)}
+    teacher, figures = None, {}
+    if task.settings.teacher != NB_SVM:
+        teacher = _settings_of(task.settings, start, run / _TEACHER, goes_on)
+        figures[_TEACHER] = _learn(_TEACHER, teacher, run_one)
     if "answers" not in state or not all((run / name).is_file() for name in (_LEARNT, _DEV)):
         state["answers"] = _make_answers(task, teacher, splits, texts, run)
         write_json(run / _STATE, state)
@@ -242,6 +250,7 @@ def _settings_of(
         model=str(start),
         random_weights=settings.random_weights and not has_learnt,
         self_training=None,
+        teacher=BOTH,
         adapt=None,
         adapt_epochs=None,
         adapt_minutes=None,
@@ -264,7 +273,7 @@ def _learn(who: str, settings: FinetuneSettings, run_one: RunOne) -> dict[str, A
 
 def _make_answers(
     task: Task[Any, Any],
-    teacher: FinetuneSettings,
+    teacher: FinetuneSettings | None,
     splits: Splits[Any],
     texts: list[str],
     run: Path,
@@ -272,17 +281,22 @@ def _make_answers(
     """Writes what the student learns from; what was found is printed, and returned as notes.
 
     A class that no text is answered with has no example in either file.
+
+    Args:
+        teacher: of the model that was fine-tuned, None where NB-SVM alone answers.
     """
     parts = parts_of(task, splits, task.settings.dev_fraction, task.settings.limit)
-    examples = [task.example_of(text, number) for number, text in enumerate(texts, 1)]
+    asked = parts.dev, [task.example_of(text, number) for number, text in enumerate(texts, 1)]
     targets = np.array([task.labels.index(example.label) for example in parts.dev])
-    shares = _said_by(teacher, (parts.dev, examples), run / _SAID)
-    scores = [[np.log(found.clip(_SMALLEST, 1))] for found in shares]
-    words = task.word_scores(parts.train, parts.dev, examples)
-    for own, more in zip(scores, words or (), strict=bool(words)):
-        own.append(more)
-    weights = pool_weights(scores[0], targets) if words else np.ones(1)
-    both_dev, both = (pooled(own, weights) for own in scores)
+    scores: dict[str, Sequence[np.ndarray]] = {}  # by who gave them, of dev and of the texts
+    if teacher is not None:
+        shares = _said_by(teacher, asked, run / _SAID)
+        scores["model"] = [np.log(found.clip(_SMALLEST, 1)) for found in shares]
+    if words := _word_scores(task, parts.train, asked):
+        scores["nb_svm"] = words
+    of_dev, of_texts = zip(*scores.values(), strict=True)
+    weights = pool_weights(of_dev, targets) if words else np.ones(1)
+    both_dev, both = pooled(of_dev, weights), pooled(of_texts, weights)
     found, is_learnt = both.argmax(axis=1), chosen(both)
     rows = [
         {"text": texts[i], "label": task.labels[found[i]], "probability": float(both[i, found[i]])}
@@ -300,18 +314,23 @@ def _make_answers(
         "least_probability": least,
         "dev_share": float(on_dev.mean()),
         "dev_accuracy": float(right[on_dev].mean()) if on_dev.any() else None,
-        "weights": dict(zip(("model", "nb_svm"), map(float, weights), strict=False)),
+        "weights": dict(zip(scores, map(float, weights), strict=True)),
     }
     told = ", ".join(f"{name!r} {counts[name]:,}" for name in task.labels[:6])
-    of_dev = f"; of dev {on_dev.mean():.0%} have that"
-    of_dev += f", {notes['dev_accuracy']:.1%} of these right" if on_dev.any() else ""
+    said = f"; of dev {on_dev.mean():.0%} have that"
+    said += f", {notes['dev_accuracy']:.1%} of these right" if on_dev.any() else ""
     log_line(
         "self-training",
         f"{len(rows):,} of {len(texts):,} answers are learnt, of a probability of {least:.2f} or "
-        f"more: {told}{of_dev}",
+        f"more: {told}{said}",
     )
     if len(counts) < len(task.labels):
         missing = next(name for name in task.labels if not counts[name])
+        if teacher is None and len(counts) == 1:
+            raise InputError(
+                f"--teacher {NB_SVM} answers no text with {missing!r}, so there is nothing to "
+                f"learn; give other texts, or leave --self-training out"
+            )
         goes_on = (
             "the head begins anew" if len(counts) > 1 else "so the run goes on from the teacher"
         )
@@ -320,6 +339,24 @@ def _make_answers(
     known = [example for example in parts.dev if counts[example.label]]
     write_jsonl(run / _DEV, [{"text": e.text, "label": e.label} for e in known])
     return notes
+
+
+def _word_scores(
+    task: Task[Any, Any], train: Sequence[Any], asked: tuple[Sequence[Any], Sequence[Any]]
+) -> list[np.ndarray] | None:
+    """What NB-SVM says of two parts; None where it is not asked, or cannot help the model.
+
+    Raises:
+        InputError, MissingExtraError: it cannot answer, and nobody else is asked.
+    """
+    teacher = task.settings.teacher
+    try:
+        return task.word_scores(train, *asked) if teacher != MODEL else None
+    except (InputError, MissingExtraError) as error:
+        if teacher == NB_SVM:
+            raise
+        log_line("self-training", f"answers of the model alone: {error}")
+        return None
 
 
 def _said_by(

@@ -32,6 +32,7 @@ MOST_EPOCHS = 20  # ... if so many passes give them (Mosbach et al. 2021, sectio
 OWN_TEXT = "auto"  # the word for the task's own text, in --adapt
 BEST = "best"  # the word for what dev chooses, in --threshold
 BOTH_ORDERS = "both"  # the word for asking a pair one way and the other, in --pair-order
+BOTH, MODEL, NB_SVM = TEACHERS = ("both", "model", "nb-svm")  # the words of --teacher
 NO_TASK = "none"  # the word for no --intermediate-task, whatever a recipe says
 # The word for doing without, of settings whose None leaves it to a recipe.
 NONE_OF: dict[str, object] = {
@@ -574,11 +575,18 @@ class FinetuneSettings(RunSettings):
     )
     self_training: list[str] | None = setting(
         None,
-        "of classes of single texts: before the labels, learn the surer answers to texts without "
-        "labels that the model, once fine-tuned, and NB-SVM give together: files of a text a line, "
-        "or tables; bare or 'auto': the set's own (imdb: its unsup folder); in the run's folder "
-        "teacher/ and student/, for every seed; three fine-tunings in all",
+        "of classes of single texts: before the labels, learn the surer answers of --teacher to "
+        "texts without labels: files of a text a line, or tables; bare or 'auto': the set's own "
+        "(imdb: its unsup folder); in the run's folder teacher/ and student/, for every seed; "
+        "three fine-tunings in all, two with --teacher nb-svm",
         optional=OWN_TEXT,
+    )
+    teacher: str = setting(
+        BOTH,
+        "who answers the texts of --self-training: the model, once it is fine-tuned on the labels, "
+        "NB-SVM, which takes a minute and needs the extra tasks, or both together, as dev weighs "
+        "them",
+        choices=TEACHERS,
     )
     reinit_layers: int = setting(
         0, "redraw the pooler and this many top layers, which pretraining has specialised"
@@ -664,9 +672,11 @@ class FinetuneSettings(RunSettings):
             found.append(f"--self-training names nothing; a file of texts, or {OWN_TEXT!r}")
         if self.self_training is not None and self.max_minutes:
             found.append(
-                "--max-minutes has no use with --self-training, which is three fine-tunings: give "
-                "the --epochs of each"
+                "--max-minutes has no use with --self-training, which is several fine-tunings: "
+                "give the --epochs of each"
             )
+        if self.teacher != BOTH and self.self_training is None:
+            found.append(f"--teacher {self.teacher} has no use without --self-training")
         if self.intermediate_data and self.intermediate_task == NO_TASK:
             found.append(f"--intermediate-data has no use with --intermediate-task {NO_TASK}")
         if self.intermediate and self.intermediate == self.task:

@@ -19,7 +19,7 @@ from test_resume import finish, start, stop_at
 from minibert import self_training
 from minibert.cli import main
 from minibert.config import BertConfig
-from minibert.errors import InputError
+from minibert.errors import InputError, MissingExtraError
 from minibert.finetuning import finetune
 from minibert.runs import RunResult, learning_seconds
 from minibert.self_training import chosen, pool_weights, pooled, unlabelled_texts
@@ -27,6 +27,7 @@ from minibert.setting_search import search_settings
 from minibert.settings import FinetuneSettings
 from minibert.suite import evaluate_suite
 from minibert.tasks import find_task
+from minibert.tasks.classification import ClassificationTask
 
 LOOP: dict[str, Any] = {
     **{"max_seq_length": 32, "batch_size": 4, "max_steps": 2, "device": "cpu", "precision": "fp32"},
@@ -133,12 +134,11 @@ def test_words_are_scored_in_the_order_of_the_classes() -> None:
     asked = [task.example_of("river bridge", 1), task.example_of("storm garden", 2)]
     for order in (("a", "b"), ("b", "a")):
         task.labels = order
-        scores = task.word_scores(train, asked)
-        assert scores is not None
-        (found,) = scores
+        (found,) = task.word_scores(train, asked)
         assert [order[k] for k in found.argmax(axis=1)] == ["b", "a"]
     task.labels = ("a", "b", "c")
-    assert task.word_scores(train, asked) is None
+    with pytest.raises(InputError, match="NB-SVM has no example of c to train on"):
+        task.word_scores(train, asked)
 
 
 # --- what is learnt -------------------------------------------------------------------------------
@@ -180,6 +180,80 @@ def test_answers_are_the_model_s_alone_where_nothing_counts_words(
         number = numbered(100, 30).index(row["text"])
         said = json.loads((run.folder / "teacher.jsonl").read_text().splitlines()[number])
         assert row["probability"] == pytest.approx(max(said), abs=1e-6)
+
+
+def test_nb_svm_alone_can_be_the_teacher(model: Path, tmp_path: Path, sets: dict[str, Any]) -> None:
+    pytest.importorskip("sklearn")
+    own = {**sets, "learning_rate": 1e-3}
+    run = tune(model, tmp_path / "run", **own, teacher="nb-svm")
+    assert not (run.folder / "teacher").exists() and not (run.folder / "teacher.jsonl").exists()
+    notes = run.figures["self_training"]
+    assert list(notes["weights"]) == ["nb_svm"] and "teacher_dev_accuracy" not in notes
+    learnt = rows_of(run.folder / "student.jsonl")
+    # 16 texts that say it by their words alone: no answer is wrong.
+    assert all((row["label"] == "wet") == row["text"].startswith("river") for row in learnt)
+    begun = json.loads((run.folder / "student/run.json").read_text())
+    assert begun["resolved"]["start"] == str(model)
+    again = tune(run.folder / "student", tmp_path / "again", **{**own, "self_training": None})
+    ours, theirs = weights(run.folder), weights(again.folder)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    resumed = tune(model, tmp_path / "run", **own, teacher="nb-svm", resume=True)
+    assert resumed.figures == run.figures
+    with pytest.raises(InputError, match="teacher was 'nb-svm', now 'both'"):
+        tune(model, tmp_path / "run", **own, teacher="both", resume=True)
+
+
+def test_nb_svm_s_answers_are_as_sure_as_dev_says(
+    model: Path, tmp_path: Path, sets: dict[str, Any]
+) -> None:
+    pytest.importorskip("sklearn")
+    run = tune(model, tmp_path / "run", **sets, teacher="nb-svm")
+    task = find_task("classification")(FinetuneSettings.from_dict(sets))
+    splits = task.read(task.find_data())
+    assert splits.dev is not None
+    task.labels = ("wet", "wild")
+    learnt = rows_of(run.folder / "student.jsonl")
+    asked = [task.example_of(row["text"], 1) for row in learnt]
+    of_dev, of_texts = task.word_scores(splits.train, splits.dev, asked)
+    targets = np.array([task.labels.index(str(example.label)) for example in splits.dev])
+    (weight,) = pool_weights([of_dev], targets)
+    assert run.figures["self_training"]["weights"]["nb_svm"] == pytest.approx(weight)
+    margins = of_texts[:, 1] - of_texts[:, 0]
+    wild = 1 / (1 + np.exp(-weight * margins))
+    assert [row["probability"] for row in learnt] == pytest.approx(np.maximum(wild, 1 - wild))
+
+
+def test_the_model_alone_can_be_the_teacher(
+    model: Path, tmp_path: Path, sets: dict[str, Any]
+) -> None:
+    run = tune(model, tmp_path / "run", **sets, teacher="model")
+    assert run.figures["self_training"]["weights"] == {"model": 1.0}
+    said = [json.loads(line) for line in (run.folder / "teacher.jsonl").read_text().splitlines()]
+    best = {text: max(row) for text, row in zip(numbered(100, 30), said, strict=True)}
+    for row in rows_of(run.folder / "student.jsonl"):
+        assert row["probability"] == pytest.approx(best[row["text"]], abs=1e-6)
+
+
+def test_a_teacher_that_cannot_answer_is_told_before_anything_is_learnt(
+    model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="--teacher nb-svm has no use without --self-training"):
+        FinetuneSettings.from_dict({**sets, "self_training": None, "teacher": "nb-svm"})
+    before = tune(model, tmp_path / "run", **sets, teacher="model").figures
+
+    def one_class(self: Any, train: Any, *asked: Any) -> list[np.ndarray]:
+        return [np.tile([1.0, 0.0], (len(part), 1)) for part in asked]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ClassificationTask, "word_scores", one_class)
+        with pytest.raises(InputError, match="--teacher nb-svm answers no text with 'wild'"):
+            tune(model, tmp_path / "run", **sets, teacher="nb-svm", overwrite=True)
+    again = tune(model, tmp_path / "run", **sets, teacher="model", resume=True)
+    assert again.figures == before  # what was there came back
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # as where the extra is not installed
+    with pytest.raises(MissingExtraError, match=r"NB-SVM, the --teacher, needs scikit-learn"):
+        tune(model, tmp_path / "new", **sets, teacher="nb-svm")
+    assert not (tmp_path / "new").exists()
 
 
 def test_classes_of_a_set_keep_their_head_whatever_their_order(model: Path, tmp_path: Path) -> None:

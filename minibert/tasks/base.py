@@ -237,13 +237,17 @@ class Task(ABC, Generic[E, P]):
         """What two texts are compared by: whether the labelled data holds one."""
         return folded(text)
 
-    def word_scores(self, train: Sequence[E], *asked: Sequence[E]) -> list[np.ndarray] | None:
-        """What a method that counts words says of examples, for `--self-training`.
+    def word_scores(self, train: Sequence[E], *asked: Sequence[E]) -> list[np.ndarray]:
+        """What NB-SVM, which counts words, says of examples, for `--self-training`.
 
         Returns:
-            For each of `asked` (n, C), the highest for its answer; None where there is none.
+            For each of `asked` (n, C), the highest for its answer.
+
+        Raises:
+            InputError: by default, and where a class has no example to train on, or no word.
+            MissingExtraError: scikit-learn is not installed.
         """
-        return None
+        raise InputError(f"NB-SVM does not answer {self.name}")
 
     def is_labelled(self, source: Source, file: Path) -> bool:
         """Whether a file is of the labelled data, and so no text for `--adapt`.

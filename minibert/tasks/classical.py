@@ -29,6 +29,14 @@ _MOST_WEIGHTS, _BYTES_A_WEIGHT = 10_000_000, 37 * 8
 _MISSING = "needs scikit-learn: pip install 'minibert[tasks]'"
 
 
+def check_installed(method: str) -> None:
+    """Raises MissingExtraError where scikit-learn, which a method needs, is not installed."""
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        raise MissingExtraError(f"{method} {_MISSING}") from None
+
+
 def tfidf_scores(
     train: Sequence[str], labels: Sequence[str], *asked: Sequence[str]
 ) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from minibert.config import BertConfig
-from minibert.errors import InputError, MissingExtraError, TextError, did_you_mean
+from minibert.errors import InputError, TextError, did_you_mean
 from minibert.files import read_json, table_kind, whole_characters, write_json
 from minibert.heads import BertForSequenceClassification
 from minibert.losses import classification_loss, multi_label_loss
@@ -194,19 +194,18 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
 
     def word_scores(
         self, train: Sequence[LabelledText], *asked: Sequence[LabelledText]
-    ) -> list[np.ndarray] | None:
+    ) -> list[np.ndarray]:
         names = _names(train)
         order = [sorted(self.labels).index(name) for name in self.labels]
+        if lacking := set(self.labels) - set(names):
+            raise InputError(f"NB-SVM has no example of {shown(min(lacking))} to train on")
         try:
-            if set(names) != set(self.labels):
-                raise ValueError("a class has no example to train on")
             found = nb_svm_scores(
                 *([clean_text(e.text) for e in train], names),
                 *([clean_text(e.text) for e in part] for part in asked),
             )
-        except (MissingExtraError, ValueError) as error:
-            log_line("self-training", f"answers of the model alone: {error}")
-            return None
+        except ValueError as error:
+            raise InputError(f"NB-SVM: {error}") from None
         return [scores[:, order] for scores in found]
 
     def is_labelled(self, source: Source, file: Path) -> bool:
