@@ -8,16 +8,21 @@ import re
 import shlex
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from minibert.config import BertConfig
 from minibert.files import bundled_models
-from minibert.flags import parsers
+from minibert.flags import parsers, settings_from
+from minibert.recipes import filled
 from minibert.runs import weights_digest
+from minibert.settings import FinetuneSettings, PretrainSettings
+from minibert.tasks import find_task
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-_PROSE = re.compile(r"…|\.\.\. |\[-|\]$|MODE-AND-RATE|\b(LINE|NSP)\b|optimizer O")
+_PROSE = re.compile(r"…|\.\.\. |\[-|\]$|MODE-AND-RATE|\bLINE\b|optimizer O")
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -41,6 +46,37 @@ def test_the_parsers_know_every_command(page: Path) -> None:
     for line in commands(page):
         words = ["1" if re.fullmatch("[A-Z]", word) else word for word in line]  # --epochs E
         known[words[0]].parse_args([word.partition(">")[0] or "x" for word in words[1:]])
+
+
+def typed(line: list[str]) -> Any:
+    """The settings of a documented command; letters that stand for a number are 1."""
+    words = ["1" if re.fullmatch("[A-Z]", word) else word for word in line]
+    values = vars(parsers()[1][words[0]].parse_args(words[1:]))
+    return settings_from(values, FinetuneSettings if words[0] == "finetune" else PretrainSettings)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_command_that_names_its_rate_leaves_nothing_to_a_later_recipe(page: Path) -> None:
+    """Of the log the entries are of their day, and its newest say how to go back."""
+    lines = [line for line in commands(page) if line[0] == "finetune" and page.stem != "LOG"]
+    for settings in (typed(line) for line in lines if "--learning-rate" in line):
+        folder = bundled_models() / (settings.model or "")
+        other = bundled_models() / "minibert-mini-en"  # whose size the runs of these pages have
+        config = BertConfig.from_pretrained(folder if folder.is_dir() else other)
+        assert filled(settings, find_task(settings.task).names[-1], config)[0] == settings
+
+
+@pytest.mark.parametrize("model", sorted(path.name for path in bundled_models().iterdir()))
+def test_a_card_has_the_command_that_made_its_model(model: str) -> None:
+    lines = commands(ROOT / "docs" / f"{model}.md")
+    said = typed([line for line in lines if line[0] == "pretrain"][-1])
+    run = json.loads((ROOT / "minibert" / "models" / model / "run.json").read_text("utf-8"))
+    assert said.learning_rate == run["resolved"]["learning_rate"]
+    for name in (
+        *("batch_size", "max_seq_length", "max_minutes", "warmup_ratio", "schedule", "optimizer"),
+        *("mask_prob", "nsp", "seed", "weight_decay", "masking", "dropout"),
+    ):
+        assert getattr(said, name) == run["settings"].get(name, getattr(said, name)), name
 
 
 def test_pages_have_commands_to_be_known() -> None:
