@@ -339,7 +339,9 @@ def _add_masked(fill: Parser, score: Parser) -> None:
     for made_here in (fill, score):
         _add_texts(made_here, "texts", "TEXT")
         made_here.add_argument(
-            "--model", metavar="FOLDER", help="a folder, a bundled name or a hub id; default: that of finetune"
+            "--model",
+            metavar="MODEL",
+            help="a folder, a bundled name or a hub id; default: that of finetune",
         )
         made_here.add_argument(
             "--input", metavar="FILE", help="one text a line, blank ones left out"
