@@ -1,4 +1,4 @@
-"""What comes before a fine-tuning's own labels: its text, another task's labels, its own answers.
+"""What comes before a fine-tuning's own labels: its text, another task's, a teacher's answers.
 
 In: the settings, the data and the model that was chosen. Out: a model folder of each stage in the
 run's folder, each begun from the one before; in a dry run, what each would take.
@@ -29,6 +29,7 @@ from minibert.run_folder import RunFolder
 from minibert.runs import EarlierStage, RunResult, log_line
 from minibert.self_training import (
     SELF_TRAINING,
+    check_teacher,
     rehearse_self_training,
     self_train,
     unlabelled_texts,
@@ -126,6 +127,7 @@ class EarlierStages:
             asked["intermediate"] = functools.partial(self._supplement, left_out)
         if settings.self_training is not None:
             self.task.check_self_training()  # also of what has been learnt of the data
+            check_teacher(settings, folder.path if folder and self._goes_on else None)
             texts, said = unlabelled_texts(self.task, splits, self.source)
             log_line("self-training", said)
             asked["self_training"] = functools.partial(self._self_train, splits, texts)
@@ -197,7 +199,7 @@ class EarlierStages:
     def _self_train(
         self, splits: Splits[Any], texts: list[str], start: Path
     ) -> EarlierStage | None:
-        """The model with its own answers to texts learnt; as above."""
+        """The model with the teacher's answers to texts learnt; as above."""
         if self.folder is None:
             rehearse_self_training(self.task, texts)
             return None

@@ -71,6 +71,7 @@ from minibert.self_training import (
     SELF_TRAINING,
     check_same_texts,
     check_self_training,
+    check_teacher,
     unlabelled_texts,
 )
 from minibert.settings import MOST_EPOCHS, FinetuneSettings
@@ -210,6 +211,7 @@ class _BeforeSeeds:
         learn(self.task, parts.train, start)
         if settings.self_training is not None:
             self.task.check_self_training()
+            check_teacher(settings, None)
             unlabelled_texts(self.task, self.splits, self.source)
 
     def check_begun(self, folder: RunFolder, start: Path) -> None:

@@ -4,8 +4,9 @@ Self-training with pseudo-labels (Lee 2013, "Pseudo-Label"; Du et al. 2021, "Sel
 Pre-training for Natural Language Understanding"). In: the model to start from, labelled data, and
 texts without labels. Out, in the run's folder: `teacher/`, fine-tuned on the labels as the run
 itself will be; `teacher.jsonl`, what it says of each text; `student.jsonl`, the surer answers of it
-and of NB-SVM together; and `student/`, fine-tuned on those from the same start, from whose encoder
-and head the fine-tuning goes on. Where NB-SVM is the teacher, the first two are left out.
+and of NB-SVM together, or of one alone; and `student/`, fine-tuned on those from the same start,
+from whose encoder and head the fine-tuning goes on. Where NB-SVM alone answers, the first two are
+left out.
 
 A classifier of words errs on other texts than the network does, so that both together know better
 which of their answers are right: on IMDb the area under the ROC curve of dev says so where the
@@ -61,12 +62,9 @@ def check_self_training(settings: FinetuneSettings) -> None:
     Raises:
         InputError: a family that answers otherwise than with a class, several processes; a file is
             not there, or is of the labelled data.
-        MissingExtraError: NB-SVM is the teacher, and scikit-learn is not installed.
     """
     if settings.self_training is None:
         return
-    if settings.teacher == NB_SVM:
-        check_installed("NB-SVM, the --teacher,")
     if launched().size > 1:
         raise InputError("--self-training runs in one process; leave torchrun out")
     task = find_task(settings.task)(settings)
@@ -81,6 +79,20 @@ def check_self_training(settings: FinetuneSettings) -> None:
             )
         if task.is_labelled(source, Path(name)):
             raise InputError(f"--self-training {name} is the labelled data; name other texts")
+
+
+def check_teacher(settings: FinetuneSettings, run: Path | None) -> None:
+    """Looks whether the teacher can answer, before an adaptation takes its time.
+
+    Args:
+        run: the folder of a run that goes on, which may have the answers.
+
+    Raises:
+        MissingExtraError: NB-SVM alone is to answer, and scikit-learn is not installed.
+    """
+    is_answered = run is not None and (run / _LEARNT).is_file()
+    if settings.teacher == NB_SVM and not is_answered:
+        check_installed(f"--teacher {NB_SVM}")
 
 
 def unlabelled_texts(
@@ -180,7 +192,7 @@ def rehearse_self_training(task: Task[Any, Any], texts: Sequence[str]) -> None:
     log_line(
         "dry run",
         f"self-training: {'NB-SVM answers' if task.settings.teacher == NB_SVM else first} "
-        f"{len(texts):,} texts, of which the surer are learnt in the same way",
+        f"{len(texts):,} texts, of which the surer are learnt as the labels are, below",
     )
 
 
@@ -204,7 +216,7 @@ def self_train(
 
     Raises:
         InputError: a model that cannot be used, or texts or one that the run did not begin with;
-            NB-SVM is the teacher and cannot answer, or gives all texts one class.
+            NB-SVM alone is to answer and cannot, or gives all texts one class.
         Interrupted: by a signal; `--resume` goes on.
         NonFiniteError: a fine-tuning diverged.
     """
@@ -328,8 +340,8 @@ def _make_answers(
         missing = next(name for name in task.labels if not counts[name])
         if teacher is None and len(counts) == 1:
             raise InputError(
-                f"--teacher {NB_SVM} answers no text with {missing!r}, so there is nothing to "
-                f"learn; give other texts, or leave --self-training out"
+                f"--teacher {NB_SVM} answers every text with {rows[0]['label']!r}, which teaches "
+                f"nothing; give other texts, or leave --self-training out"
             )
         goes_on = (
             "the head begins anew" if len(counts) > 1 else "so the run goes on from the teacher"
@@ -347,14 +359,17 @@ def _word_scores(
     """What NB-SVM says of two parts; None where it is not asked, or cannot help the model.
 
     Raises:
-        InputError, MissingExtraError: it cannot answer, and nobody else is asked.
+        InputError: it cannot answer, and nobody else is asked.
     """
     teacher = task.settings.teacher
+    if teacher == MODEL:
+        return None
+    log_line("self-training", f"NB-SVM learns {len(train):,} labels and answers")
     try:
-        return task.word_scores(train, *asked) if teacher != MODEL else None
+        return task.word_scores(train, *asked)
     except (InputError, MissingExtraError) as error:
         if teacher == NB_SVM:
-            raise
+            raise InputError(f"--teacher {NB_SVM}: {error}") from None
         log_line("self-training", f"answers of the model alone: {error}")
         return None
 

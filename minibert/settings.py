@@ -584,7 +584,7 @@ class FinetuneSettings(RunSettings):
     teacher: str = setting(
         BOTH,
         "who answers the texts of --self-training: the model, once it is fine-tuned on the labels, "
-        "NB-SVM, which takes a minute and needs the extra tasks, or both together, as dev weighs "
+        "NB-SVM, which takes minutes and needs the extra tasks, or both together, as dev weighs "
         "them",
         choices=TEACHERS,
     )

@@ -239,6 +239,34 @@ def test_a_teacher_that_cannot_answer_is_told_before_anything_is_learnt(
 ) -> None:
     with pytest.raises(InputError, match="--teacher nb-svm has no use without --self-training"):
         FinetuneSettings.from_dict({**sets, "self_training": None, "teacher": "nb-svm"})
+    own = {**sets, "teacher": "nb-svm", "adapt": ["auto"]}  # which would take its time first
+    for name in ("sklearn", "sklearn.svm"):
+        monkeypatch.setitem(sys.modules, name, None)  # as where the extra is not installed
+    for seeds in (1, 2):
+        with pytest.raises(MissingExtraError, match="--teacher nb-svm needs scikit-learn: pip"):
+            tune(model, tmp_path / "run", **own, seeds=seeds)
+    assert not (tmp_path / "run").exists()
+
+
+def test_nb_svm_wants_an_example_of_each_class(
+    model: Path, tmp_path: Path, sets: dict[str, Any]
+) -> None:
+    pytest.importorskip("sklearn")
+    folder = tmp_path / "ag_news_csv"
+    folder.mkdir()
+    for part, classes in (("train", 3), ("test", 4)):
+        rows = [f'"{i % classes + 1}","river {i}","{i}"' for i in range(24)]
+        (folder / f"{part}.csv").write_text("\n".join(rows) + "\n")
+    own = {"task": "ag_news", "data": str(folder), "self_training": sets["self_training"]}
+    with pytest.raises(InputError, match="--teacher nb-svm: Sci/Tech: no example to train on"):
+        tune(model, tmp_path / "run", **own, teacher="nb-svm", adapt=["auto"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_nb_svm_s_answers_of_one_class_teach_nothing(
+    model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
     before = tune(model, tmp_path / "run", **sets, teacher="model").figures
 
     def one_class(self: Any, train: Any, *asked: Any) -> list[np.ndarray]:
@@ -246,14 +274,36 @@ def test_a_teacher_that_cannot_answer_is_told_before_anything_is_learnt(
 
     with monkeypatch.context() as patched:
         patched.setattr(ClassificationTask, "word_scores", one_class)
-        with pytest.raises(InputError, match="--teacher nb-svm answers no text with 'wild'"):
+        with pytest.raises(InputError, match="--teacher nb-svm answers every text with 'wet'"):
             tune(model, tmp_path / "run", **sets, teacher="nb-svm", overwrite=True)
     again = tune(model, tmp_path / "run", **sets, teacher="model", resume=True)
     assert again.figures == before  # what was there came back
-    monkeypatch.setitem(sys.modules, "sklearn", None)  # as where the extra is not installed
-    with pytest.raises(MissingExtraError, match=r"NB-SVM, the --teacher, needs scikit-learn"):
-        tune(model, tmp_path / "new", **sets, teacher="nb-svm")
-    assert not (tmp_path / "new").exists()
+
+
+def test_a_finished_run_of_nb_svm_needs_no_library(
+    model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    run = tune(model, tmp_path / "run", **sets, teacher="nb-svm")
+    for name in ("sklearn", "sklearn.svm"):
+        monkeypatch.setitem(sys.modules, name, None)
+    again = tune(model, tmp_path / "run", **sets, teacher="nb-svm", resume=True)
+    assert {k: v for k, v in again.figures.items() if "baseline" not in k} == {
+        k: v for k, v in run.figures.items() if "baseline" not in k
+    }
+
+
+def test_a_dry_run_tells_who_answers(
+    model: Path, tmp_path: Path, sets: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    for teacher, who in (
+        ("nb-svm", "NB-SVM answers"),
+        ("both", "is learnt as below, then answers"),
+    ):
+        tune(model, tmp_path / "run", **sets, teacher=teacher, dry_run=True)
+        assert f"{who} 30 texts" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_classes_of_a_set_keep_their_head_whatever_their_order(model: Path, tmp_path: Path) -> None:

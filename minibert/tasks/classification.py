@@ -35,7 +35,7 @@ from minibert.metrics import (
 )
 from minibert.runs import log_line
 from minibert.runtime import Runtime
-from minibert.settings import BEST, BOTH_ORDERS, FinetuneSettings
+from minibert.settings import BEST, BOTH_ORDERS, NB_SVM, FinetuneSettings
 from minibert.tasks.base import Predictor, Source, Splits, Task
 from minibert.tasks.batches import Feature, inputs_of
 from minibert.tasks.classes import class_weights, confusion_text, per_class_text, positive_weights
@@ -233,7 +233,10 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         self._check_labels()
         counts = Counter(name for e in train for name in names_of(e))
         if missing := [name for name in self.labels if not counts[name]]:
-            log_line("classes", f"{told(missing)}: no example to train on, after dev and --limit")
+            lack = f"{told(missing)}: no example to train on, after dev and --limit"
+            if self.settings.teacher == NB_SVM:
+                raise InputError(f"--teacher {NB_SVM}: {lack}")
+            log_line("classes", lack)
         given = self.settings.class_weights
         if self.multi and given == "balanced":
             self.positives = positive_weights(self.labels, counts, len(train))
