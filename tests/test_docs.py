@@ -60,14 +60,21 @@ def test_a_command_that_names_its_rate_leaves_nothing_to_a_later_recipe(page: Pa
     """Of the log the entries are of their day, and its newest say how to go back."""
     lines = [line for line in commands(page) if line[0] == "finetune" and page.stem != "LOG"]
     for settings in (typed(line) for line in lines if "--learning-rate" in line):
-        folder = bundled_models() / (settings.model or "")
-        other = bundled_models() / "minibert-mini-en"  # whose size the runs of these pages have
-        config = BertConfig.from_pretrained(folder if folder.is_dir() else other)
+        # The runs of these pages, as in runs/nsp, have the size of the smaller model.
+        names = [path.name for path in bundled_models().iterdir()]
+        name = settings.model if settings.model in names else "minibert-mini-en"
+        config = BertConfig.from_pretrained(bundled_models() / name)
         assert filled(settings, find_task(settings.task).names[-1], config)[0] == settings
+
+
+def test_pages_have_commands_that_name_their_rate() -> None:
+    lines = [line for page in PAGES if page.stem != "LOG" for line in commands(page)]
+    assert sum(line[0] == "finetune" and "--learning-rate" in line for line in lines) >= 8
 
 
 @pytest.mark.parametrize("model", sorted(path.name for path in bundled_models().iterdir()))
 def test_a_card_has_the_command_that_made_its_model(model: str) -> None:
+    """The last of its pretrainings, whose log goes with the model."""
     lines = commands(ROOT / "docs" / f"{model}.md")
     said = typed([line for line in lines if line[0] == "pretrain"][-1])
     run = json.loads((ROOT / "minibert" / "models" / model / "run.json").read_text("utf-8"))
@@ -76,7 +83,7 @@ def test_a_card_has_the_command_that_made_its_model(model: str) -> None:
         *("batch_size", "max_seq_length", "max_minutes", "warmup_ratio", "schedule", "optimizer"),
         *("mask_prob", "nsp", "seed", "weight_decay", "masking", "dropout"),
     ):
-        assert getattr(said, name) == run["settings"].get(name, getattr(said, name)), name
+        assert getattr(said, name) == run["settings"][name], name
 
 
 def test_pages_have_commands_to_be_known() -> None:
@@ -89,6 +96,11 @@ def test_links_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))
     own = [link for link in links if "://" not in link]
     assert [link for link in own if not (page.parent / link).exists()] == []
+    for path, anchor in re.findall(r"\]\(([^):#]+)#([^)]+)\)", page.read_text("utf-8")):
+        headings = re.findall(r"^#+ (.*)$", (page.parent / path).read_text("utf-8"), re.M)
+        # As GitHub makes them: no marks but hyphens, which stand for blanks, too.
+        slugs = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
+        assert anchor in slugs
 
 
 # Rows of the README's tables of speed: how each begins, and of the figures in each column what was
