@@ -37,6 +37,7 @@ from minibert.self_training import (
 from minibert.settings import FinetuneSettings
 from minibert.starts import of_begun_run, with_recipe, within_positions
 from minibert.tasks.base import Source, Splits, Task
+from minibert.tasks.splits import parts_of
 from minibert.train import NonFiniteError
 
 
@@ -125,7 +126,7 @@ class EarlierStages:
         if settings.intermediate:
             left_out = left_out_of(self.task, self.source, splits)
             asked["intermediate"] = functools.partial(self._supplement, left_out)
-        if settings.self_training is not None:
+        if settings.texts_to_answer:
             self.task.check_self_training()  # also of what has been learnt of the data
             check_teacher(settings, folder.path if folder and self._goes_on else None)
             texts, said = unlabelled_texts(self.task, splits, self.source)
@@ -201,7 +202,9 @@ class EarlierStages:
     ) -> EarlierStage | None:
         """The model with the teacher's answers to texts learnt; as above."""
         if self.folder is None:
-            rehearse_self_training(self.task, texts)
+            settings = self.task.settings
+            parts = parts_of(self.task, splits, settings.dev_fraction, settings.limit)
+            rehearse_self_training(self.task, texts, len(parts.train))
             return None
         run, run_one = self.folder.path, functools.partial(self.finetune_once, recipe="")
         return self_train(self.task, splits, texts, start, run, run_one, self._goes_on)

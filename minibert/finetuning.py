@@ -209,7 +209,7 @@ class _BeforeSeeds:
         settings = self.task.settings
         parts = parts_of(self.task, self.splits, settings.dev_fraction, settings.limit)
         learn(self.task, parts.train, start)
-        if settings.self_training is not None:
+        if settings.texts_to_answer:
             self.task.check_self_training()
             check_teacher(settings, None)
             unlabelled_texts(self.task, self.splits, self.source)
@@ -228,7 +228,7 @@ class _BeforeSeeds:
         for run in folder.seed_runs():
             check_same_before(run, data)
             check_same_texts(self.task, self.splits, self.source, run)
-        if self.task.settings.self_training is not None:
+        if self.task.settings.texts_to_answer:
             folder.respell(self_training=self.task.settings.self_training)
 
     def adapt(self, start: Path, run: Path) -> EarlierStage | None:
@@ -259,7 +259,7 @@ def _finetune_once(
         output = settings.output or f"runs/{task.name}"
         kept = [*made_before_training(settings)]
         kept += [INTERMEDIATE] if settings.intermediate else []
-        kept += SELF_TRAINING if settings.self_training is not None else []
+        kept += SELF_TRAINING if settings.texts_to_answer else []
         with RunFolder(output, world.is_main, kept) as folder:
             return _Run(folder, task, world, started, left_out, baselines).carry_out(recipe)
 

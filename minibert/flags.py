@@ -169,6 +169,8 @@ def _without_replaced(given: dict[str, Any], values: dict[str, Any]) -> dict[str
             given = {k: v for k, v in given.items() if k not in budgets | beside}
     if values.get("intermediate_task"):
         given = {k: v for k, v in given.items() if k != "intermediate_data"}
+    if "self_training" in values and says_none("self_training", values["self_training"]):
+        given = {k: v for k, v in given.items() if k != "teacher"}
     if values.get("max_minutes"):  # of which the adaptation takes minutes
         given = {k: v for k, v in given.items() if k != "adapt_epochs"}
     return given

@@ -27,7 +27,7 @@ from minibert.errors import InputError, did_you_mean
 from minibert.machine import launched
 from minibert.run_folder import RunFolder
 from minibert.runs import EarlierStage, RunResult, dev_figure, log_line, weights_digest
-from minibert.settings import NO_TASK, FinetuneSettings
+from minibert.settings import NO_TASK, NO_TEXTS, FinetuneSettings
 from minibert.tasks import TASKS, find_task
 from minibert.tasks.base import Source, Splits, Task, find_set
 from minibert.tasks.splits import parts_of, without_texts
@@ -285,7 +285,9 @@ def _task(settings: FinetuneSettings) -> Task[Any, Any]:
 def _task_settings(settings: FinetuneSettings) -> FinetuneSettings:
     """The task and its data: where it is named, else beside --data, else where it always is."""
     assert settings.intermediate is not None
-    own = FinetuneSettings(task=settings.intermediate, intermediate_task=NO_TASK)
+    own = FinetuneSettings(
+        task=settings.intermediate, intermediate_task=NO_TASK, self_training=[NO_TEXTS]
+    )
     data = settings.intermediate_data
     if data is None and settings.data is not None:
         places = find_task(own.task)(own).places

@@ -37,7 +37,15 @@ from minibert.progress import Progress
 from minibert.run_folder import RunFolder
 from minibert.runs import EarlierStage, RunResult, dev_figure, log_line, weights_digest
 from minibert.runtime import start_runtime
-from minibert.settings import BOTH, MODEL, NB_SVM, NO_TASK, OWN_TEXT, FinetuneSettings
+from minibert.settings import (
+    BOTH,
+    MODEL,
+    NB_SVM,
+    NO_TASK,
+    NO_TEXTS,
+    OWN_TEXT,
+    FinetuneSettings,
+)
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.classical import check_installed
@@ -63,14 +71,14 @@ def check_self_training(settings: FinetuneSettings) -> None:
         InputError: a family that answers otherwise than with a class, several processes; a file is
             not there, or is of the labelled data.
     """
-    if settings.self_training is None:
+    if not settings.texts_to_answer:
         return
     if launched().size > 1:
         raise InputError("--self-training runs in one process; leave torchrun out")
     task = find_task(settings.task)(settings)
     task.check_self_training()
     source = task.find_data()
-    for name in settings.self_training:
+    for name in settings.texts_to_answer:
         if name == OWN_TEXT:
             continue
         if not Path(name).is_file():
@@ -79,6 +87,26 @@ def check_self_training(settings: FinetuneSettings) -> None:
             )
         if task.is_labelled(source, Path(name)):
             raise InputError(f"--self-training {name} is the labelled data; name other texts")
+
+
+def lack_of_texts(settings: FinetuneSettings) -> str:
+    """Why the self-training of a recipe is to be left out here, or an empty text.
+
+    Raises:
+        InputError: there is no data.
+    """
+    if launched().size > 1:
+        return "it runs in one process"
+    task = find_task(settings.task)(settings)
+    source = task.find_data()
+    try:
+        if not task.has_unlabelled(source):
+            where = "the bundled sample" if source.is_sample else source.path
+            return f"no {task.unlabelled_part or 'texts without labels'} in {where}"
+        check_teacher(settings, None)
+    except (InputError, MissingExtraError) as error:
+        return str(error)
+    return ""
 
 
 def check_teacher(settings: FinetuneSettings, run: Path | None) -> None:
@@ -107,7 +135,7 @@ def unlabelled_texts(
         InputError: none is left, or a file cannot be read.
     """
     found: list[str] = []
-    for name in task.settings.self_training or ():
+    for name in task.settings.texts_to_answer or ():
         found += _own_texts(task, source) if name == OWN_TEXT else _texts_of(task, Path(name))
     parts, scored = scored_examples(task, source, splits)
     labelled = [*parts.train, *scored]
@@ -161,7 +189,7 @@ def check_same_texts(task: Task[Any, Any], splits: Splits[Any], source: Source, 
     Raises:
         InputError: they are others, or cannot be read.
     """
-    if task.settings.self_training is not None:
+    if task.settings.texts_to_answer:
         texts, _ = unlabelled_texts(task, splits, source)
         _state_of(run, texts)
         RunFolder(run).respell(self_training=task.settings.self_training)
@@ -186,13 +214,18 @@ def _state_of(run: Path, texts: Sequence[str]) -> dict[str, Any]:
     return state
 
 
-def rehearse_self_training(task: Task[Any, Any], texts: Sequence[str]) -> None:
-    """The dry run: says what there is to be learnt; each of the fine-tunings takes its own time."""
+def rehearse_self_training(task: Task[Any, Any], texts: Sequence[str], labels: int) -> None:
+    """The dry run: says what there is to be learnt; each of the fine-tunings takes its own time.
+
+    Args:
+        labels: so many examples are trained on.
+    """
     first = f"{task.name} is learnt as below, then answers"
     log_line(
         "dry run",
         f"self-training: {'NB-SVM answers' if task.settings.teacher == NB_SVM else first} "
-        f"{len(texts):,} texts, of which the surer are learnt as the labels are, below",
+        f"{len(texts):,} texts, of which the surer, up to {len(texts) / labels:.1f} times as many "
+        f"as the labels, are learnt as those are, below",
     )
 
 
@@ -261,7 +294,7 @@ def _settings_of(
         settings,
         model=str(start),
         random_weights=settings.random_weights and not has_learnt,
-        self_training=None,
+        self_training=[NO_TEXTS],
         teacher=BOTH,
         adapt=None,
         adapt_epochs=None,

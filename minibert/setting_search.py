@@ -36,7 +36,7 @@ from minibert.runs import (
     weights_digest,
 )
 from minibert.series import Job, carry_out_all, check_alone, claimed
-from minibert.settings import FinetuneSettings, says_none
+from minibert.settings import NO_TEXTS, FinetuneSettings, says_none
 from minibert.starts import choose_model, with_recipe
 from minibert.tasks import find_task
 from minibert.tasks.base import Source
@@ -219,7 +219,7 @@ def _check(settings: FinetuneSettings, trials: int | None, jobs: int) -> None:
         raise InputError(f"--jobs is {jobs}, must be at least 1")
     if settings.dry_run:
         raise InputError("--dry-run is for one run; leave it out of a search")
-    if settings.self_training is not None:
+    if settings.texts_to_answer:
         raise InputError(
             "--self-training would be done for every trial; leave it out of the search, and give "
             "it with what was found"
@@ -240,6 +240,12 @@ def _trials(
         InputError: values that the task or the model has no use for, before any is tried.
     """
     settings_of, recipe = {}, ""
+    if not base.self_training and with_recipe(base)[0].texts_to_answer:
+        base = dataclasses.replace(base, self_training=[NO_TEXTS])
+        log_line(
+            "self-training",
+            "left out of the trials and of best.json; --self-training beside --config adds it",
+        )
     for values in chosen:
         own, recipe = with_recipe(dataclasses.replace(base, **values))  # type: ignore[arg-type]
         task = find_task(own.task)(own)

@@ -34,11 +34,13 @@ BEST = "best"  # the word for what dev chooses, in --threshold
 BOTH_ORDERS = "both"  # the word for asking a pair one way and the other, in --pair-order
 BOTH, MODEL, NB_SVM = TEACHERS = ("both", "model", "nb-svm")  # the words of --teacher
 NO_TASK = "none"  # the word for no --intermediate-task, whatever a recipe says
+NO_TEXTS = "none"  # the word for no --self-training, the same
 # The word for doing without, of settings whose None leaves it to a recipe.
 NONE_OF: dict[str, object] = {
     "adversarial_epsilon": 0.0,
     "intermediate_task": NO_TASK,
     "pair_order": "given",
+    "self_training": [NO_TEXTS],
 }
 SHORT_SHARE = 0.9  # of the budget, with --short-length (Devlin et al. 2019, A.2)
 SCHEDULES = ("linear", "cosine", "constant-then-linear")
@@ -578,11 +580,12 @@ class FinetuneSettings(RunSettings):
         "of classes of single texts: before the labels, learn the surer answers of --teacher to "
         "texts without labels: files of a text a line, or tables; bare or 'auto': the set's own "
         "(imdb: its unsup folder); in the run's folder teacher/ and student/, for every seed; "
-        "three fine-tunings in all, two with --teacher nb-svm",
+        "three fine-tunings in all, two with --teacher nb-svm; a recipe may have it, 'none' does "
+        "without",
         optional=OWN_TEXT,
     )
     teacher: str = setting(
-        BOTH,
+        DefaultText(BOTH),
         "who answers the texts of --self-training: the model, once it is fine-tuned on the labels, "
         "NB-SVM, which takes minutes and needs the extra tasks, or both together, as dev weighs "
         "them",
@@ -670,12 +673,14 @@ class FinetuneSettings(RunSettings):
         found += self._adapt_faults()
         if self.self_training == []:
             found.append(f"--self-training names nothing; a file of texts, or {OWN_TEXT!r}")
-        if self.self_training is not None and self.max_minutes:
+        if len(self.texts_to_answer or ()) > 1 and NO_TEXTS in (self.self_training or ()):
+            found.append(f"--self-training {NO_TEXTS!r} does without, so it stands alone")
+        if self.texts_to_answer and self.max_minutes:
             found.append(
                 "--max-minutes has no use with --self-training, which is several fine-tunings: "
                 "give the --epochs of each"
             )
-        if self.teacher != BOTH and self.self_training is None:
+        if self.teacher != BOTH and not self.texts_to_answer:
             found.append(f"--teacher {self.teacher} has no use without --self-training")
         if self.intermediate_data and self.intermediate_task == NO_TASK:
             found.append(f"--intermediate-data has no use with --intermediate-task {NO_TASK}")
@@ -787,6 +792,11 @@ class FinetuneSettings(RunSettings):
     def intermediate(self) -> str | None:
         """The task whose labels are learnt before, if any."""
         return None if self.intermediate_task == NO_TASK else self.intermediate_task
+
+    @property
+    def texts_to_answer(self) -> list[str] | None:
+        """What --self-training names, files or the word for the set's own; None for none."""
+        return None if self.self_training == [NO_TEXTS] else self.self_training
 
     @property
     def unadapted_minutes(self) -> float | None:

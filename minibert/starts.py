@@ -17,7 +17,8 @@ from minibert.model_folders import BUNDLED, bundled_model, open_model_folder
 from minibert.recipes import as_begun, filled, is_given
 from minibert.run_folder import RunFolder
 from minibert.runs import log_line
-from minibert.settings import NO_TASK, FinetuneSettings
+from minibert.self_training import lack_of_texts
+from minibert.settings import NO_TASK, NO_TEXTS, FinetuneSettings
 from minibert.tasks import find_task
 
 _PRETRAINED = "runs/pretrain"
@@ -69,10 +70,19 @@ def with_recipe(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
     except InputError:
         return settings, ""
     found, said = filled(settings, family, config)
+    before = []  # what is to be said of what comes before the task
     if found.intermediate and not settings.intermediate_task and (why := lack(found)):
-        said += f"; without {found.intermediate_task} before it: {why}"
-        found = dataclasses.replace(found, intermediate_task=NO_TASK)
-    return found, said
+        before.append(f"without {found.intermediate_task} before it: {why}")
+        settings = dataclasses.replace(settings, intermediate_task=NO_TASK)
+    if found.texts_to_answer and not settings.self_training:
+        if why := lack_of_texts(found):
+            before.append(f"without self-training before it: {why}")
+            settings = dataclasses.replace(settings, self_training=[NO_TEXTS])
+        else:
+            before.append("its unlabelled texts come first, --self-training none does without")
+    if before:  # what was left out is not to be told as filled in
+        found, said = filled(settings, family, config)
+    return found, "; ".join(filter(None, [said, *before]))
 
 
 def within_positions(settings: FinetuneSettings, positions: int) -> FinetuneSettings:

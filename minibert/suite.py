@@ -31,7 +31,7 @@ from minibert.recipes import file_settings
 from minibert.runs import dev_figure, learning_seconds, log_line, of_seed, weights_digest
 from minibert.runtime import find_device
 from minibert.series import Job, carry_out_all, check_alone, claimed
-from minibert.settings import BEST, NO_TASK, FinetuneSettings, says_none
+from minibert.settings import BEST, NO_TASK, NO_TEXTS, FinetuneSettings, says_none
 from minibert.starts import start_folder, with_recipe, within_positions
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
@@ -304,7 +304,7 @@ def _settings_file(path: Path) -> dict[str, Any]:
             f"once, with pretrain --model … --recipe continued --nsp none, and give that folder to "
             f"the suite"
         )
-    if content.get("self_training") is not None:
+    if content.get("self_training") and not says_none("self_training", content["self_training"]):
         raise InputError(
             f"{path}: self_training needs texts beside the data, which the suite does not have; "
             f"leave it out, and run finetune"
@@ -417,8 +417,12 @@ def _side_settings(
     if plan.quick:  # of which another task's labels would take the longest
         values.pop("intermediate_data", None)
     given = FinetuneSettings.from_dict(values, "suite")
-    if plan.quick and with_recipe(given)[0].intermediate:
+    by_recipe, _ = with_recipe(given)
+    if plan.quick and by_recipe.intermediate:
         given = dataclasses.replace(given, intermediate_task=NO_TASK)
+    if by_recipe.texts_to_answer:  # whose teacher is what stands beside the model in the table
+        given = dataclasses.replace(given, self_training=[NO_TEXTS])
+        origins.append("by the labels alone, without self-training")
     settings, recipe = with_recipe(given)
     settings = within_positions(settings, positions)
     task = find_task(name)(settings)

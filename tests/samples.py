@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from minibert.config import BertConfig
 from minibert.corpus import ReaderOptions
 from minibert.documents import split_documents
 from minibert.examples import ExampleBuilder, ExampleOptions
@@ -81,6 +82,11 @@ def quick_model(folder: Path) -> str:
         **{"output": str(folder / "model"), "cache_dir": str(folder / "cache")},
     )
     return str(run.folder)
+
+
+def size_of(model: Path) -> tuple[int, int]:
+    config = BertConfig.from_pretrained(model)
+    return config.num_hidden_layers, config.hidden_size
 
 
 def write_reviews(folder: Path, count: int = 12, seed: int = 0) -> Path:

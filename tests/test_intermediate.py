@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from samples import make_model_folder, one_thread, write_corpus  # noqa: F401
+from samples import make_model_folder, one_thread, size_of, write_corpus  # noqa: F401
 from test_resume import finish, start, stop_at
 
 import minibert
@@ -89,11 +89,6 @@ def tune(model: Path, output: Path, **options: Any) -> RunResult:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
-
-
-def size_of(model: Path) -> tuple[int, int]:
-    config = BertConfig.from_pretrained(model)
-    return config.num_hidden_layers, config.hidden_size
 
 
 def resolved(folder: Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_a_recipe_asks_for_no_more_positions_than_there_are() -> None:
 
 
 def test_pretrained_and_random_weights_read_the_same_text_and_labels() -> None:
-    """Else a table of both would compare what they read."""
+    """Else a table of both would compare what they read; it leaves self-training out."""
     read = ("max_seq_length", "truncation", "intermediate_task", "select", "threshold")
     read += ("pair_order",)
     sides: dict[tuple[str, int, int], set[tuple[object, ...]]] = {}

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from samples import make_model_folder, one_thread  # noqa: F401
+from samples import make_model_folder, one_thread, size_of, write_reviews  # noqa: F401
 from test_resume import finish, start, stop_at
 
-from minibert import self_training
+from minibert import recipes, self_training, series, suite
 from minibert.cli import main
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError
+from minibert.files import bundled_data
 from minibert.finetuning import finetune
+from minibert.recipes import Recipe
 from minibert.runs import RunResult, learning_seconds
 from minibert.self_training import chosen, pool_weights, pooled, unlabelled_texts
 from minibert.setting_search import search_settings
 from minibert.settings import FinetuneSettings
+from minibert.starts import with_recipe
 from minibert.suite import evaluate_suite
 from minibert.tasks import find_task
 from minibert.tasks.classification import ClassificationTask
@@ -407,7 +411,10 @@ def test_a_dry_run_makes_nothing(
     model: Path, tmp_path: Path, sets: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     tune(model, tmp_path / "run", **sets, dry_run=True)
-    assert "answers 30 texts" in capsys.readouterr().err
+    assert (
+        "answers 30 texts, of which the surer, up to 1.9 times as many as"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -645,3 +652,164 @@ def test_neither_a_search_nor_a_suite_does_it(
     file.write_text(json.dumps({"task": "sst2", "self_training": ["a.txt"]}))
     with pytest.raises(InputError, match="self_training needs texts"):
         evaluate_suite(str(model), tasks=["sst2"], settings=[str(file)], output=str(tmp_path / "s"))
+
+
+# --- recipes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_recipe(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Recipe(
+        *("imdb", *size_of(model), False, ""),
+        **{"epochs": 1.0, "min_steps": 1, "learning_rate": 1e-3},
+        **{"self_training": ["auto"], "teacher": "nb-svm"},
+    )
+    monkeypatch.setattr(recipes, "RECIPES", (own,))
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    """IMDb's layout, with 20 reviews that have no label."""
+    folder = write_reviews(tmp_path / "aclImdb")
+    (folder / "train/unsup").mkdir()
+    for number in range(20):
+        words = "storm winter castle" if number % 2 else "silver garden candle"
+        (folder / f"train/unsup/{number}_0.txt").write_text(f"{words} {number}")
+    return folder
+
+
+def of_recipe(model: Path, reviews: Path, **options: Any) -> tuple[FinetuneSettings, str]:
+    given = {"task": "imdb", "data": str(reviews), "model": str(model), **options}
+    return with_recipe(FinetuneSettings.from_dict(given))
+
+
+@pytest.mark.usefixtures("own_recipe")
+@pytest.mark.parametrize(
+    ("options", "found", "said"),
+    [
+        ({}, (["auto"], "nb-svm"), "texts come first, --self-training none does without"),
+        ({"epochs": 3.0, "adapt": ["auto"]}, (["auto"], "nb-svm"), "texts come first"),
+        ({"self_training": "none"}, (["none"], "both"), None),
+        ({"self_training": ["auto"]}, (["auto"], "both"), None),
+        ({"self_training": ["auto"], "teacher": "model"}, (["auto"], "model"), None),
+        ({"max_steps": 5}, (["none"], "both"), "--self-training --teacher nb-svm does it first"),
+        ({"max_minutes": 5.0}, (["none"], "both"), "--teacher nb-svm (with --epochs) does it"),
+        ({"limit": 8}, (["none"], "both"), "as --limit leaves labels out"),
+        ({"random_weights": True}, (None, "both"), None),
+        ({"data": None}, (["none"], "both"), "before it: no unsup in the bundled sample"),
+    ],
+)
+def test_a_recipe_may_have_it(
+    model: Path,
+    reviews: Path,
+    options: dict[str, Any],
+    found: tuple[list[str] | None, str],
+    said: str | None,
+) -> None:
+    pytest.importorskip("sklearn")
+    settings, line = of_recipe(model, reviews, **options)
+    assert (settings.self_training, settings.teacher) == found
+    assert said in line if said else "self-training" not in line
+    assert ("self training auto" in line) == (
+        found[0] == ["auto"] and "self_training" not in options
+    )
+    assert with_recipe(settings)[0] == settings  # also where these settings are read again
+
+
+@pytest.mark.usefixtures("own_recipe")
+def test_a_recipe_does_without_where_it_cannot_be_done(
+    model: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+
+    def lack() -> str:
+        settings, line = of_recipe(model, reviews)
+        assert (settings.self_training, settings.teacher) == (["none"], "both")
+        return line.split("without self-training before it: ")[1]
+
+    with monkeypatch.context() as patched:
+        patched.setenv("WORLD_SIZE", "2")
+        assert lack() == "it runs in one process"
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "sklearn", None)
+        assert lack().startswith("--teacher nb-svm needs scikit-learn: pip")
+    # A whole archive of their own beside the labelled ones will do; half of one will not.
+    with tarfile.open(reviews.parent / "aclImdb_unsup.tar.xz", "w:xz") as archive:
+        archive.add(reviews / "train/unsup", "aclImdb/train/unsup")
+    shutil.rmtree(reviews / "train/unsup")
+    assert of_recipe(model, reviews)[0].self_training == ["auto"]
+    (reviews.parent / "aclImdb_unsup.tar.xz").write_bytes(b"\xfd7zXZ\0 cut off")
+    assert lack().startswith(f"{reviews.parent / 'aclImdb_unsup.tar.xz'} is neither a folder nor")
+    (reviews.parent / "aclImdb_unsup.tar.xz").unlink()
+    assert lack() == f"no unsup in {reviews}"
+
+
+@pytest.mark.usefixtures("own_recipe")
+def test_a_run_by_the_recipe_learns_the_answers_and_goes_on_so(
+    model: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    given: dict[str, Any] = {"task": "imdb", "data": str(reviews), "max_steps": None}
+    run = tune(model, tmp_path / "run", **given)
+    said = capsys.readouterr().err
+    assert "self training auto, teacher nb-svm, min steps 1; imdb from pretrained" in said
+    assert run.figures["self_training"]["texts"] == 20
+    record = json.loads((run.folder / "run.json").read_text())["settings"]
+    assert (record["self_training"], record["teacher"]) == (["auto"], "nb-svm")
+    student = json.loads((run.folder / "student/run.json").read_text())["settings"]
+    assert student["self_training"] == ["none"]
+    assert tune(model, tmp_path / "run", **given, resume=True).figures == run.figures
+    with pytest.raises(InputError, match="self_training was .'auto'., now .'none'."):
+        tune(model, tmp_path / "run", **given, self_training="none", resume=True)
+    file = ["--config", str(run.folder / "run.json"), "--output", str(tmp_path / "plain")]
+    assert main(["finetune", *file, "--self-training", "none"]) == 0  # teacher falls away
+    plain = json.loads((tmp_path / "plain/results.json").read_text())
+    assert "self_training" not in plain
+    # One that was begun before the recipe had it goes on without.
+    content = json.loads((tmp_path / "plain/run.json").read_text())
+    content["settings"]["self_training"] = None
+    (tmp_path / "plain/run.json").write_text(json.dumps(content))
+    again = tune(model, tmp_path / "plain", **given, resume=True)
+    assert "self_training" not in again.figures
+
+
+@pytest.mark.usefixtures("own_recipe")
+def test_neither_a_task_before_nor_a_search_nor_a_suite_takes_it_from_a_recipe(
+    model: Path,
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("sklearn")
+    shutil.copytree(bundled_data() / "sst2", tmp_path / "sst2")
+    given: dict[str, Any] = {"task": "sst2", "intermediate_task": "imdb", "data": tmp_path / "sst2"}
+    run = tune(model, tmp_path / "run", **given, intermediate_data=str(reviews))
+    assert not (run.folder / "intermediate/student").exists()
+    settings = FinetuneSettings.from_dict(
+        {**LOOP, "task": "imdb", "data": str(reviews), "model": str(model), "max_steps": None}
+        | {"output": str(tmp_path / "search")}
+    )
+    capsys.readouterr()
+    search_settings(settings, {"learning_rate": [1e-3]})
+    assert "self-training: left out of the trials and of best.json" in capsys.readouterr().err
+    assert not list((tmp_path / "search").rglob("student"))
+    best = tmp_path / "search/best.json"
+    assert json.loads(best.read_text())["self_training"] == ["none"]
+    jobs: list[series.Job] = []
+    monkeypatch.setattr(suite, "carry_out_all", lambda given, *more: jobs.extend(given))
+    where = {"output": str(tmp_path / "suite"), "tasks": "imdb", "data": str(tmp_path)}
+    made = evaluate_suite(str(model), settings=str(best), seeds=1, device="cpu", **where)
+    made_by_recipe = evaluate_suite(str(model), seeds=1, device="cpu", overwrite=True, **where)
+    assert [job.settings.texts_to_answer for job in jobs] == [None] * 4
+    assert "without self-training" in made_by_recipe["tasks"]["imdb"]["model"]["settings"]
+    for table in (made, made_by_recipe):
+        assert "without self-training" not in table["tasks"]["imdb"]["random"]["settings"]
+
+
+def test_the_word_for_none_stands_alone() -> None:
+    assert FinetuneSettings(task="imdb", self_training=["none"]).texts_to_answer is None
+    with pytest.raises(InputError, match="'none' does without, so it stands alone"):
+        FinetuneSettings(task="imdb", self_training=["none", "more.txt"])
+    with pytest.raises(InputError, match="--teacher model has no use without --self-training"):
+        FinetuneSettings(task="imdb", self_training=["none"], teacher="model")

@@ -111,6 +111,7 @@ def test_the_best_is_first_and_its_file_is_one_for_finetune(
         **{"task": "sst2", "random_weights": False, "batch_size": 16, "max_seq_length": 64},
         **{"truncation": "head", "max_steps": 2, **found["trials"][0]["settings"]},
         **{"adversarial_epsilon": 0.0, "intermediate_task": "none", "pair_order": "given"},
+        "self_training": ["none"],
     }
     config = ["--config", str(out / "best.json"), "--device", "cpu", "--precision", "fp32"]
     where = ["--model", model, "--output", str(tmp_path / "run")]

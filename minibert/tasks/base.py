@@ -224,6 +224,10 @@ class Task(ABC, Generic[E, P]):
         """The texts without labels that lie beside the data, for `--adapt`; by default none."""
         return iter(())
 
+    def has_unlabelled(self, source: Source) -> bool:
+        """Whether `unlabelled` has any, found without reading them all."""
+        return next(iter(self.unlabelled(source)), None) is not None
+
     def check_self_training(self) -> None:
         """Raises InputError where a prediction is not one class of one text; by default it is not.
 

@@ -182,6 +182,11 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
             return iter(())
         return self.public.unlabelled(source.path)
 
+    def has_unlabelled(self, source: Source) -> bool:
+        if self.public is None or self._own or self.public.has_unlabelled is None:
+            return super().has_unlabelled(source)
+        return self.public.has_unlabelled(source.path)
+
     def check_self_training(self) -> None:
         if self.pairs or self.multi:
             has = "reads pairs" if self.pairs else "has texts with several labels"

@@ -29,7 +29,8 @@ class PublicSet(NamedTuple):
     labels: its classes in the order of their indices. places: where it is looked for. read: its
     reader. pairs: its examples are two texts. positive: the class whose F1 the field quotes.
     unlabelled: reads the texts without labels that are part of the set. unlabelled_part: what the
-    set calls them. is_unlabelled: whether a file, below what is read, is one of them.
+    set calls them. has_unlabelled: whether there are any, sooner known. is_unlabelled: whether a
+    file, below what is read, is one of them.
     """
 
     labels: tuple[str, ...]
@@ -39,6 +40,7 @@ class PublicSet(NamedTuple):
     positive: str | None = None
     unlabelled: Callable[[Path], Iterator[str]] | None = None
     unlabelled_part: str = ""
+    has_unlabelled: Callable[[Path], bool] | None = None
     is_unlabelled: Callable[[Path, Path], bool] | None = None
 
 
@@ -89,12 +91,22 @@ def read_imdb_unlabelled(path: Path) -> Iterator[str]:
     Raises:
         InputError: a file is not UTF-8.
     """
-    for place in (path, *sorted(path.parent.glob("aclImdb*unsup*.tar*"))):
+    for place in (path, *_unlabelled_archives(path)):
         found = sorted(_imdb_files(place, _IMDB_UNLABELLED))
         for name, content in found:
             yield clean_published(_imdb_text(place, name, content))
         if found:
             return
+
+
+def has_imdb_unlabelled(path: Path) -> bool:
+    """Whether `read_imdb_unlabelled` finds any; an archive of their own begins with one."""
+    places = (*_unlabelled_archives(path), path)
+    return any(True for place in places for _ in _imdb_files(place, _IMDB_UNLABELLED))
+
+
+def _unlabelled_archives(path: Path) -> list[Path]:
+    return sorted(path.parent.glob("aclImdb*unsup*.tar*"))
 
 
 def is_imdb_unlabelled(path: Path, file: Path) -> bool:
@@ -362,6 +374,7 @@ PUBLIC = {
         read_imdb,
         unlabelled=read_imdb_unlabelled,
         unlabelled_part="unsup",
+        has_unlabelled=has_imdb_unlabelled,
         is_unlabelled=is_imdb_unlabelled,
     ),
     "sst2": PublicSet(("negative", "positive"), ("SST-2", "sst2"), read_sst2),
