@@ -20,6 +20,7 @@ from minibert.files import read_json
 from minibert.recipes import without_recipe
 from minibert.settings import (
     DATA_LAYOUT,
+    OWN_TEXT,
     PRETRAINING_RECIPES,
     FinetuneSettings,
     PretrainSettings,
@@ -152,8 +153,10 @@ def settings_from(
         if given.get("debug"):  # which is to show faults of the file, too
             raise InputError(f"{path}: debug is for the command itself; type --debug")
         settings.check_names(given, str(path))  # the rest is checked with the flags put in
+        given = settings.spelt(given)
         given = _without_replaced(given, values)
         if wanted == "finetune":
+            given = _without_answers(given, values, "command" in content)
             given = _with_words_for_none(given, "command" in content, values.get("task"), tried)
     named = recipe(name, {**given, **values}) if name else {}
     return settings.from_dict({**named, **given, **values})
@@ -169,10 +172,25 @@ def _without_replaced(given: dict[str, Any], values: dict[str, Any]) -> dict[str
             given = {k: v for k, v in given.items() if k not in budgets | beside}
     if values.get("intermediate_task"):
         given = {k: v for k, v in given.items() if k != "intermediate_data"}
-    if "self_training" in values and says_none("self_training", values["self_training"]):
-        given = {k: v for k, v in given.items() if k != "teacher"}
     if values.get("max_minutes"):  # of which the adaptation takes minutes
         given = {k: v for k, v in given.items() if k != "adapt_epochs"}
+    return given
+
+
+def _without_answers(
+    given: dict[str, Any], values: Mapping[str, Any], is_run: bool
+) -> dict[str, Any]:
+    """A file's settings without the set's own texts, where another set or minutes are typed.
+
+    And without who answers them where nothing is answered: a run.json says that in any case.
+    """
+    texts = values.get("self_training", given.get("self_training"))
+    is_other_set = "task" in given and values.get("task") not in (None, given["task"])
+    is_own = given.get("self_training") == [OWN_TEXT] and "self_training" not in values
+    if is_own and (is_other_set or values.get("max_minutes")):
+        return {k: v for k, v in given.items() if k not in ("self_training", "teacher")}
+    if says_none("self_training", texts) or (is_run and not texts):
+        return {k: v for k, v in given.items() if k != "teacher"}
     return given
 
 

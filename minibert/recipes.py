@@ -442,7 +442,7 @@ def _without_stages(
     elif is_short or settings.limit:
         settings = dataclasses.replace(settings, self_training=[NO_TEXTS])
         values.pop("self_training")
-        teacher = values.pop("teacher")
+        teacher = values.pop("teacher", settings.teacher)
         why = "the budget is of steps or minutes" if is_short else "--limit leaves labels out"
         has_no_use = " (with --epochs)" if settings.max_minutes else ""
         said.append(
@@ -484,7 +484,9 @@ def as_begun(
     values = {name: v for name, v in values.items() if v != getattr(settings, name)}
     if is_given(settings, "epochs"):  # which does not go with every other budget
         values.pop("min_steps", None)
-    if says_none("self_training", settings.self_training):  # whose texts nobody answers
+    if settings.max_minutes:  # nor does this, and the budget is what differs
+        values.pop("self_training", None)
+    if settings.max_minutes or says_none("self_training", settings.self_training):
         values.pop("teacher", None)
     if not values:
         return settings, ""

@@ -60,6 +60,7 @@ SELF_TRAINING = (_STATE, _TEACHER, _SAID, _STUDENT, _LEARNT, _DEV)  # in the fol
 # An answer is learnt if it is as probable as this, or is of its class's surer half; not searched
 # for. After few labels hardly an answer is sure, and an order of them is still of use.
 _SURE, _HALF = 0.8, 0.5
+_WITHOUT = f"--self-training {NO_TEXTS} does without"  # as a recipe may have asked for it
 _SLICE = 512  # texts whose answers are kept at once, for a run that is stopped meanwhile
 _SMALLEST = 1e-6  # of a probability whose logarithm is taken
 
@@ -69,12 +70,14 @@ def check_self_training(settings: FinetuneSettings) -> None:
 
     Raises:
         InputError: a family that answers otherwise than with a class, several processes; a file is
-            not there, or is of the labelled data.
+            not there, or is of the labelled data; a teacher, and nothing to be answered.
     """
     if not settings.texts_to_answer:
+        if settings.teacher != BOTH:
+            raise InputError(f"--teacher {settings.teacher} has no use without --self-training")
         return
     if launched().size > 1:
-        raise InputError("--self-training runs in one process; leave torchrun out")
+        raise InputError(f"--self-training runs in one process; leave torchrun out, or {_WITHOUT}")
     task = find_task(settings.task)(settings)
     task.check_self_training()
     source = task.find_data()
@@ -145,18 +148,23 @@ def unlabelled_texts(
         kept.setdefault(task.comparable(text), text)
     texts = [text for key, text in kept.items() if key and key not in known]
     if not texts:
-        raise InputError("--self-training: no text is left without those of the labelled data")
+        raise InputError(
+            f"--self-training: no text is left without those of the labelled data; {_WITHOUT}"
+        )
     held = len(kept.keys() & known)
     return texts, f"{len(texts):,} texts; {held:,} that the labelled data holds left out"
 
 
 def _own_texts(task: Task[Any, Any], source: Source) -> list[str]:
-    found = list(task.unlabelled(source))
+    try:
+        found = list(task.unlabelled(source))
+    except InputError as error:
+        raise InputError(f"--self-training {OWN_TEXT!r}: {error}; {_WITHOUT}") from None
     if not found:
         part = f"no {task.unlabelled_part} in {source.path}" if task.unlabelled_part else "no such"
         raise InputError(
             f"--self-training {OWN_TEXT!r} takes the set's texts without labels, {part}; name a "
-            f"file of texts"
+            f"file of texts, or {_WITHOUT}"
         )
     return found
 
@@ -374,7 +382,7 @@ def _make_answers(
         if teacher is None and len(counts) == 1:
             raise InputError(
                 f"--teacher {NB_SVM} answers every text with {rows[0]['label']!r}, which teaches "
-                f"nothing; give other texts, or leave --self-training out"
+                f"nothing; give other texts, or {_WITHOUT}"
             )
         goes_on = (
             "the head begins anew" if len(counts) > 1 else "so the run goes on from the teacher"

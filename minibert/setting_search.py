@@ -221,8 +221,8 @@ def _check(settings: FinetuneSettings, trials: int | None, jobs: int) -> None:
         raise InputError("--dry-run is for one run; leave it out of a search")
     if settings.texts_to_answer:
         raise InputError(
-            "--self-training would be done for every trial; leave it out of the search, and give "
-            "it with what was found"
+            f"--self-training would be done for every trial; --self-training {NO_TEXTS} searches "
+            f"without, and it goes with what was found"
         )
     if settings.adapt is not None:
         raise InputError(
@@ -240,12 +240,10 @@ def _trials(
         InputError: values that the task or the model has no use for, before any is tried.
     """
     settings_of, recipe = {}, ""
-    if not base.self_training and with_recipe(base)[0].texts_to_answer:
+    if not base.self_training and (by_recipe := with_recipe(base)[0]).self_training:
         base = dataclasses.replace(base, self_training=[NO_TEXTS])
-        log_line(
-            "self-training",
-            "left out of the trials and of best.json; --self-training beside --config adds it",
-        )
+        adds = f"--self-training --teacher {by_recipe.teacher} beside --config"
+        log_line("self-training", f"left out of the trials and of best.json; {adds} adds it")
     for values in chosen:
         own, recipe = with_recipe(dataclasses.replace(base, **values))  # type: ignore[arg-type]
         task = find_task(own.task)(own)

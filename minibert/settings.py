@@ -678,10 +678,8 @@ class FinetuneSettings(RunSettings):
         if self.texts_to_answer and self.max_minutes:
             found.append(
                 "--max-minutes has no use with --self-training, which is several fine-tunings: "
-                "give the --epochs of each"
+                f"give the --epochs of each, or --self-training {NO_TEXTS}"
             )
-        if self.teacher != BOTH and not self.texts_to_answer:
-            found.append(f"--teacher {self.teacher} has no use without --self-training")
         if self.intermediate_data and self.intermediate_task == NO_TASK:
             found.append(f"--intermediate-data has no use with --intermediate-task {NO_TASK}")
         if self.intermediate and self.intermediate == self.task:

@@ -63,6 +63,9 @@ def with_recipe(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
     """The settings with what a recipe fills in, and a line about it; see `recipes.filled`.
 
     Without a model it leaves them as they are: that is told where the model is opened.
+
+    Raises:
+        InputError: a recipe begins with texts of the data, and there is no data.
     """
     family = find_task(settings.task).names[-1]
     try:

@@ -291,7 +291,7 @@ def _settings_files(paths: Sequence[str], names: Sequence[str]) -> list[dict[str
 
 
 def _settings_file(path: Path) -> dict[str, Any]:
-    content = read_json(path, "--settings names a file of search-settings")
+    content = FinetuneSettings.spelt(read_json(path, "--settings names a file of search-settings"))
     FinetuneSettings.from_dict(content, str(path))  # unknown keys, values of another type
     if content["task"] not in ENTRIES:
         raise InputError(f"{path}: task is {content['task']!r}; the suite has {', '.join(ENTRIES)}")
@@ -306,8 +306,8 @@ def _settings_file(path: Path) -> dict[str, Any]:
         )
     if content.get("self_training") and not says_none("self_training", content["self_training"]):
         raise InputError(
-            f"{path}: self_training needs texts beside the data, which the suite does not have; "
-            f"leave it out, and run finetune"
+            f"{path}: self_training has teachers that stand beside the model in the table; leave "
+            f"it out, and run finetune"
         )
     return content
 
@@ -420,7 +420,8 @@ def _side_settings(
     by_recipe, _ = with_recipe(given)
     if plan.quick and by_recipe.intermediate:
         given = dataclasses.replace(given, intermediate_task=NO_TASK)
-    if by_recipe.texts_to_answer:  # whose teacher is what stands beside the model in the table
+    if by_recipe.self_training and not given.self_training:
+        # Whose teacher stands beside the model in the table.
         given = dataclasses.replace(given, self_training=[NO_TEXTS])
         origins.append("by the labels alone, without self-training")
     settings, recipe = with_recipe(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -23,6 +24,7 @@ from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
+from minibert.flags import settings_from
 from minibert.recipes import Recipe
 from minibert.runs import RunResult, learning_seconds
 from minibert.self_training import chosen, pool_weights, pooled, unlabelled_texts
@@ -242,7 +244,7 @@ def test_a_teacher_that_cannot_answer_is_told_before_anything_is_learnt(
     model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="--teacher nb-svm has no use without --self-training"):
-        FinetuneSettings.from_dict({**sets, "self_training": None, "teacher": "nb-svm"})
+        tune(model, tmp_path / "run", **{**sets, "self_training": None, "teacher": "nb-svm"})
     own = {**sets, "teacher": "nb-svm", "adapt": ["auto"]}  # which would take its time first
     for name in ("sklearn", "sklearn.svm"):
         monkeypatch.setitem(sys.modules, name, None)  # as where the extra is not installed
@@ -520,7 +522,7 @@ def test_other_texts_are_not_gone_on_with(
         ({"self_training": ["auto"]}, "takes the set's texts without labels"),
         ({"max_minutes": 3.0, "max_steps": None}, "--max-minutes has no use with --self-training"),
         ({"text_pair_column": "label", "label_column": "text"}, "reads pairs"),
-        ({"task": "tagging"}, "one class for each text; tagging gives others"),
+        ({"task": "tagging"}, "one class for each text, and tagging gives others"),
     ],
 )
 def test_what_it_is_not_for_is_refused(
@@ -650,7 +652,7 @@ def test_neither_a_search_nor_a_suite_does_it(
         search_settings(settings, {"learning_rate": [1e-3]})
     file = tmp_path / "own.json"
     file.write_text(json.dumps({"task": "sst2", "self_training": ["a.txt"]}))
-    with pytest.raises(InputError, match="self_training needs texts"):
+    with pytest.raises(InputError, match="self_training has teachers that stand beside the model"):
         evaluate_suite(str(model), tasks=["sst2"], settings=[str(file)], output=str(tmp_path / "s"))
 
 
@@ -695,6 +697,8 @@ def of_recipe(model: Path, reviews: Path, **options: Any) -> tuple[FinetuneSetti
         ({"max_steps": 5}, (["none"], "both"), "--self-training --teacher nb-svm does it first"),
         ({"max_minutes": 5.0}, (["none"], "both"), "--teacher nb-svm (with --epochs) does it"),
         ({"limit": 8}, (["none"], "both"), "as --limit leaves labels out"),
+        ({"limit": 8, "teacher": "both"}, (["none"], "both"), "--teacher both does it first"),
+        ({"teacher": "model"}, (["auto"], "model"), "texts come first"),
         ({"random_weights": True}, (None, "both"), None),
         ({"data": None}, (["none"], "both"), "before it: no unsup in the bundled sample"),
     ],
@@ -738,7 +742,9 @@ def test_a_recipe_does_without_where_it_cannot_be_done(
         archive.add(reviews / "train/unsup", "aclImdb/train/unsup")
     shutil.rmtree(reviews / "train/unsup")
     assert of_recipe(model, reviews)[0].self_training == ["auto"]
-    (reviews.parent / "aclImdb_unsup.tar.xz").write_bytes(b"\xfd7zXZ\0 cut off")
+    (reviews.parent / "aclImdb_unsup.tar.xz.part").write_bytes(b"\xfd7zXZ\0 cut off")
+    assert of_recipe(model, reviews)[0].self_training == ["auto"]
+    (reviews.parent / "aclImdb_unsup.tar.xz.part").replace(reviews.parent / "aclImdb_unsup.tar.xz")
     assert lack().startswith(f"{reviews.parent / 'aclImdb_unsup.tar.xz'} is neither a folder nor")
     (reviews.parent / "aclImdb_unsup.tar.xz").unlink()
     assert lack() == f"no unsup in {reviews}"
@@ -769,6 +775,7 @@ def test_a_run_by_the_recipe_learns_the_answers_and_goes_on_so(
     content = json.loads((tmp_path / "plain/run.json").read_text())
     content["settings"]["self_training"] = None
     (tmp_path / "plain/run.json").write_text(json.dumps(content))
+    (tmp_path / "plain/results.json").unlink()
     again = tune(model, tmp_path / "plain", **given, resume=True)
     assert "self_training" not in again.figures
 
@@ -794,6 +801,11 @@ def test_neither_a_task_before_nor_a_search_nor_a_suite_takes_it_from_a_recipe(
     search_settings(settings, {"learning_rate": [1e-3]})
     assert "self-training: left out of the trials and of best.json" in capsys.readouterr().err
     assert not list((tmp_path / "search").rglob("student"))
+    other = dataclasses.replace(settings, limit=8, output=str(tmp_path / "few"))
+    search_settings(other, {"learning_rate": [1e-3]})
+    said = capsys.readouterr().err
+    assert "left out of the trials and of best.json; --self-training --teacher " in said
+    assert "as --limit leaves labels out" not in said
     best = tmp_path / "search/best.json"
     assert json.loads(best.read_text())["self_training"] == ["none"]
     jobs: list[series.Job] = []
@@ -801,15 +813,82 @@ def test_neither_a_task_before_nor_a_search_nor_a_suite_takes_it_from_a_recipe(
     where = {"output": str(tmp_path / "suite"), "tasks": "imdb", "data": str(tmp_path)}
     made = evaluate_suite(str(model), settings=str(best), seeds=1, device="cpu", **where)
     made_by_recipe = evaluate_suite(str(model), seeds=1, device="cpu", overwrite=True, **where)
-    assert [job.settings.texts_to_answer for job in jobs] == [None] * 4
-    assert "without self-training" in made_by_recipe["tasks"]["imdb"]["model"]["settings"]
-    for table in (made, made_by_recipe):
-        assert "without self-training" not in table["tasks"]["imdb"]["random"]["settings"]
+    quick = evaluate_suite(str(model), seeds=1, device="cpu", limit=8, overwrite=True, **where)
+    assert [job.settings.texts_to_answer for job in jobs] == [None] * 6
+    for table, origin in ((made, "a settings file"), (made_by_recipe, "by the labels alone")):
+        assert f"({origin}" in table["tasks"]["imdb"]["model"]["settings"]
+    said = quick["tasks"]["imdb"]["model"]["settings"]
+    assert "(by the labels alone, without self-training; recipe: " in said
+    assert "--self-training" not in said  # which the suite does not take
 
 
 def test_the_word_for_none_stands_alone() -> None:
     assert FinetuneSettings(task="imdb", self_training=["none"]).texts_to_answer is None
     with pytest.raises(InputError, match="'none' does without, so it stands alone"):
         FinetuneSettings(task="imdb", self_training=["none", "more.txt"])
+    unused = FinetuneSettings(task="imdb", self_training=["none"], teacher="model")
     with pytest.raises(InputError, match="--teacher model has no use without --self-training"):
-        FinetuneSettings(task="imdb", self_training=["none"], teacher="model")
+        finetune(unused)
+
+
+LEARNT: dict[str, Any] = {"self_training": ["auto"], "teacher": "model"}
+
+
+@pytest.mark.usefixtures("own_recipe")
+@pytest.mark.parametrize(
+    ("is_run", "file", "typed", "found"),
+    [
+        (False, {}, {}, (["auto"], "nb-svm")),
+        (False, {"teacher": "model"}, {}, (["auto"], "model")),
+        (False, {"self_training": "none"}, {}, (["none"], "both")),
+        (False, LEARNT, {"max_minutes": 5.0}, (["none"], "both")),
+        (False, LEARNT, {"task": "sst2"}, (None, "both")),
+        (True, LEARNT, {}, (["auto"], "model")),
+        (True, LEARNT, {"max_minutes": 5.0}, (["none"], "both")),
+        (True, LEARNT, {"task": "sst2"}, (None, "both")),
+        # What a run that learnt no answers says of a teacher says nothing.
+        (True, {"teacher": "both"}, {}, (["none"], "both")),
+        (True, {"teacher": "both"}, {"self_training": ["auto"]}, (["auto"], "both")),
+        (True, {"task": "sst2", "teacher": "both"}, {"task": "imdb"}, (["auto"], "nb-svm")),
+    ],
+)
+def test_a_file_s_texts_are_those_of_its_set(
+    model: Path,
+    reviews: Path,
+    tmp_path: Path,
+    is_run: bool,
+    file: dict[str, Any],
+    typed: dict[str, Any],
+    found: tuple[list[str] | None, str],
+) -> None:
+    pytest.importorskip("sklearn")
+    content = {"task": "imdb", **file}
+    whole = {"command": "finetune", "settings": content} if is_run else content
+    (tmp_path / "file.json").write_text(json.dumps(whole))
+    more = {"data": str(reviews), "model": str(model)}
+    given = settings_from(
+        {"config": str(tmp_path / "file.json"), **typed, **more}, FinetuneSettings
+    )
+    assert isinstance(given, FinetuneSettings)
+    settings = with_recipe(given)[0]
+    assert (settings.self_training, settings.teacher) == found
+
+
+def test_an_archive_that_is_cut_off_is_named_with_what_does_without(
+    reviews: Path, tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    for number in range(60):  # which do not pack into one block
+        text = draw.bytes(20_000).hex()
+        (reviews / f"train/unsup/{number}_0.txt").write_text(text)
+    with tarfile.open(tmp_path / "aclImdb_unsup.tar.xz", "w:xz") as archive:
+        archive.add(reviews / "train/unsup", "aclImdb/train/unsup")
+    shutil.rmtree(reviews / "train/unsup")
+    whole = (tmp_path / "aclImdb_unsup.tar.xz").read_bytes()
+    (tmp_path / "aclImdb_unsup.tar.xz").write_bytes(whole[: len(whole) // 2])
+    settings = FinetuneSettings(task="imdb", data=str(reviews), self_training=["auto"])
+    task = find_task("imdb")(settings)
+    source = task.find_data()
+    assert task.has_unlabelled(source)  # as its first tell
+    with pytest.raises(InputError, match="^--self-training 'auto': .*--self-training none does"):
+        unlabelled_texts(task, task.read(source), source)

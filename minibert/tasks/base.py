@@ -234,7 +234,8 @@ class Task(ABC, Generic[E, P]):
         Such a prediction is (C,) probabilities, and such an example has `text` and `label`.
         """
         raise InputError(
-            f"--self-training goes with one class for each text; {self.name} gives others"
+            f"--self-training goes with one class for each text, and {self.name} gives others; "
+            f"'none' does without"
         )
 
     def comparable(self, text: str) -> str:

@@ -191,7 +191,8 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         if self.pairs or self.multi:
             has = "reads pairs" if self.pairs else "has texts with several labels"
             raise InputError(
-                f"--self-training goes with one class for each text; {self.name} {has}"
+                f"--self-training goes with one class for each text, and {self.name} {has}; 'none' "
+                f"does without"
             )
 
     def comparable(self, text: str) -> str:

@@ -100,9 +100,21 @@ def read_imdb_unlabelled(path: Path) -> Iterator[str]:
 
 
 def has_imdb_unlabelled(path: Path) -> bool:
-    """Whether `read_imdb_unlabelled` finds any; an archive of their own begins with one."""
-    places = (*_unlabelled_archives(path), path)
-    return any(True for place in places for _ in _imdb_files(place, _IMDB_UNLABELLED))
+    """Whether `read_imdb_unlabelled` finds any; known by the first, so that few are read.
+
+    Raises:
+        InputError: nothing has any, and an archive is damaged at its beginning.
+    """
+    archives, fault = _unlabelled_archives(path), None
+    for place in (path, *archives) if path.is_dir() else (*archives, path):
+        try:
+            if next(_imdb_files(place, _IMDB_UNLABELLED), None):
+                return True
+        except InputError as error:
+            fault = fault or error
+    if fault:
+        raise fault
+    return False
 
 
 def _unlabelled_archives(path: Path) -> list[Path]:
