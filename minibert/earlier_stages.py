@@ -130,7 +130,9 @@ class EarlierStages:
             self.task.check_self_training()  # also of what has been learnt of the data
             check_teacher(settings, folder.path if folder and self._goes_on else None)
             texts, said = unlabelled_texts(self.task, splits, self.source)
-            log_line("self-training", said)
+            labels = len(parts_of(self.task, splits, settings.dev_fraction, settings.limit).train)
+            times = f"{len(texts) / labels:.1f} times as many as the labels"  # and as long, at most
+            log_line("self-training", f"{said}; {times}")
             asked["self_training"] = functools.partial(self._self_train, splits, texts)
         if folder is None:  # each from the chosen model, since none is trained
             for name, rehearse in asked.items():
@@ -202,9 +204,7 @@ class EarlierStages:
     ) -> EarlierStage | None:
         """The model with the teacher's answers to texts learnt; as above."""
         if self.folder is None:
-            settings = self.task.settings
-            parts = parts_of(self.task, splits, settings.dev_fraction, settings.limit)
-            rehearse_self_training(self.task, texts, len(parts.train))
+            rehearse_self_training(self.task, texts)
             return None
         run, run_one = self.folder.path, functools.partial(self.finetune_once, recipe="")
         return self_train(self.task, splits, texts, start, run, run_one, self._goes_on)

@@ -222,18 +222,13 @@ def _state_of(run: Path, texts: Sequence[str]) -> dict[str, Any]:
     return state
 
 
-def rehearse_self_training(task: Task[Any, Any], texts: Sequence[str], labels: int) -> None:
-    """The dry run: says what there is to be learnt; each of the fine-tunings takes its own time.
-
-    Args:
-        labels: so many examples are trained on.
-    """
+def rehearse_self_training(task: Task[Any, Any], texts: Sequence[str]) -> None:
+    """The dry run: says what there is to be learnt; each of the fine-tunings takes its own time."""
     first = f"{task.name} is learnt as below, then answers"
     log_line(
         "dry run",
         f"self-training: {'NB-SVM answers' if task.settings.teacher == NB_SVM else first} "
-        f"{len(texts):,} texts, of which the surer, up to {len(texts) / labels:.1f} times as many "
-        f"as the labels, are learnt as those are, below",
+        f"{len(texts):,} texts, of which the surer are learnt as the labels are, below",
     )
 
 
