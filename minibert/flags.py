@@ -156,8 +156,8 @@ def settings_from(
         given = settings.spelt(given)
         given = _without_replaced(given, values)
         if wanted == "finetune":
-            given = _without_answers(given, values, "command" in content)
             given = _with_words_for_none(given, "command" in content, values.get("task"), tried)
+            given = _without_answers(given, values, "command" in content)
     named = recipe(name, {**given, **values}) if name else {}
     return settings.from_dict({**named, **given, **values})
 
@@ -180,14 +180,16 @@ def _without_replaced(given: dict[str, Any], values: dict[str, Any]) -> dict[str
 def _without_answers(
     given: dict[str, Any], values: Mapping[str, Any], is_run: bool
 ) -> dict[str, Any]:
-    """A file's settings without the set's own texts, where another set or minutes are typed.
+    """A file's settings without who answers texts, where none are answered.
 
-    And without who answers them where nothing is answered: a run.json says that in any case.
+    A run.json says that in any case. Of its texts the set's own stay behind as well where another
+    set, few labels or another budget than epochs are typed: whether there are any is a recipe's.
     """
     texts = values.get("self_training", given.get("self_training"))
-    is_other_set = "task" in given and values.get("task") not in (None, given["task"])
-    is_own = given.get("self_training") == [OWN_TEXT] and "self_training" not in values
-    if is_own and (is_other_set or values.get("max_minutes")):
+    is_other = "task" in given and values.get("task") not in (None, given["task"])
+    is_other = is_other or any(values.get(n) for n in ("limit", "max_steps", "max_minutes"))
+    is_own = is_run and given.get("self_training") == [OWN_TEXT] and "self_training" not in values
+    if is_own and is_other:
         return {k: v for k, v in given.items() if k not in ("self_training", "teacher")}
     if says_none("self_training", texts) or (is_run and not texts):
         return {k: v for k, v in given.items() if k != "teacher"}

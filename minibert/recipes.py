@@ -21,7 +21,6 @@ from minibert.settings import (
     MIN_STEPS,
     NB_SVM,
     NO_TASK,
-    NO_TEXTS,
     NONE_OF,
     OWN_TEXT,
     FinetuneSettings,
@@ -404,7 +403,22 @@ def filled(
     if "max_seq_length" in values:  # a model of the size may have fewer positions
         longest = config.max_position_embeddings
         values["max_seq_length"] = min(values["max_seq_length"], longest)
-    settings, left_out = _without_stages(settings, values)
+    if "self_training" not in values:
+        values.pop("teacher", None)
+    left_out = ""
+    if "intermediate_task" in values and (settings.max_steps or settings.max_minutes):
+        if settings.intermediate_data:
+            raise InputError(
+                "--intermediate-data goes with --intermediate-task, which is to be named where the "
+                "budget is of steps or minutes"
+            )
+        # Of the whole, which may be a quick look. A file of these settings is to do without, too.
+        settings = dataclasses.replace(settings, intermediate_task=NO_TASK)
+        first = values.pop("intermediate_task")
+        left_out = (
+            f"without {first} before it, as the budget is of steps or minutes; "
+            f"--intermediate-task {first} trains on it first"
+        )
     if not values:
         return settings, left_out
     start = "random weights" if recipe.random_weights else "pretrained weights"
@@ -412,44 +426,6 @@ def filled(
     said = f"{_told(values)}; {recipe.task} from {start}, {size} ({recipe.source})"
     said += f"; {left_out}" if left_out else ""
     return dataclasses.replace(settings, **values), said
-
-
-def _without_stages(
-    settings: FinetuneSettings, values: dict[str, Any]
-) -> tuple[FinetuneSettings, str]:
-    """Takes from what a recipe has the stages before the task that the settings leave no room for.
-
-    Returns:
-        The settings with the word for that, since a file of them is to do without, too; and a line
-        about it, empty where nothing is left out.
-    """
-    is_short = bool(settings.max_steps or settings.max_minutes)  # of the whole, or a quick look
-    said = []
-    if is_short and "intermediate_task" in values:
-        if settings.intermediate_data:
-            raise InputError(
-                "--intermediate-data goes with --intermediate-task, which is to be named where the "
-                "budget is of steps or minutes"
-            )
-        settings = dataclasses.replace(settings, intermediate_task=NO_TASK)
-        first = values.pop("intermediate_task")
-        said.append(
-            f"without {first} before it, as the budget is of steps or minutes; "
-            f"--intermediate-task {first} trains on it first"
-        )
-    if "self_training" not in values:
-        values.pop("teacher", None)
-    elif is_short or settings.limit:
-        settings = dataclasses.replace(settings, self_training=[NO_TEXTS])
-        values.pop("self_training")
-        teacher = values.pop("teacher", settings.teacher)
-        why = "the budget is of steps or minutes" if is_short else "--limit leaves labels out"
-        has_no_use = " (with --epochs)" if settings.max_minutes else ""
-        said.append(
-            f"without self-training before it, as {why}; --self-training --teacher {teacher}"
-            f"{has_no_use} does it first"
-        )
-    return settings, "; ".join(said)
 
 
 def _has_single_texts(settings: FinetuneSettings, family: str) -> bool:

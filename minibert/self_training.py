@@ -74,10 +74,14 @@ def check_self_training(settings: FinetuneSettings) -> None:
     """
     if not settings.texts_to_answer:
         if settings.teacher != BOTH:
-            raise InputError(f"--teacher {settings.teacher} has no use without --self-training")
+            raise InputError(
+                f"--teacher {settings.teacher} has no use without --self-training, which no recipe "
+                f"has here; name it, too"
+            )
         return
     if launched().size > 1:
-        raise InputError(f"--self-training runs in one process; leave torchrun out, or {_WITHOUT}")
+        tail = f", or {_WITHOUT}" if settings.resume == "no" else ""
+        raise InputError(f"--self-training runs in one process; leave torchrun out{tail}")
     task = find_task(settings.task)(settings)
     task.check_self_training()
     source = task.find_data()
@@ -92,8 +96,8 @@ def check_self_training(settings: FinetuneSettings) -> None:
             raise InputError(f"--self-training {name} is the labelled data; name other texts")
 
 
-def lack_of_texts(settings: FinetuneSettings) -> str:
-    """Why the self-training of a recipe is to be left out here, or an empty text.
+def lack_of_texts(settings: FinetuneSettings, teacher: str) -> str:
+    """Why the self-training of a recipe cannot be done here, or an empty text.
 
     Raises:
         InputError: there is no data.
@@ -106,7 +110,8 @@ def lack_of_texts(settings: FinetuneSettings) -> str:
         if not task.has_unlabelled(source):
             where = "the bundled sample" if source.is_sample else source.path
             return f"no {task.unlabelled_part or 'texts without labels'} in {where}"
-        check_teacher(settings, None)
+        if teacher == NB_SVM:
+            check_installed(f"--teacher {NB_SVM}")
     except (InputError, MissingExtraError) as error:
         return str(error)
     return ""

@@ -36,7 +36,7 @@ from minibert.runs import (
     weights_digest,
 )
 from minibert.series import Job, carry_out_all, check_alone, claimed
-from minibert.settings import NO_TEXTS, FinetuneSettings, says_none
+from minibert.settings import BOTH, NO_TEXTS, FinetuneSettings, says_none
 from minibert.starts import choose_model, with_recipe
 from minibert.tasks import find_task
 from minibert.tasks.base import Source
@@ -219,7 +219,7 @@ def _check(settings: FinetuneSettings, trials: int | None, jobs: int) -> None:
         raise InputError(f"--jobs is {jobs}, must be at least 1")
     if settings.dry_run:
         raise InputError("--dry-run is for one run; leave it out of a search")
-    if settings.texts_to_answer:
+    if settings.texts_to_answer or settings.teacher != BOTH:
         raise InputError(
             f"--self-training would be done for every trial; --self-training {NO_TEXTS} searches "
             f"without, and it goes with what was found"
@@ -240,10 +240,15 @@ def _trials(
         InputError: values that the task or the model has no use for, before any is tried.
     """
     settings_of, recipe = {}, ""
-    if not base.self_training and (by_recipe := with_recipe(base)[0]).self_training:
-        base = dataclasses.replace(base, self_training=[NO_TEXTS])
-        adds = f"--self-training --teacher {by_recipe.teacher} beside --config"
-        log_line("self-training", f"left out of the trials and of best.json; {adds} adds it")
+    if not base.self_training:
+        whole = dataclasses.replace(base, limit=None, max_steps=None, max_minutes=None)
+        by_recipe, _ = with_recipe(whole)
+        if by_recipe.self_training:
+            base = dataclasses.replace(base, self_training=[NO_TEXTS])
+        if by_recipe.texts_to_answer:
+            adds = f"--self-training --teacher {by_recipe.teacher} beside --config"
+            adds += " and --epochs" if base.max_minutes else ""
+            log_line("self-training", f"left out of the trials and of best.json; {adds} adds it")
     for values in chosen:
         own, recipe = with_recipe(dataclasses.replace(base, **values))  # type: ignore[arg-type]
         task = find_task(own.task)(own)

@@ -14,11 +14,11 @@ from minibert.errors import InputError
 from minibert.files import bundled_data, read_json
 from minibert.intermediate import lack
 from minibert.model_folders import BUNDLED, bundled_model, open_model_folder
-from minibert.recipes import as_begun, filled, is_given
+from minibert.recipes import Recipe, as_begun, filled, find_recipe, is_given
 from minibert.run_folder import RunFolder
 from minibert.runs import log_line
 from minibert.self_training import lack_of_texts
-from minibert.settings import NO_TASK, NO_TEXTS, FinetuneSettings
+from minibert.settings import BOTH, NO_TASK, NO_TEXTS, FinetuneSettings
 from minibert.tasks import find_task
 
 _PRETRAINED = "runs/pretrain"
@@ -72,20 +72,39 @@ def with_recipe(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
         config = BertConfig.from_pretrained(start_folder(settings))
     except InputError:
         return settings, ""
+    settings, texts = _with_room_for_texts(settings, find_recipe(settings, family, config))
     found, said = filled(settings, family, config)
-    before = []  # what is to be said of what comes before the task
+    without = ""
     if found.intermediate and not settings.intermediate_task and (why := lack(found)):
-        before.append(f"without {found.intermediate_task} before it: {why}")
+        without = f"without {found.intermediate_task} before it: {why}"
         settings = dataclasses.replace(settings, intermediate_task=NO_TASK)
-    if found.texts_to_answer and not settings.self_training:
-        if why := lack_of_texts(found):
-            before.append(f"without self-training before it: {why}")
-            settings = dataclasses.replace(settings, self_training=[NO_TEXTS])
-        else:
-            before.append("its unlabelled texts come first, --self-training none does without")
-    if before:  # what was left out is not to be told as filled in
-        found, said = filled(settings, family, config)
-    return found, "; ".join(filter(None, [said, *before]))
+        found, said = filled(settings, family, config)  # what is left out is not told as filled in
+    return found, "; ".join(filter(None, (said, without, texts)))
+
+
+def _with_room_for_texts(
+    settings: FinetuneSettings, recipe: Recipe | None
+) -> tuple[FinetuneSettings, str]:
+    """Settings that do without a recipe's self-training where it cannot be, or is not to be.
+
+    Few labels were not measured with it, and any budget but epochs may be a quick look.
+
+    Returns:
+        A line about it, empty where no recipe has it, or the user has decided.
+    """
+    if recipe is None or not recipe.self_training or settings.self_training:
+        return settings, ""
+    teacher = settings.teacher if is_given(settings, "teacher") else recipe.teacher or BOTH
+    said = "without self-training before it"
+    if why := lack_of_texts(settings, teacher):
+        said += f": {why}"
+    elif settings.max_steps or settings.max_minutes or settings.limit:
+        few = "as --limit leaves labels out" if settings.limit else "as the budget is not of epochs"
+        epochs = " (with --epochs)" if settings.max_minutes else ""
+        said += f", {few}; --self-training --teacher {teacher}{epochs} does it first"
+    else:
+        return settings, "its unlabelled texts come first, --self-training none does without"
+    return dataclasses.replace(settings, self_training=[NO_TEXTS]), said
 
 
 def within_positions(settings: FinetuneSettings, positions: int) -> FinetuneSettings:

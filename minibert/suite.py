@@ -31,7 +31,7 @@ from minibert.recipes import file_settings
 from minibert.runs import dev_figure, learning_seconds, log_line, of_seed, weights_digest
 from minibert.runtime import find_device
 from minibert.series import Job, carry_out_all, check_alone, claimed
-from minibert.settings import BEST, NO_TASK, NO_TEXTS, FinetuneSettings, says_none
+from minibert.settings import BEST, BOTH, NO_TASK, NO_TEXTS, FinetuneSettings, says_none
 from minibert.starts import start_folder, with_recipe, within_positions
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
@@ -304,7 +304,9 @@ def _settings_file(path: Path) -> dict[str, Any]:
             f"once, with pretrain --model … --recipe continued --nsp none, and give that folder to "
             f"the suite"
         )
-    if content.get("self_training") and not says_none("self_training", content["self_training"]):
+    texts = content.get("self_training")
+    is_taught = texts is not None and not says_none("self_training", texts)
+    if is_taught or content.get("teacher", BOTH) != BOTH:
         raise InputError(
             f"{path}: self_training has teachers that stand beside the model in the table; leave "
             f"it out, and run finetune"

@@ -116,6 +116,14 @@ def test_least_steps_go_with_the_epochs_of_a_recipe() -> None:
     assert fill(task="classification", config=preset("small")).least_steps == 500
 
 
+def test_imdb_s_unlabelled_reviews_come_first_of_the_larger_model_alone() -> None:
+    """Of the other size it was not measured; random weights are told beside the labels alone."""
+    for other in ({"config": MINI}, {"config": preset("small"), "random_weights": True}):
+        assert fill(**other).self_training is None
+    found = fill(config=preset("small"))
+    assert (found.self_training, found.teacher) == (["auto"], "nb-svm")
+
+
 def test_the_bundled_model_has_a_recipe_for_every_task_of_the_suite_on_both_sides() -> None:
     config = BertConfig.from_pretrained(model_path(BUNDLED))
     for entry in ENTRIES:

@@ -649,10 +649,14 @@ def test_neither_a_search_nor_a_suite_does_it(
     settings = FinetuneSettings.from_dict({**LOOP, **sets, "model": str(model), "output": "-"})
     with pytest.raises(InputError, match="--self-training would be done for every trial"):
         search_settings(settings, {"learning_rate": [1e-3]})
-    file = tmp_path / "own.json"
-    file.write_text(json.dumps({"task": "sst2", "self_training": ["a.txt"]}))
-    with pytest.raises(InputError, match="self_training has teachers that stand beside the model"):
-        evaluate_suite(str(model), tasks=["sst2"], settings=[str(file)], output=str(tmp_path / "s"))
+    alone = dataclasses.replace(settings, self_training=None, teacher="model")
+    with pytest.raises(InputError, match="--self-training would be done for every trial"):
+        search_settings(alone, {"learning_rate": [1e-3]})
+    file, where = tmp_path / "own.json", str(tmp_path / "s")
+    for own in ({"self_training": ["a.txt"]}, {"teacher": "model"}):
+        file.write_text(json.dumps({"task": "sst2", **own}))
+        with pytest.raises(InputError, match="self_training has teachers that stand beside the"):
+            evaluate_suite(str(model), tasks=["sst2"], settings=[str(file)], output=where)
 
 
 # --- recipes --------------------------------------------------------------------------------------
@@ -694,9 +698,11 @@ def of_recipe(model: Path, reviews: Path, **options: Any) -> tuple[FinetuneSetti
         ({"self_training": ["auto"]}, (["auto"], "both"), None),
         ({"self_training": ["auto"], "teacher": "model"}, (["auto"], "model"), None),
         ({"max_steps": 5}, (["none"], "both"), "--self-training --teacher nb-svm does it first"),
+        ({"max_steps": 5, "data": None}, (["none"], "both"), "no unsup in the bundled sample"),
         ({"max_minutes": 5.0}, (["none"], "both"), "--teacher nb-svm (with --epochs) does it"),
         ({"limit": 8}, (["none"], "both"), "as --limit leaves labels out"),
         ({"limit": 8, "teacher": "both"}, (["none"], "both"), "--teacher both does it first"),
+        ({"limit": 8, "teacher": "model"}, (["none"], "model"), "--teacher model does it first"),
         ({"teacher": "model"}, (["auto"], "model"), "texts come first"),
         ({"random_weights": True}, (None, "both"), None),
         ({"data": None}, (["none"], "both"), "before it: no unsup in the bundled sample"),
@@ -716,7 +722,9 @@ def test_a_recipe_may_have_it(
     assert ("self training auto" in line) == (
         found[0] == ["auto"] and "self_training" not in options
     )
-    assert with_recipe(settings)[0] == settings  # also where these settings are read again
+    again = FinetuneSettings.from_dict(json.loads(json.dumps(settings.to_dict())))
+    assert with_recipe(again)[0] == settings  # also where these settings are read again
+    assert not ("does it first" in line and "no unsup" in line)
 
 
 @pytest.mark.usefixtures("own_recipe")
@@ -803,8 +811,12 @@ def test_neither_a_task_before_nor_a_search_nor_a_suite_takes_it_from_a_recipe(
     other = dataclasses.replace(settings, limit=8, output=str(tmp_path / "few"))
     search_settings(other, {"learning_rate": [1e-3]})
     said = capsys.readouterr().err
-    assert "left out of the trials and of best.json; --self-training --teacher " in said
-    assert "as --limit leaves labels out" not in said
+    adds = "--self-training --teacher nb-svm beside --config adds it"
+    assert f"left out of the trials and of best.json; {adds}\n" in said
+    assert "does it first" not in said  # which a search does not take
+    sample = dataclasses.replace(settings, data=None, output=str(tmp_path / "sample"), max_steps=1)
+    search_settings(sample, {"learning_rate": [1e-3]})
+    assert "self-training: left out" not in capsys.readouterr().err
     best = tmp_path / "search/best.json"
     assert json.loads(best.read_text())["self_training"] == ["none"]
     jobs: list[series.Job] = []
@@ -840,9 +852,10 @@ LEARNT: dict[str, Any] = {"self_training": ["auto"], "teacher": "model"}
         (False, {}, {}, (["auto"], "nb-svm")),
         (False, {"teacher": "model"}, {}, (["auto"], "model")),
         (False, {"self_training": "none"}, {}, (["none"], "both")),
-        (False, LEARNT, {"max_minutes": 5.0}, (["none"], "both")),
-        (False, LEARNT, {"task": "sst2"}, (None, "both")),
+        (False, LEARNT, {"max_steps": 5}, (["auto"], "model")),
         (True, LEARNT, {}, (["auto"], "model")),
+        (True, LEARNT, {"max_steps": 5}, (["none"], "both")),
+        (True, LEARNT, {"limit": 8}, (["none"], "both")),
         (True, LEARNT, {"max_minutes": 5.0}, (["none"], "both")),
         (True, LEARNT, {"task": "sst2"}, (None, "both")),
         # What a run that learnt no answers says of a teacher says nothing.

@@ -89,14 +89,21 @@ def read_imdb_unlabelled(path: Path) -> Iterator[str]:
     They may lie in an archive of their own beside the labelled ones, `aclImdb*unsup*.tar*`.
 
     Raises:
-        InputError: a file is not UTF-8.
+        InputError: a file is not UTF-8; or nothing has any, and an archive is damaged.
     """
+    fault = None
     for place in (path, *_unlabelled_archives(path)):
-        found = sorted(_imdb_files(place, _IMDB_UNLABELLED))
+        try:
+            found = sorted(_imdb_files(place, _IMDB_UNLABELLED))
+        except InputError as error:
+            fault = fault or error
+            continue
         for name, content in found:
             yield clean_published(_imdb_text(place, name, content))
         if found:
             return
+    if fault:
+        raise fault
 
 
 def has_imdb_unlabelled(path: Path) -> bool:
