@@ -588,7 +588,7 @@ class FinetuneSettings(RunSettings):
         DefaultText(BOTH),
         "who answers the texts of --self-training: the model, once it is fine-tuned on the labels, "
         "NB-SVM, which takes minutes and needs the extra tasks, or both together, as dev weighs "
-        "them",
+        "them; of a recipe's self-training the recipe's",
         choices=TEACHERS,
     )
     reinit_layers: int = setting(
