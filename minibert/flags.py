@@ -147,17 +147,19 @@ def settings_from(
         wanted = "pretrain" if settings is PretrainSettings else "finetune"
         if content.get("command", wanted) != wanted:
             raise InputError(f"{path} is of a {content['command']}; expected that of a {wanted}")
-        if name and "command" in content:
+        is_run = "command" in content
+        if name and is_run:
             raise InputError(f"{path} is a run's, with every setting; leave --recipe out")
-        given = _of_earlier_run(content, path) if "command" in content else content
+        given = _of_earlier_run(content, path) if is_run else content
         if given.get("debug"):  # which is to show faults of the file, too
             raise InputError(f"{path}: debug is for the command itself; type --debug")
         settings.check_names(given, str(path))  # the rest is checked with the flags put in
         given = settings.spelt(given)
         given = _without_replaced(given, values)
         if wanted == "finetune":
-            given = _with_words_for_none(given, "command" in content, values.get("task"), tried)
-            given = _without_answers(given, values, "command" in content)
+            is_for_another = "task" in given and values.get("task") not in (None, given["task"])
+            given = _with_words_for_none(given, is_run, is_for_another, tried)
+            given = _without_answers(given, values, is_run, is_for_another)
     named = recipe(name, {**given, **values}) if name else {}
     return settings.from_dict({**named, **given, **values})
 
@@ -178,18 +180,18 @@ def _without_replaced(given: dict[str, Any], values: dict[str, Any]) -> dict[str
 
 
 def _without_answers(
-    given: dict[str, Any], values: Mapping[str, Any], is_run: bool
+    given: dict[str, Any], values: Mapping[str, Any], is_run: bool, is_for_another: bool
 ) -> dict[str, Any]:
     """A file's settings without who answers texts, where none are answered.
 
     A run.json says that in any case. Of its texts the set's own stay behind as well where another
     set, few labels or another budget than epochs are typed: whether there are any is a recipe's.
+    Arguments as of `_with_words_for_none`.
     """
     texts = values.get("self_training", given.get("self_training"))
-    is_other = "task" in given and values.get("task") not in (None, given["task"])
-    is_other = is_other or any(values.get(n) for n in ("limit", "max_steps", "max_minutes"))
     is_own = is_run and given.get("self_training") == [OWN_TEXT] and "self_training" not in values
-    if is_own and is_other:
+    is_short = any(values.get(name) for name in ("limit", "max_steps", "max_minutes"))
+    if is_own and (is_for_another or is_short):
         return {k: v for k, v in given.items() if k not in ("self_training", "teacher")}
     if says_none("self_training", texts) or (is_run and not texts):
         return {k: v for k, v in given.items() if k != "teacher"}
@@ -197,7 +199,7 @@ def _without_answers(
 
 
 def _with_words_for_none(
-    given: dict[str, Any], is_run: bool, task: str | None, tried: Collection[str]
+    given: dict[str, Any], is_run: bool, is_for_another: bool, tried: Collection[str]
 ) -> dict[str, Any]:
     """A file's settings, with what its run did without kept from a recipe that has it.
 
@@ -206,10 +208,10 @@ def _with_words_for_none(
     are dropped.
 
     Args:
-        given: the file's settings. is_run: whether they are a run.json's. task: as typed.
+        given: the file's settings. is_run: whether they are a run.json's. is_for_another: whether
+            another task is typed than theirs.
         tried: settings that a search has values of, whose words are dropped in any case.
     """
-    is_for_another = "task" in given and task not in (None, given["task"])
     if is_run and not is_for_another:
         given = without_recipe(given)
     dropped = set(given) if is_for_another and not is_run else set(tried)

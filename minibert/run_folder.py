@@ -15,12 +15,7 @@ from typing import Any, Self, TextIO
 
 from minibert.errors import InputError
 from minibert.files import read_json, remove, sync, whole_characters, write_json
-from minibert.settings import (
-    DATA_PLACES,
-    FinetuneSettings,
-    PretrainSettings,
-    says_none,
-)
+from minibert.settings import DATA_PLACES, FinetuneSettings, PretrainSettings, says_none
 
 # What a run writes, and so what --overwrite removes; anything else in the folder is left alone.
 RUN_FILES = (
@@ -400,7 +395,7 @@ def _may_differ(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> b
     if name == "model" and was and given:
         return Path(was).is_dir() and Path(was).resolve() == Path(given).resolve()
     was, given = (None if says_none(name, value) else value for value in (was, given))
-    if was is given is None:  # nothing said, and the word for nothing
+    if was is None and given is None:  # nothing said, and the word for nothing
         return True
     is_text = name in ("adapt", "self_training")
     return name in _MAY_DIFFER or (is_text and None not in (was, given))

@@ -37,15 +37,7 @@ from minibert.progress import Progress
 from minibert.run_folder import RunFolder
 from minibert.runs import EarlierStage, RunResult, dev_figure, log_line, weights_digest
 from minibert.runtime import start_runtime
-from minibert.settings import (
-    BOTH,
-    MODEL,
-    NB_SVM,
-    NO_TASK,
-    NO_TEXTS,
-    OWN_TEXT,
-    FinetuneSettings,
-)
+from minibert.settings import BOTH, MODEL, NB_SVM, NO_TASK, NO_TEXTS, OWN_TEXT, FinetuneSettings
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.classical import check_installed

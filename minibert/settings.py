@@ -673,7 +673,7 @@ class FinetuneSettings(RunSettings):
         found += self._adapt_faults()
         if self.self_training == []:
             found.append(f"--self-training names nothing; a file of texts, or {OWN_TEXT!r}")
-        if len(self.texts_to_answer or ()) > 1 and NO_TEXTS in (self.self_training or ()):
+        if NO_TEXTS in (self.texts_to_answer or ()):
             found.append(f"--self-training {NO_TEXTS!r} does without, so it stands alone")
         if self.texts_to_answer and self.max_minutes:
             found.append(

@@ -291,8 +291,8 @@ def _settings_files(paths: Sequence[str], names: Sequence[str]) -> list[dict[str
 
 
 def _settings_file(path: Path) -> dict[str, Any]:
-    content = FinetuneSettings.spelt(read_json(path, "--settings names a file of search-settings"))
-    FinetuneSettings.from_dict(content, str(path))  # unknown keys, values of another type
+    content = read_json(path, "--settings names a file of search-settings")
+    settings = FinetuneSettings.from_dict(content, str(path))  # unknown keys, other types
     if content["task"] not in ENTRIES:
         raise InputError(f"{path}: task is {content['task']!r}; the suite has {', '.join(ENTRIES)}")
     taken = [name for name in _OWN if name in content]
@@ -304,9 +304,7 @@ def _settings_file(path: Path) -> dict[str, Any]:
             f"once, with pretrain --model … --recipe continued --nsp none, and give that folder to "
             f"the suite"
         )
-    texts = content.get("self_training")
-    is_taught = texts is not None and not says_none("self_training", texts)
-    if is_taught or content.get("teacher", BOTH) != BOTH:
+    if settings.texts_to_answer or settings.teacher != BOTH:
         raise InputError(
             f"{path}: self_training has teachers that stand beside the model in the table; leave "
             f"it out, and run finetune"
