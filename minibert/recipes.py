@@ -171,9 +171,9 @@ RECIPES = (
         truncation="windows",
     ),
     # Dev accuracy 0.912 after the one epoch; 0.913 with dropout at 2e-4 after two. With 1,000
-    # labels 0.832 after 63 steps, 0.814 after 252. With self-training 0.912, 0.917 and 0.912, by the
-    # labels alone 0.910 over five seeds. Random weights below do without: how they compare is told
-    # of what the labels alone give.
+    # labels 0.832 after 63 steps, 0.814 after 252. With self-training 0.912, 0.917 and 0.912, and
+    # 0.910 by the labels alone over five seeds. Random weights below do without: how they compare
+    # is told of what the labels alone give.
     Recipe(
         *("imdb", 4, 512, False, "docs/LOG.md, 2026-11-29"),
         self_training=[OWN_TEXT],
