@@ -423,7 +423,13 @@ def _add_suite(suite: Parser) -> None:
         help="folder with imdb, sst2, conll2003 and so on; without it what was downloaded, or the "
         "bundled samples",
     )
-    suite.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="default all")
+    suite.add_argument(
+        "--tasks",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="default all: imdb, sst2, conll2003, stsb, mrpc, rte, squad",
+    )
     suite.add_argument("--seeds", type=int, default=5, help="of each task (default 5)")
     suite.add_argument(
         "--output", default="runs/suite", metavar="DIR", help="runs and tables (default runs/suite)"

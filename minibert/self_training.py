@@ -225,7 +225,8 @@ def rehearse_self_training(task: Task[Any, Any], texts: Sequence[str]) -> None:
     log_line(
         "dry run",
         f"self-training: {'NB-SVM answers' if task.settings.teacher == NB_SVM else first} "
-        f"{len(texts):,} texts, of which the surer are learnt as the labels are, below",
+        f"{len(texts):,} texts, of which the surer are learnt as the labels are; the time and cost "
+        "below leave this out",
     )
 
 

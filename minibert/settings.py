@@ -542,7 +542,7 @@ class FinetuneSettings(RunSettings):
     model: str | None = setting(
         None,
         "model folder, bundled model or hub id owner/name[@revision]; default runs/pretrain if it "
-        "is finished, else the bundled model",
+        "is finished, else minibert-small-en",
     )
     random_weights: bool = setting(
         False, "keep the model's config and tokenizer, redraw all weights"

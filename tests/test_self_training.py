@@ -416,6 +416,7 @@ def test_a_dry_run_makes_nothing(
     said = capsys.readouterr().err
     assert "that the labelled data holds left out; 1.9 times as many as the labels\n" in said
     assert "answers 30 texts, of which the surer are learnt" in said
+    assert "the time and cost below leave this out" in said
     assert not (tmp_path / "run").exists()
 
 

@@ -67,6 +67,11 @@ def options(output: Path, short: str, *names: str, **values: Any) -> dict[str, A
     return {"output": str(output), "tasks": names, "settings": files, "seeds": 1, **QUICK, **values}
 
 
+def test_help_names_the_tasks_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate-suite", "--help"]) == 0
+    assert f"default all: {', '.join(ENTRIES)}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_table_of_two_tasks(
     model: str, short: str, tmp_path: Path, runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

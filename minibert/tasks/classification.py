@@ -52,7 +52,7 @@ from minibert.tasks.labelled import (
     shown,
     told,
 )
-from minibert.tasks.labelled_sets import PUBLIC
+from minibert.tasks.labelled_sets import PUBLIC, PublicSet
 from minibert.tasks.texts import encode, say_lengths
 from minibert.tokenizer import WordPiece
 from minibert.train import Batch, Term
@@ -110,16 +110,16 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         self._own_labels: tuple[str, ...] = ()  # of all own examples, dev and --limit left out too
         self.weights: Tensor | None = None
         self.positives: Tensor | None = None  # of texts with several labels
-        of_set = self.public.positive if self.public and not self._own else None
+        of_set = self._set_read.positive if self._set_read else None
         self.positive_label = settings.positive_label or of_set
         self.threshold = settings.fixed_threshold
         self.both_orders = settings.pair_order == BOTH_ORDERS
         if self.public:
             self.places = tuple(f"data/downloads/{place}" for place in self.public.places)
             self.sample = self.name
-            if self.public.unlabelled is not None and not self._own:
-                self.unlabelled_part = self.public.unlabelled_part
-        self.pairs = self.public.pairs if self.public and not self._own else self._own_pairs
+        if self._set_read and self._set_read.unlabelled is not None:
+            self.unlabelled_part = self._set_read.unlabelled_part
+        self.pairs = self._set_read.pairs if self._set_read else self._own_pairs
         if self.both_orders and not self.pairs:
             needs = "; name --text-pair-column" if self._own else ""
             raise InputError(
@@ -128,11 +128,15 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
             )
 
     @property
-    def _own(self) -> bool:
-        """Whether the data is a table of the user's own, by the name or by named columns."""
+    def _set_read(self) -> PublicSet | None:
+        """The public set, None where the data is a table of the user's own: columns are named."""
         s = self.settings
         columns = (s.text_column, s.text_pair_column, s.label_column, s.label_separator)
-        return self.public is None or any(columns)
+        return None if any(columns) else self.public
+
+    @property
+    def _own(self) -> bool:
+        return self._set_read is None
 
     @property
     def _own_pairs(self) -> bool:
@@ -145,14 +149,14 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
     # --- data and classes ------------------------------------------------------------------------
 
     def read(self, source: Source) -> Splits[LabelledText]:
-        if self.public is not None and not self._own:
+        if public := self._set_read:
             extra = [flag for flag, _ in self._named_paths() if flag != "--data"]
             if extra:
                 raise InputError(
                     f"{extra[0]} goes with a table of your own; name its columns, as in "
                     f"--text-column text, or leave it out: {self.name} has its own splits"
                 )
-            return self.public.read(source.path)
+            return public.read(source.path)
         self._check_own()
         splits = read_own(self.settings)
         self._own_labels = classes_of(splits.train)
@@ -178,14 +182,16 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
             raise InputError(f"the model reads {reads}")
 
     def unlabelled(self, source: Source) -> Iterator[str]:
-        if self.public is None or self._own or self.public.unlabelled is None:
+        public = self._set_read
+        if public is None or public.unlabelled is None:
             return iter(())
-        return self.public.unlabelled(source.path)
+        return public.unlabelled(source.path)
 
     def has_unlabelled(self, source: Source) -> bool:
-        if self.public is None or self._own or self.public.has_unlabelled is None:
+        public = self._set_read
+        if public is None or public.has_unlabelled is None:
             return super().has_unlabelled(source)
-        return self.public.has_unlabelled(source.path)
+        return public.has_unlabelled(source.path)
 
     def check_self_training(self) -> None:
         if self.pairs or self.multi:
@@ -215,9 +221,10 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         return [scores[:, order] for scores in found]
 
     def is_labelled(self, source: Source, file: Path) -> bool:
-        if self.public is None or self._own or self.public.is_unlabelled is None:
+        public = self._set_read
+        if public is None or public.is_unlabelled is None:
             return super().is_labelled(source, file)
-        is_text = self.public.is_unlabelled(source.path, file)
+        is_text = public.is_unlabelled(source.path, file)
         return super().is_labelled(source, file) and not is_text
 
     def same(self, example: LabelledText) -> str:
