@@ -63,9 +63,13 @@ def test_pretrained_and_random_weights_read_the_same_text_and_labels() -> None:
     read = ("max_seq_length", "truncation", "intermediate_task", "select", "threshold")
     read += ("pair_order",)
     sides: dict[tuple[str, int, int], set[tuple[object, ...]]] = {}
+    bi_encoders = set()
     for entry in recipes.RECIPES:
         found = sides.setdefault((entry.task, entry.layers, entry.hidden_size), set())
+        if entry.mode == "bi-encoder":
+            found = bi_encoders
         found.add(tuple(getattr(entry, name) for name in read))
+    assert bi_encoders == {(None,) * len(read)}  # that of random weights is the default
     assert {key for key, found in sides.items() if len(found) > 1} == set()
     assert len(recipes.RECIPES) > len(sides)  # some have both
     for width in (256, 512):
@@ -190,8 +194,14 @@ def test_own_data_is_learnt_as_the_measured_set_of_its_family(
     # Its texts may be longer, and the order of two may say something.
     assert (own.max_seq_length, own.pair_order) == (256, None)
     if family == "similarity":
-        bi = {"mode": "bi-encoder"}
-        assert fill(task=family, config=preset(size), **bi) == FinetuneSettings(task=family, **bi)
+        alike = [
+            fill(task=task, config=preset(size), mode="bi-encoder") for task in (family, named)
+        ]
+        for name in ("learning_rate", "epochs", "batch_size", "dropout", "adversarial_epsilon"):
+            assert getattr(alike[0], name) == getattr(alike[1], name), name
+        assert alike[0].adversarial_epsilon == 0.5
+        # Of two vectors none is first.
+        assert (alike[0].max_seq_length, alike[1].pair_order) == (256, None)
 
 
 def test_windows_are_for_single_texts_of_one_class() -> None:
