@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import html.entities
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -85,12 +86,18 @@ def _cleaned_once(line: str) -> str:
     if _CONTROL.search(line):
         line = _CONTROL.sub("", line.translate(_WINDOWS))
     if "&" in line:
-        line = _ENTITY.sub(lambda found: html.unescape(found[0]), line)
+        line = _ENTITY.sub(_of_entity, line)
     if "<" in line or "\u2028" in line or "\u2029" in line:
         line = _BREAK.sub("\n", line)
     if "(" in line or "[" in line:
         line = _EMPTY.sub(" ", _EMPTY_BEFORE_STOP.sub("", line))
     return unicodedata.normalize("NFC", line)
+
+
+def _of_entity(found: re.Match[str]) -> str:
+    """What an entity stands for; `html.unescape` alone would find &copy in &copyright;, too."""
+    is_known = found[0][1] == "#" or found[0][1:] in html.entities.html5
+    return html.unescape(found[0]) if is_known else found[0]
 
 
 def folded(text: str) -> str:

@@ -486,11 +486,11 @@ def _explain(error: Exception) -> tuple[int, str]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, ""
     # A library of Rust says it in its own words.
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "os error 28" in text:
         name = getattr(error, "filename", None)
         where = "no space left on the disk" + (f" ({name})" if name else "")
-        return 1, f"{where}; free some: a run's last checkpoint is whole, --resume goes on from it"
+        return 1, f"{where}; free some; the last checkpoint of a run is whole, and --resume goes on"
     if isinstance(error, OSError) and error.errno in _WRONG_PATHS and error.filename:
         return 2, f"{error.filename}: {error.strerror}"
     if isinstance(error, (MissingExtraError, DownloadError)):

@@ -23,6 +23,7 @@ from minibert.losses import IGNORE_INDEX
 from minibert.store import TokenStore
 from minibert.tokenizer import WordPiece
 
+PADDED_TO = 8  # sequences are padded to a multiple of it
 SHORT_PROB = 0.1  # share of pairs built to a random shorter length
 _PLACES = 1  # tells the generator of positions from that of texts and masks
 _EVAL_SEED = 2019  # evaluation masks are fixed
@@ -314,7 +315,7 @@ def held_out_examples(builder: ExampleBuilder, limit: int) -> list[Example]:
 
 
 def collate(examples: list[Example], max_predictions: int) -> dict[str, Tensor]:
-    """Pads examples to the longest, rounded up to a multiple of 8.
+    """Pads examples to the longest, rounded up to a multiple of `PADDED_TO`.
 
     Returns:
         input_ids, token_type_ids, attention_mask: (B, T) int64.
@@ -324,7 +325,7 @@ def collate(examples: list[Example], max_predictions: int) -> dict[str, Tensor]:
     """
     batch = len(examples)
     lengths = np.array([len(e.input_ids) for e in examples])
-    places = np.arange(-(-lengths.max() // 8) * 8)
+    places = np.arange(-(-lengths.max() // PADDED_TO) * PADDED_TO)
     is_real = places < lengths[:, None]  # (B, T)
     ids = np.zeros((3, *is_real.shape), np.int64)  # input ids, segments, attention
     ids[0][is_real] = np.concatenate([e.input_ids for e in examples])

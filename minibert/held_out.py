@@ -14,6 +14,7 @@ from minibert.corpus import ReaderOptions
 from minibert.documents import Documents, Permutation
 from minibert.errors import InputError
 from minibert.examples import (
+    PADDED_TO,
     ExampleBuilder,
     ExampleOptions,
     held_out_examples,
@@ -53,7 +54,7 @@ def masked_word_figures(
     except InputError:
         return {}
     text = held_out_text(data)
-    length = min(_SCORED_LENGTH, lm.longest)
+    length = min(_SCORED_LENGTH, lm.longest // PADDED_TO * PADDED_TO)
     options = ExampleOptions(max_seq_length=length, nsp="none")
     with tempfile.TemporaryDirectory() as cache:
         store = open_store([text], lm.tokenizer, ReaderOptions(), Path(cache))

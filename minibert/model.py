@@ -269,6 +269,8 @@ class BertModel(PretrainedMixin, nn.Module):
         positions = layout.positions(input_ids.device)
         if first_positions is not None:
             positions = positions + layout.take(first_positions[:, None].expand_as(input_ids))
+            # Padding that is computed runs on behind a sequence that ends at the last position.
+            positions = positions.clamp(max=self.config.max_position_embeddings - 1)
         x = self.embeddings(
             layout.take(input_ids), layout.take(token_type_ids), positions
         )  # (R, D)

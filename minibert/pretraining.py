@@ -27,6 +27,7 @@ from minibert.errors import InputError
 from minibert.estimate import encoding, told_bytes
 from minibert.example_stream import ExampleStream
 from minibert.examples import (
+    PADDED_TO,
     Example,
     ExampleBuilder,
     ExampleOptions,
@@ -142,13 +143,14 @@ class _Start:
 
     folder: the model to go on from, None for a new one. digest: of its weights, where they are
     kept. config: the network's, before this run's settings change it. positions: how many of them
-    earlier training has reached.
+    earlier training has reached. has_pairs: it learnt pairs.
     """
 
     folder: Path | None
     digest: str | None
     config: BertConfig
-    positions: int
+    positions: int = 0
+    has_pairs: bool = False
 
 
 def _reader_options(settings: PretrainSettings) -> corpus.ReaderOptions:
@@ -296,14 +298,20 @@ def _say_untrained_heads(model: BertForPreTraining, start: Path, nsp: str) -> No
     new = model.load_report.newly_initialised
     if any(name.startswith("mlm.") for name in new):
         log_line("heads", f"{start} has no whole head for masked words; what it lacks is new")
-    run = read_json(start / "run.json", "") if (start / "run.json").is_file() else {}
-    before, resolved = run.get("settings"), run.get("resolved")
-    untrained = isinstance(before, dict) and before.get("nsp") == "none"
-    untrained |= isinstance(resolved, dict) and resolved.get("trained_pairs") is False
-    if nsp != "none" and (untrained or any(name.startswith("nsp.") for name in new)):
+    is_new = any(name.startswith("nsp.") for name in new)
+    if nsp != "none" and (is_new or not _has_learnt_pairs(start)):
         log_line(
             "heads", f"{start} was trained without sentence pairs; --nsp none goes on without them"
         )
+
+
+def _has_learnt_pairs(folder: Path) -> bool:
+    """Whether a model has learnt pairs, as far as its run tells; of one without a run it has."""
+    run = read_json(folder / "run.json", "") if (folder / "run.json").is_file() else {}
+    resolved, settings = run.get("resolved"), run.get("settings")
+    if isinstance(resolved, dict) and "trained_pairs" in resolved:
+        return resolved["trained_pairs"] is not False
+    return not (isinstance(settings, dict) and settings.get("nsp") == "none")
 
 
 @torch_as_before()
@@ -404,6 +412,7 @@ class _Run:
             "start": str(start.folder) if start.folder else None,
             "start_weights": start.digest,
             "trained_positions": max(start.positions, _reached(settings, model.config)),
+            "trained_pairs": start.has_pairs or settings.nsp != "none",
             "budget": dataclasses.asdict(loop.settings.budget),
             "peak_flops": loop.utilisation.peak_flops,
             "model": model.config.to_dict(),
@@ -437,7 +446,7 @@ class _Run:
         run = folder.read_run()
         if not self.settings.shift_positions:
             run["resolved"]["trained_positions"] = max(start.positions, data.positions_reached)
-        run["resolved"]["trained_pairs"] = data.has_reached_pairs
+        run["resolved"]["trained_pairs"] = start.has_pairs or data.has_reached_pairs
         folder.write_run(run)
 
     def _start(self) -> _Start:
@@ -458,13 +467,16 @@ class _Run:
             )
         config = BertConfig.from_pretrained(folder) if folder else _new_config(settings)
         model_config(settings, config)  # refused before the text is read
+        _check_padding(settings.max_seq_length, config.max_position_embeddings)
         if settings.nsp != "none" and config.type_vocab_size < 2:
             raise InputError(
                 f"{folder} tells no segments apart (type_vocab_size {config.type_vocab_size}), as "
                 f"sentence pairs need; --nsp none trains without pairs"
             )
-        positions = trained_positions(folder, config) if folder and digest else 0
-        return _Start(folder, digest, config, positions)
+        if folder is None or not digest:
+            return _Start(folder, digest, config)
+        positions = trained_positions(folder, config)
+        return _Start(folder, digest, config, positions, _has_learnt_pairs(folder))
 
     def _text(self, start: _Start) -> _Source:
         """The text, encoded and split."""
@@ -577,6 +589,16 @@ class _Run:
 def _few(held_out: list[Example]) -> list[Example]:
     """Those that are scored while training."""
     return held_out[:: max(1, len(held_out) // _EVAL_DURING)]
+
+
+def _check_padding(length: int, positions: int) -> None:
+    """Raises InputError where the padding of `collate` would go beyond a model's positions."""
+    if (padded := -(-length // PADDED_TO) * PADDED_TO) > positions:
+        raise InputError(
+            f"--max-seq-length {length} is padded to {padded} tokens, a multiple of {PADDED_TO}, "
+            f"and the model has {positions} positions; --max-seq-length "
+            f"{positions // PADDED_TO * PADDED_TO} fits"
+        )
 
 
 def _reached(settings: PretrainSettings, config: BertConfig) -> int:

@@ -431,6 +431,7 @@ class PretrainSettings(RunSettings):
                 )
         if self.eval_examples < 1:
             found.append(f"--eval-examples is {self.eval_examples}, must be at least 1")
+        found += _empty_names(self, "model", "tokenizer")
         reused = [n for n in ("model", "tokenizer") if getattr(self, n)]
         for name in ("lowercase", "split_chinese"):
             if reused and getattr(self, name) is not None:
@@ -720,14 +721,11 @@ class FinetuneSettings(RunSettings):
 
     def _data_faults(self) -> list[str]:
         """Of what names files and columns."""
-        found = []
         files = ("data", "dev_data", "test_data")
         columns = ("text_column", "text_pair_column", "label_column")
         targets = [name.replace("data", "target_data") for name in files]
         more = ("target_column", "label_separator", "intermediate_task", "intermediate_data")
-        for name in ("model", *files, *targets, *columns, *more):
-            if getattr(self, name) == "":  # as from a variable that is not set
-                found.append(f"{flag(name)} '' names nothing; leave it out, or name one")
+        found = _empty_names(self, "model", *files, *targets, *columns, *more)
         if not self.data and (self.dev_data or self.test_data):
             found.append("--dev-data and --test-data go with --data, the training examples")
         for name in files:
@@ -806,6 +804,12 @@ class FinetuneSettings(RunSettings):
         """What is left of --max-minutes for the task itself; the intermediate one has half."""
         left = self.unadapted_minutes
         return left and left / (2 if self.intermediate else 1)
+
+
+def _empty_names(settings: RunSettings, *names: str) -> list[str]:
+    """A fault for each setting that names a thing by '', as from a variable that is not set."""
+    empty = [name for name in names if getattr(settings, name) == ""]
+    return [f"{flag(name)} '' names nothing; leave it out, or name one" for name in empty]
 
 
 def _listed(values: Mapping[str, Any], *names: str) -> dict[str, Any]:

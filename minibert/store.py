@@ -83,17 +83,21 @@ class TokenStore:
         """Opens the store in a folder.
 
         Raises:
-            InputError: its files are not as long as they were written.
+            InputError: its files are not as long as they were written, or do not read.
         """
-        meta = json.loads((folder / "meta.json").read_text())
         self.folder = folder
-        self.counts = Counts(**meta["counts"])
-        _check_lengths(folder, self.counts, np.dtype(meta["dtype"]))
-        self.data_fingerprint: str = meta["data_fingerprint"]
+        try:
+            meta = json.loads((folder / "meta.json").read_text())
+            self.counts = Counts(**meta["counts"])
+            dtype = np.dtype(meta["dtype"])
+            self.data_fingerprint: str = meta["data_fingerprint"]
+            self.token_counts: np.ndarray = np.load(folder / "counts.npy")
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{folder}: meta.json or counts.npy does not read: {error}") from None
+        _check_lengths(folder, self.counts, dtype)
         self.tokens = _mapped(folder / "tokens.bin", meta["dtype"])
         self.sentence_starts = _mapped(folder / "sentences.bin", "int64")
         self.document_starts = _mapped(folder / "documents.bin", "int64")
-        self.token_counts: np.ndarray = np.load(folder / "counts.npy")
 
     @property
     def num_documents(self) -> int:

@@ -25,6 +25,7 @@ LONG = "The quick brown fox jumps over the lazy dog while the cat looks on from 
         ("Bad.<br /><br />Very bad.<BR>Really.", ["Bad.", "Very bad.", "Really."]),
         ("Tom &amp; Jo &amp;lt; it&#39;s", ["Tom & Jo < it's"]),
         ("AT&T; R&D and &unknownthing;", ["AT&T; R&D and &unknownthing;"]),
+        ("See &copyright; or &notable;, &copy;", ["See &copyright; or &notable;, ©"]),
         ("Kyoto () is ( , ) a city ().", ["Kyoto is a city."]),
         ("call main() (...) (?) [ ] now", ["call main() (...) (?) now"]),
         ("a  b\u00a0c\t d", ["a b c d"]),

@@ -159,6 +159,8 @@ BAD_PRETRAINING = {
     "missing corpus": ("--corpus W/none.txt", ["none.txt does not exist"]),
     "empty corpus": ("--corpus W/empty.txt", ["empty.txt is empty"]),
     "nameless corpus": ("--corpus=", ["--corpus ''", "expected"]),
+    "nameless model": ("--model=", ["--model '' names nothing"]),
+    "nameless tokenizer": ("--tokenizer=", ["--tokenizer '' names nothing"]),
     "corpus of no plain file": ("--corpus /dev/null", ["/dev/null is not a plain file"]),
     "binary corpus": ("--corpus W/binary.txt", ["binary.txt is binary"]),
     "empty folder": ("--corpus W/folder", ["holds no .txt, .jsonl"]),

@@ -19,6 +19,7 @@ from samples import (  # noqa: F401
     CPU,
     builder_of,
     corpus_text,
+    cut_to_positions,
     one_thread,
     same_tensors,
     weights_of,
@@ -326,6 +327,15 @@ def test_a_phase_that_no_step_reached_is_told(
     pretrain(**more, max_steps=1, max_seq_length=WHOLE, batch_size=4, device="cpu")
     said = "".join(capsys.readouterr())
     assert ("was trained without sentence pairs" in said) == (not begins)
+    # What was learnt stays, though a run in between had no pairs.
+    more["model"], more["output"] = str(tmp_path / "run"), str(tmp_path / "between")
+    few = {"max_steps": 1, "max_seq_length": WHOLE, "batch_size": 4, "device": "cpu"}
+    pretrain(**more, **few, nsp="none")
+    more["model"], more["output"] = str(tmp_path / "between"), str(tmp_path / "last")
+    capsys.readouterr()
+    pretrain(**more, **few)
+    said = "".join(capsys.readouterr())
+    assert ("was trained without sentence pairs" in said) == (not begins)
 
 
 @pytest.mark.parametrize(("share", "reached"), [(0.75, WHOLE), (0.8, 16)])
@@ -516,3 +526,15 @@ def test_evaluations_read_what_the_steps_read(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert rows[-1]["eval_mlm_loss"] == pytest.approx(results["mlm_loss"])
     assert "max_seq_length" not in results
+
+
+def test_a_model_whose_positions_are_no_multiple_of_the_padding_is_told_what_fits(
+    tmp_path: Path,
+) -> None:
+    rows_of_a_run(tmp_path, nsp="none")
+    few = cut_to_positions(str(tmp_path / "run"), tmp_path / "few", WHOLE - 2)
+    given: dict[str, Any] = {"corpus": str(tmp_path / "corpus.txt"), "model": few, "max_steps": 1}
+    given |= {"cache_dir": str(tmp_path / "cache"), "nsp": "none", "device": "cpu"}
+    with pytest.raises(InputError, match=f"--max-seq-length {WHOLE - 8} fits"):
+        pretrain(**given, max_seq_length=WHOLE - 2, output=str(tmp_path / "no"))
+    pretrain(**given, max_seq_length=WHOLE - 8, batch_size=4, output=str(tmp_path / "yes"))

@@ -115,6 +115,19 @@ def test_a_shifted_sequence_has_the_later_position_embeddings(
     assert not torch.equal(shifted.pooler_output[0], model(**padded_batch).pooler_output[0])
 
 
+def test_padding_behind_the_last_position_can_be_computed(
+    tiny_config: BertConfig, padded_batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As compiled code does it: a short sequence may end at the last position of all."""
+    model = BertForPreTraining(tiny_config).eval()
+    ends = tiny_config.max_position_embeddings - padded_batch["attention_mask"].sum(1)
+    expected = model(**padded_batch, first_positions=ends)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    found = model(**padded_batch, first_positions=ends)
+    real = padded_batch["attention_mask"].bool()
+    torch.testing.assert_close(found.mlm_logits[real], expected.mlm_logits[real])
+
+
 def test_ids_below_the_padding_do_not_matter(tiny_config: BertConfig, padded_batch: Batch) -> None:
     model = BertModel(tiny_config).eval()
     real = padded_batch["attention_mask"].bool()

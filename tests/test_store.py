@@ -349,6 +349,28 @@ def test_folder_without_its_last_file_is_built_anew(
     assert [p.name for p in cache.iterdir()] == [folder.name]
 
 
+@pytest.mark.parametrize("is_gone", [False, True])
+@pytest.mark.parametrize("name", ["counts.npy", "meta.json"])
+def test_a_store_whose_index_does_not_read_is_built_anew(
+    words: WordPiece,
+    cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    is_gone: bool,
+) -> None:
+    path = write(tmp_path / "a.txt", "w1 w2.\nw3.\n\nw4.\n")
+    whole = open_store([path], words, PLAIN, cache)
+    expected, file = content(whole), whole.folder / name
+    if is_gone:
+        file.unlink()
+    else:
+        os.truncate(file, 40)
+    with pytest.raises(InputError, match=rf"{whole.folder.name}: meta.json or counts.npy"):
+        TokenStore(whole.folder)
+    assert content(open_store([path], words, PLAIN, cache)) == expected
+
+
 @pytest.mark.parametrize("name", ["tokens.bin", "sentences.bin", "documents.bin"])
 @pytest.mark.parametrize("is_gone", [False, True])
 def test_a_shortened_store_is_refused_and_built_anew(
