@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import signal
@@ -213,12 +214,12 @@ def _fill_mask(values: dict[str, Any]) -> None:
         if values["json"] or not sys.stdout.isatty():
             _print_row(_rounded(dataclasses.asdict(found)))
             return
-        print(_printable(found.text))
+        print(found.text)
         for number, candidates in enumerate(found.masks, 1):
             if len(found.masks) > 1:
                 print(f"  [MASK] {number}")
             for candidate in candidates:
-                print(_printable(f"  {candidate.probability:7.2%}  {candidate.token}"))
+                print(f"  {candidate.probability:7.2%}  {candidate.token}")
 
     _print_answers(lines, model.check_masks, _in_slices(answer, values["batch_size"]), show)
 
@@ -283,12 +284,6 @@ def _typed(words: list[str]) -> list[_Line]:
     content = decoded(sys.stdin.buffer.read(), "standard input")
     _check_texts(content, "standard input")
     return _lines(content)
-
-
-def _printable(text: str) -> str:
-    """A text with escapes for what the terminal's encoding lacks."""
-    encoding = sys.stdout.encoding or "ascii"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _print_row(row: dict[str, Any]) -> None:
@@ -409,6 +404,8 @@ class _Terminated(BaseException):
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):  # escapes for what the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in argv
     stopped = 0  # the signal that came outside the training loop, if any
 

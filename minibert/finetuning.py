@@ -438,6 +438,8 @@ class _Run:
         random_weights = settings.random_weights and not earlier
         backbone = next(reversed(earlier.values())).folder if earlier else folder
         config = BertConfig.from_pretrained(folder)  # nor is an earlier stage's dropout its own
+        if earlier.keys() & {"intermediate", "self_training"}:  # which redrew what is redrawn
+            settings = dataclasses.replace(settings, reinit_layers=0)
         model = _build_model(settings, self.task, backbone, config, random_weights)
         placed(model, settings, self.runtime)
         trained = 0 if random_weights else trained_positions(backbone, config)
@@ -658,6 +660,11 @@ def learn(task: Task[Any, Any], train: list[Any], folder: Path) -> WordPiece:
         raise InputError(
             f"--reinit-layers {redrawn} and --freeze-layers {frozen} meet in a model of "
             f"{config.num_hidden_layers} layers: what is redrawn would never be trained"
+        )
+    if frozen == config.num_hidden_layers and not task.head:
+        raise InputError(
+            f"--freeze-layers {frozen} leaves nothing to train: {task.name} has no weights beside "
+            f"the model's {frozen} layers"
         )
     task.learn(train, tokenizer)
     if settings.select is not None and settings.select not in task.selectable:

@@ -13,11 +13,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from minibert.config import BertConfig
 from minibert.download import SOURCES
 from minibert.errors import InputError, did_you_mean
 from minibert.fields import flag
 from minibert.files import read_json
-from minibert.recipes import without_recipe
+from minibert.recipes import FILLED, find_recipe, without_recipe
 from minibert.settings import (
     DATA_LAYOUT,
     OWN_TEXT,
@@ -160,6 +161,8 @@ def settings_from(
             is_for_another = "task" in given and values.get("task") not in (None, given["task"])
             given = _with_words_for_none(given, is_run, is_for_another, tried)
             given = _without_answers(given, values, is_run, is_for_another)
+            if is_run and is_for_another:
+                given = _without_filled(given, content)
     named = recipe(name, {**given, **values}) if name else {}
     return settings.from_dict({**named, **given, **values})
 
@@ -177,6 +180,25 @@ def _without_replaced(given: dict[str, Any], values: dict[str, Any]) -> dict[str
     if values.get("max_minutes"):  # of which the adaptation takes minutes
         given = {k: v for k, v in given.items() if k != "adapt_epochs"}
     return given
+
+
+def _without_filled(given: dict[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings without what its task's recipe says, since another task is typed.
+
+    Args:
+        run: the content of run.json; that of a run stopped before its own labels says no size.
+    """
+    size = run.get("resolved", {}).get("model")
+    if not isinstance(size, dict):
+        return given
+    from minibert.tasks import find_task  # which takes torch
+
+    settings = FinetuneSettings.from_dict(run["settings"])
+    family = find_task(settings.task).names[-1]
+    found = find_recipe(settings, family, BertConfig.from_dict(size))
+    if found is None:
+        return given
+    return {k: v for k, v in given.items() if k not in FILLED or v != getattr(found, k)}
 
 
 def _without_answers(

@@ -37,7 +37,7 @@ INTERMEDIATE = "intermediate"  # its folder in that of the run
 # Set for fine-tuning, and the same for what comes before it; a recipe has the rest.
 _SHARED = (
     *("random_weights", "seed", "device", "precision", "compile", "deterministic"),
-    *("log_every", "save_every", "cache_dir", "dry_run"),
+    *("log_every", "save_every", "cache_dir", "dry_run", "reinit_layers"),
 )
 
 

@@ -415,6 +415,9 @@ def filled(
     }
     if _has_single_texts(settings, family):
         values.pop("pair_order", None)
+    if _has_own_classes(settings, family):
+        for name in ("select", "threshold"):
+            values.pop(name, None)
     if _windows_were_not_measured(settings):
         values.pop("truncation", None)
     if "epochs" not in values:
@@ -451,6 +454,12 @@ def _has_single_texts(settings: FinetuneSettings, family: str) -> bool:
     """Whether a task on pairs was given a table of single texts, by the columns that are named."""
     columns = settings.text_column, settings.label_column, settings.label_separator
     return family == "classification" and any(columns) and not settings.text_pair_column
+
+
+def _has_own_classes(settings: FinetuneSettings, family: str) -> bool:
+    """Whether a set's name goes with a table of the user's, none of whose classes is looked for."""
+    columns = settings.text_column, settings.label_column, settings.text_pair_column
+    return family == "classification" and any(columns) and settings.positive_label is None
 
 
 def _windows_were_not_measured(settings: FinetuneSettings) -> bool:

@@ -40,6 +40,7 @@ from minibert.runtime import start_runtime
 from minibert.settings import BOTH, MODEL, NB_SVM, NO_TASK, NO_TEXTS, OWN_TEXT, FinetuneSettings
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Splits, Task
+from minibert.tasks.classes import weights_given
 from minibert.tasks.classical import check_installed
 from minibert.tasks.inputs import is_json, read_inputs
 from minibert.tasks.splits import parts_of
@@ -275,6 +276,7 @@ def self_train(
             label_column="label",
             label_separator=None,
             positive_label=task.positive_label,
+            class_weights=_weights_of_answered(task.settings.class_weights, run / _LEARNT),
             limit=None,
         )
         figures[_STUDENT] = _learn(_STUDENT, student, run_one)
@@ -286,6 +288,16 @@ def self_train(
     return EarlierStage(last, weights_digest(last), notes)
 
 
+def _weights_of_answered(given: str, learnt: Path) -> str:
+    """The student's --class-weights: of classes by name those that a text was answered with."""
+    if given in ("none", "balanced"):
+        return given
+    with learnt.open(encoding="utf-8") as lines:
+        answered = {json.loads(line)["label"] for line in lines}
+    kept = {name: w for name, w in weights_given(given).items() if name in answered}
+    return json.dumps(kept) if any(kept.values()) else "none"
+
+
 def _settings_of(
     settings: FinetuneSettings, start: Path, output: Path, goes_on: bool
 ) -> FinetuneSettings:
@@ -295,6 +307,7 @@ def _settings_of(
         settings,
         model=str(start),
         random_weights=settings.random_weights and not has_learnt,
+        reinit_layers=0 if settings.intermediate else settings.reinit_layers,
         self_training=[NO_TEXTS],
         teacher=BOTH,
         adapt=None,

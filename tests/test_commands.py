@@ -816,6 +816,19 @@ def test_help_tells_what_columns_a_family_reads_where_none_is_named(
         assert f"default {default}" in said
 
 
+def test_a_terminal_that_lacks_a_letter_gets_an_escape(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ["text,label", *(f"river {i},{('été', 'hiver')[i % 2]}" for i in range(20))]
+    (tmp_path / "own.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    line = ["finetune", "--task", "classification", "--data", str(tmp_path / "own.csv")]
+    line += ["--model", str(world / "pretrained"), "--max-steps", "1", "--device", "cpu"]
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main([*line, "--output", str(tmp_path / "run")]) == 0
+    assert b"\\xe9t\\xe9" in out.buffer.getvalue()  # type: ignore[attr-defined]
+
+
 def test_help_tells_a_default_of_zero(capsys: pytest.CaptureFixture[str]) -> None:
     main(["finetune", "--help"])
     told = " ".join(capsys.readouterr().out.split())

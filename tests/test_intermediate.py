@@ -120,6 +120,19 @@ def test_fine_tuning_starts_from_the_encoder_of_the_other_task(
     assert json.loads((run.folder / "results.json").read_text())["intermediate"] == said
 
 
+def test_what_the_other_task_has_taught_is_not_redrawn(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"intermediate_task": "stsb", "reinit_layers": 1}
+    run = tune(model, tmp_path / "run", task="mrpc", learning_rate=NEXT_TO_NOTHING, **options)
+    assert capsys.readouterr().err.count("redrawn: the top 1 layer(s)") == 1
+    before = json.loads((run.folder / "intermediate/run.json").read_text())["settings"]
+    assert before["reinit_layers"] == 1
+    learnt, end = weights(run.folder / "intermediate"), weights(run.folder)
+    encoder = [name for name in end if name.startswith("bert.encoder")]
+    assert all(torch.allclose(learnt[name], end[name], atol=1e-8) for name in encoder)
+
+
 @pytest.mark.parametrize("dev_only", [False, True])
 def test_what_the_task_is_scored_on_is_left_out(
     model: Path, tmp_path: Path, sets: dict[str, Any], dev_only: bool

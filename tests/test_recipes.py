@@ -204,6 +204,15 @@ def test_own_data_is_learnt_as_the_measured_set_of_its_family(
         assert (alike[0].max_seq_length, alike[1].pair_order) == (256, None)
 
 
+@pytest.mark.parametrize("size", ["mini", "small"])
+def test_a_set_s_class_is_not_looked_for_in_an_own_table(size: str) -> None:
+    columns = {"text_column": "a", "text_pair_column": "b", "label_column": "y"}
+    own = fill(task="mrpc", config=preset(size), **columns)
+    assert (own.select, own.threshold) == (None, None)
+    named = fill(task="mrpc", config=preset(size), **columns, positive_label="yes")
+    assert (named.select, named.threshold) == ("f1_binary", "best")
+
+
 def test_windows_are_for_single_texts_of_one_class() -> None:
     assert fill(task="classification", text_column="text").truncation == "windows"
     assert fill(task="ag_news", random_weights=True).truncation == "windows"
@@ -344,6 +353,20 @@ def test_a_run_goes_on_as_it_was_begun_whatever_the_recipes_say(
         assert go_on(seeds) == json.loads((tmp_path / f"run-{seeds}/results.json").read_text())
     given = values | {"max_seq_length": 32, "resume": True}
     assert finetune(output=str(tmp_path / "run-3"), **given).figures == bare.figures
+
+
+def test_another_task_takes_from_a_run_s_file_what_was_typed(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "RECIPES", (OWN,))
+    run = finetune(output=str(tmp_path / "run"), weight_decay=0.05, batch_size=2, **values)
+    typed = {"config": str(run.folder / "run.json"), "task": "sst2"}
+    other = settings_from(typed, FinetuneSettings)
+    # The rate and the length are the recipe's of the first task, the batch the user's.
+    assert (other.learning_rate, other.max_seq_length) == (None, 256)
+    assert (other.weight_decay, other.batch_size) == (0.05, 2)  # type: ignore[attr-defined]
+    same = settings_from({"config": typed["config"]}, FinetuneSettings)
+    assert (same.learning_rate, same.max_seq_length) == (3e-3, 24)
 
 
 def test_a_run_goes_on_by_its_own_file(

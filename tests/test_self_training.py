@@ -610,12 +610,22 @@ def test_a_class_without_an_answer_begins_the_head_anew(
         return np.array([[[0.9, 0.0, 0.1], [0.1, 0.0, 0.9]][i % 2] for i in range(len(own[0]))])
 
     monkeypatch.setattr(self_training, "pooled", never_wet)
-    run = tune(model, tmp_path / "run", **sets)
+    run = tune(model, tmp_path / "run", **sets, class_weights="wet=3,odd=2")
+    student = json.loads((run.folder / "student/run.json").read_text())["settings"]
+    assert json.loads(student["class_weights"]) == {"odd": 2.0}
     said = capsys.readouterr().err
     assert "no text is answered with 'wet'; the head begins anew" in said
     assert {row["label"] for row in rows_of(run.folder / "student-dev.jsonl")} == {"odd", "wild"}
     assert run.figures["self_training"]["classes"] == 2
     assert "accuracy" in run.figures
+
+
+def test_what_the_student_has_learnt_is_not_redrawn(
+    model: Path, tmp_path: Path, sets: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tune(model, tmp_path / "run", **sets, reinit_layers=1)
+    assert (run.folder / "student").is_dir()
+    assert capsys.readouterr().err.count("redrawn: the top 1 layer(s)") == 2  # teacher and student
 
 
 def test_texts_that_cannot_be_used_are_told_before_anything_is_learnt(

@@ -25,6 +25,7 @@ from minibert.pretraining import pretrain
 from minibert.sentence_head import BertForSentenceEmbedding, mean_of_real
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Splits
+from minibert.tasks.batches import TaskData
 from minibert.tasks.scored import Scale, ScoredPair, read_stsb
 from minibert.tasks.similarity import SimilarityTask, tfidf_cosines
 from minibert.tasks.splits import cut_dev, parts_of
@@ -256,6 +257,9 @@ def test_both_texts_of_all_pairs_are_one_batch(tmp_path: Path) -> None:
     assert batch["input_ids"].tolist() == rows
     assert batch["labels"].tolist() == [1, 0]
     assert batch["attention_mask"].sum(1).tolist() == [4, 3, 3, 5]
+    features = [part for (part,) in task.encode(pairs)]
+    step = TaskData(features, task.collate, task.count, 2, 2, 0).take()
+    assert sorted(step.lengths) == [3, 3, 4, 5]  # sequences that know nothing of each other
 
 
 # --- whole runs -----------------------------------------------------------------------------------
@@ -573,3 +577,8 @@ def test_several_seeds_have_a_mean(world: Path) -> None:
     assert any("spearman" in key for key in results)
     assert math.isfinite(results["spearman"])
     assert (folder / "model.safetensors").is_file()
+
+
+def test_a_bi_encoder_with_all_layers_frozen_has_nothing_to_train(world: Path) -> None:
+    with pytest.raises(InputError, match="--freeze-layers 2 leaves nothing to train"):
+        tune(world, "frozen", mode="bi-encoder", freeze_layers=2, max_steps=1)

@@ -29,11 +29,18 @@ class Feature(NamedTuple):
 
     inputs: batch key -> (T,) ids, `input_ids` always. labels: batch key -> (T,) array or number;
     empty where nothing is known. origin: what decoding must know of it, such as where it begins.
+    parts: tokens of each sequence where the ids are of several, one after the other.
     """
 
     inputs: dict[str, np.ndarray]
     labels: dict[str, Any]
     origin: Any = None
+    parts: tuple[int, ...] = ()
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sequence that the model reads."""
+        return self.parts or (self.length,)
 
     @property
     def length(self) -> int:
@@ -162,7 +169,8 @@ class TaskData:
         num_slots = sum(batch["input_ids"].numel() for batch in real)
         # A step of features without any label adds nothing; its mean is 0, not 0 / 0.
         counts = {name: max(1, count) for name, count in self.count(chosen).items()}
-        return StepData(micro, counts, [f.length for f in chosen], num_slots, fillers)
+        lengths = [length for f in chosen for length in f.lengths]
+        return StepData(micro, counts, lengths, num_slots, fillers)
 
 
 def flat(parts: Sequence[Sequence[T]]) -> list[T]:

@@ -34,7 +34,7 @@ def class_weights(given: str, labels: Sequence[str], counts: Mapping[str, int]) 
         found = [total / (len(labels) * counts[n]) if counts.get(n) else 0.0 for n in labels]
         return torch.tensor(found)
     weights = dict.fromkeys(labels, 1.0)
-    for name, weight in _weights_given(given).items():
+    for name, weight in weights_given(given).items():
         if name not in weights:
             raise InputError(f"--class-weights: no class {name!r}{did_you_mean(name, labels)}")
         weights[name] = weight
@@ -56,7 +56,12 @@ def positive_weights(labels: Sequence[str], counts: Mapping[str, int], total: in
     )
 
 
-def _weights_given(given: str) -> dict[str, float]:
+def weights_given(given: str) -> dict[str, float]:
+    """The weights that `--class-weights` names, by class.
+
+    Raises:
+        InputError: not a form that is known.
+    """
     try:
         if given.lstrip().startswith("{"):
             return {str(name): float(weight) for name, weight in json.loads(given).items()}

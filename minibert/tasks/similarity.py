@@ -362,7 +362,8 @@ def _scores(examples: Sequence[ScoredPair]) -> np.ndarray:
 
 def _both(first: np.ndarray, second: np.ndarray, label: dict[str, float]) -> Feature:
     """Two texts' ids one after the other; origin is where the second one begins."""
-    return Feature({"input_ids": np.concatenate([first, second])}, label, len(first))
+    ids = {"input_ids": np.concatenate([first, second])}
+    return Feature(ids, label, len(first), (len(first), len(second)))
 
 
 class _Embedding:
