@@ -28,7 +28,7 @@ from minibert.errors import (
     did_you_mean,
 )
 from minibert.fields import flag
-from minibert.files import decoded, read_text, table_kind
+from minibert.files import FULL, decoded, read_text, table_kind
 from minibert.flags import parsers, settings_from
 from minibert.machine import launched, leave
 from minibert.settings import FinetuneSettings, PretrainSettings
@@ -483,8 +483,8 @@ def _explain(error: Exception) -> tuple[int, str]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, ""
     # A library of Rust says it in its own words.
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "os error 28" in text:
+    full = isinstance(error, OSError) and error.errno in FULL
+    if full or any(f"os error {code}" in text for code in FULL):
         name = getattr(error, "filename", None)
         where = "no space left on the disk" + (f" ({name})" if name else "")
         return 1, f"{where}; free some; the last checkpoint of a run is whole, and --resume goes on"

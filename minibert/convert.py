@@ -24,7 +24,7 @@ from torch import Tensor
 
 from minibert.config import BertConfig
 from minibert.errors import InputError
-from minibert.files import model_path, write_atomically, write_json
+from minibert.files import FULL, model_path, write_atomically, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -166,7 +166,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     Tensors that share memory, as tied ones do, are each written whole.
 
     Raises:
-        OSError: the disk is full (errno ENOSPC), or the file cannot be written.
+        OSError: the disk is full (one of `FULL`), or the file cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -175,7 +175,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         save_file(_apart(plain), path, metadata={"format": "pt"})
     except SafetensorError as error:
-        code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+        full = (code for code in FULL if f"os error {code}" in str(error))
+        code = next(full, errno.EIO)
         raise OSError(code, str(error), str(path)) from None
     mask = os.umask(0)  # asking sets it
     os.umask(mask)

@@ -78,7 +78,7 @@ def check_same_settings_before(run: Path, settings: FinetuneSettings, start: Pat
         return
     wanted = _settings_before(settings, start, run, goes_on=False)[0].to_dict()
     then = between.read_run()["settings"]
-    now = wanted | then | {name: wanted[name] for name in FILLED}
+    now = wanted | then | {name: wanted[name] for name in (*FILLED, "reinit_layers")}
     if differ := between.other_settings(now):
         raise InputError(
             f"--resume: {settings.intermediate}, learnt before {settings.task} in {run}: "

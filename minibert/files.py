@@ -6,6 +6,7 @@ import bz2
 import codecs
 import contextlib
 import csv
+import errno
 import gzip
 import io
 import json
@@ -157,6 +158,7 @@ def decoded(content: bytes, place: str) -> str:
         raise InputError(f"{place}, line {line}: byte {error.start} is not UTF-8") from None
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or what a user may fill of it
 TABLES = (".csv", ".tsv", ".jsonl")
 
 

@@ -661,7 +661,7 @@ def learn(task: Task[Any, Any], train: list[Any], folder: Path) -> WordPiece:
             f"--reinit-layers {redrawn} and --freeze-layers {frozen} meet in a model of "
             f"{config.num_hidden_layers} layers: what is redrawn would never be trained"
         )
-    if frozen == config.num_hidden_layers and not task.head:
+    if frozen and frozen == config.num_hidden_layers and not task.head:
         raise InputError(
             f"--freeze-layers {frozen} leaves nothing to train: {task.name} has no weights beside "
             f"the model's {frozen} layers"

@@ -193,12 +193,18 @@ def _without_filled(given: dict[str, Any], run: Mapping[str, Any]) -> dict[str, 
         return given
     from minibert.tasks import find_task  # which takes torch
 
-    settings = FinetuneSettings.from_dict(run["settings"])
+    names = ("task", "mode", "random_weights")
+    settings = FinetuneSettings.from_dict({n: given[n] for n in names if n in given})
     family = find_task(settings.task).names[-1]
     found = find_recipe(settings, family, BertConfig.from_dict(size))
     if found is None:
         return given
-    return {k: v for k, v in given.items() if k not in FILLED or v != getattr(found, k)}
+    dropped = {n for n in FILLED if n in given and given[n] == getattr(found, n)}
+    if "intermediate_task" in dropped:
+        dropped.add("intermediate_data")
+    if "self_training" not in dropped:  # of the user's own texts
+        dropped.discard("teacher")
+    return {name: value for name, value in given.items() if name not in dropped}
 
 
 def _without_answers(

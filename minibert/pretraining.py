@@ -295,14 +295,17 @@ def _build_model(
 
 def _say_untrained_heads(model: BertForPreTraining, start: Path, nsp: str) -> None:
     """Tells of the heads that a model to go on from lacks, or has without having trained them."""
-    new = model.load_report.newly_initialised
-    if any(name.startswith("mlm.") for name in new):
+    if _is_new(model, "mlm."):
         log_line("heads", f"{start} has no whole head for masked words; what it lacks is new")
-    is_new = any(name.startswith("nsp.") for name in new)
-    if nsp != "none" and (is_new or not _has_learnt_pairs(start)):
+    if nsp != "none" and (_is_new(model, "nsp.") or not _has_learnt_pairs(start)):
         log_line(
             "heads", f"{start} was trained without sentence pairs; --nsp none goes on without them"
         )
+
+
+def _is_new(model: BertForPreTraining, head: str) -> bool:
+    """Whether a weight of a head was not in the folder that a model came from."""
+    return any(name.startswith(head) for name in model.load_report.newly_initialised)
 
 
 def _has_learnt_pairs(folder: Path) -> bool:
@@ -392,6 +395,8 @@ class _Run:
         start = self._start()
         source = self._text(start)
         model = _build_model(settings, source, start.folder)
+        if start.has_pairs and _is_new(model, "nsp."):  # as of a model of masked words alone
+            start = dataclasses.replace(start, has_pairs=False)
         placed(model, settings, self.runtime)
         always_pairs = settings.nsp != "none" and settings.nsp_share is None
         forward = wrapped(model, settings, self.runtime, self.begun, all_used=always_pairs)

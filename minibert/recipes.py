@@ -458,8 +458,9 @@ def _has_single_texts(settings: FinetuneSettings, family: str) -> bool:
 
 def _has_own_classes(settings: FinetuneSettings, family: str) -> bool:
     """Whether a set's name goes with a table of the user's, none of whose classes is looked for."""
-    columns = settings.text_column, settings.label_column, settings.text_pair_column
-    return family == "classification" and any(columns) and settings.positive_label is None
+    s = settings
+    columns = (s.text_column, s.text_pair_column, s.label_column, s.label_separator)
+    return family == "classification" and any(columns) and s.positive_label is None
 
 
 def _windows_were_not_measured(settings: FinetuneSettings) -> bool:

@@ -294,7 +294,10 @@ def _weights_of_answered(given: str, learnt: Path) -> str:
         return given
     with learnt.open(encoding="utf-8") as lines:
         answered = {json.loads(line)["label"] for line in lines}
-    kept = {name: w for name, w in weights_given(given).items() if name in answered}
+    named = weights_given(given)
+    if named.keys() <= answered:
+        return given
+    kept = {name: w for name, w in named.items() if name in answered}
     return json.dumps(kept) if any(kept.values()) else "none"
 
 

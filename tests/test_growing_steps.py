@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from samples import (  # noqa: F401
     CPU,
     builder_of,
@@ -538,3 +540,23 @@ def test_a_model_whose_positions_are_no_multiple_of_the_padding_is_told_what_fit
     with pytest.raises(InputError, match=f"--max-seq-length {WHOLE - 8} fits"):
         pretrain(**given, max_seq_length=WHOLE - 2, output=str(tmp_path / "no"))
     pretrain(**given, max_seq_length=WHOLE - 8, batch_size=4, output=str(tmp_path / "yes"))
+
+
+def test_a_head_that_was_new_has_learnt_no_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a model of masked words alone, whose folder tells of no run."""
+    rows_of_a_run(tmp_path, nsp="none")
+    shutil.copytree(tmp_path / "run", tmp_path / "words")
+    (tmp_path / "words/run.json").unlink()
+    tensors = load_file(tmp_path / "words/model.safetensors")
+    kept = {name: t for name, t in tensors.items() if "seq_relationship" not in name}
+    assert len(kept) < len(tensors)
+    save_file(kept, tmp_path / "words/model.safetensors")
+    given: dict[str, Any] = {"corpus": str(tmp_path / "corpus.txt"), "max_steps": 1}
+    given |= {"cache_dir": str(tmp_path / "cache"), "max_seq_length": WHOLE, "batch_size": 4}
+    start, between = str(tmp_path / "words"), str(tmp_path / "between")
+    pretrain(**given, model=start, nsp="none", output=between, device="cpu")
+    capsys.readouterr()
+    pretrain(**given, model=between, output=str(tmp_path / "last"), device="cpu")
+    assert f"{between} was trained without sentence pairs" in "".join(capsys.readouterr())

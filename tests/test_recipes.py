@@ -209,6 +209,8 @@ def test_a_set_s_class_is_not_looked_for_in_an_own_table(size: str) -> None:
     columns = {"text_column": "a", "text_pair_column": "b", "label_column": "y"}
     own = fill(task="mrpc", config=preset(size), **columns)
     assert (own.select, own.threshold) == (None, None)
+    several = fill(task="mrpc", config=preset(size), label_separator="|")
+    assert (several.select, several.threshold) == (None, None)
     named = fill(task="mrpc", config=preset(size), **columns, positive_label="yes")
     assert (named.select, named.threshold) == ("f1_binary", "best")
 
@@ -365,6 +367,18 @@ def test_another_task_takes_from_a_run_s_file_what_was_typed(
     # The rate and the length are the recipe's of the first task, the batch the user's.
     assert (other.learning_rate, other.max_seq_length) == (None, 256)
     assert (other.weight_decay, other.batch_size) == (0.05, 2)  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        recipes, "RECIPES", (OWN._replace(intermediate_task="stsb", teacher="nb-svm"),)
+    )
+    content = json.loads((run.folder / "run.json").read_text())
+    content["settings"] |= {"intermediate_task": "stsb", "intermediate_data": "a folder"}
+    content["settings"] |= {"self_training": ["own.txt"], "teacher": "nb-svm"}
+    (tmp_path / "file.json").write_text(json.dumps(content))
+    typed["config"] = str(tmp_path / "file.json")
+    other = settings_from(typed, FinetuneSettings)
+    assert other.intermediate_data is None  # type: ignore[attr-defined]
+    assert other.teacher == "nb-svm"  # type: ignore[attr-defined]
+    typed["config"] = str(run.folder / "run.json")
     same = settings_from({"config": typed["config"]}, FinetuneSettings)
     assert (same.learning_rate, same.max_seq_length) == (3e-3, 24)
 
