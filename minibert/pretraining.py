@@ -143,14 +143,13 @@ class _Start:
 
     folder: the model to go on from, None for a new one. digest: of its weights, where they are
     kept. config: the network's, before this run's settings change it. positions: how many of them
-    earlier training has reached. has_pairs: it learnt pairs.
+    earlier training has reached.
     """
 
     folder: Path | None
     digest: str | None
     config: BertConfig
-    positions: int = 0
-    has_pairs: bool = False
+    positions: int
 
 
 def _reader_options(settings: PretrainSettings) -> corpus.ReaderOptions:
@@ -297,7 +296,7 @@ def _say_untrained_heads(model: BertForPreTraining, start: Path, nsp: str) -> No
     """Tells of the heads that a model to go on from lacks, or has without having trained them."""
     if _is_new(model, "mlm."):
         log_line("heads", f"{start} has no whole head for masked words; what it lacks is new")
-    if nsp != "none" and (_is_new(model, "nsp.") or not _has_learnt_pairs(start)):
+    if nsp != "none" and not _has_learnt_pairs(model, start):
         log_line(
             "heads", f"{start} was trained without sentence pairs; --nsp none goes on without them"
         )
@@ -308,8 +307,13 @@ def _is_new(model: BertForPreTraining, head: str) -> bool:
     return any(name.startswith(head) for name in model.load_report.newly_initialised)
 
 
-def _has_learnt_pairs(folder: Path) -> bool:
-    """Whether a model has learnt pairs, as far as its run tells; of one without a run it has."""
+def _has_learnt_pairs(model: BertForPreTraining, folder: Path | None) -> bool:
+    """Whether a model came with a head for pairs that has learnt, as far as its folder's run tells.
+
+    Of one without a run it has.
+    """
+    if folder is None or _is_new(model, "nsp."):
+        return False
     run = read_json(folder / "run.json", "") if (folder / "run.json").is_file() else {}
     resolved, settings = run.get("resolved"), run.get("settings")
     if isinstance(resolved, dict) and "trained_pairs" in resolved:
@@ -395,8 +399,7 @@ class _Run:
         start = self._start()
         source = self._text(start)
         model = _build_model(settings, source, start.folder)
-        if start.has_pairs and _is_new(model, "nsp."):  # as of a model of masked words alone
-            start = dataclasses.replace(start, has_pairs=False)
+        had_pairs = start.digest is not None and _has_learnt_pairs(model, start.folder)
         placed(model, settings, self.runtime)
         always_pairs = settings.nsp != "none" and settings.nsp_share is None
         forward = wrapped(model, settings, self.runtime, self.begun, all_used=always_pairs)
@@ -417,7 +420,7 @@ class _Run:
             "start": str(start.folder) if start.folder else None,
             "start_weights": start.digest,
             "trained_positions": max(start.positions, _reached(settings, model.config)),
-            "trained_pairs": start.has_pairs or settings.nsp != "none",
+            "trained_pairs": had_pairs or settings.nsp != "none",
             "budget": dataclasses.asdict(loop.settings.budget),
             "peak_flops": loop.utilisation.peak_flops,
             "model": model.config.to_dict(),
@@ -431,7 +434,7 @@ class _Run:
         if (unreached := data.told_unreached()) is not None:
             log_line("phases", unreached)
             if world.is_main:
-                self._record_reached(folder, start, data)
+                self._record_reached(folder, start, data, had_pairs)
         figures = self._score(model, source, data.micro_batch_size, held_out)
         results = _results(settings, source, held_out, figures) | {
             "steps": state.step,
@@ -446,12 +449,14 @@ class _Run:
             closing_table(results, folder.path)
         return RunResult(folder.path, results, model)
 
-    def _record_reached(self, folder: RunFolder, start: _Start, data: PretrainingData) -> None:
+    def _record_reached(
+        self, folder: RunFolder, start: _Start, data: PretrainingData, had_pairs: bool
+    ) -> None:
         """Corrects in run.json what the last phases would have trained, and did not."""
         run = folder.read_run()
         if not self.settings.shift_positions:
             run["resolved"]["trained_positions"] = max(start.positions, data.positions_reached)
-        run["resolved"]["trained_pairs"] = start.has_pairs or data.has_reached_pairs
+        run["resolved"]["trained_pairs"] = had_pairs or data.has_reached_pairs
         folder.write_run(run)
 
     def _start(self) -> _Start:
@@ -478,10 +483,8 @@ class _Run:
                 f"{folder} tells no segments apart (type_vocab_size {config.type_vocab_size}), as "
                 f"sentence pairs need; --nsp none trains without pairs"
             )
-        if folder is None or not digest:
-            return _Start(folder, digest, config)
-        positions = trained_positions(folder, config)
-        return _Start(folder, digest, config, positions, _has_learnt_pairs(folder))
+        positions = trained_positions(folder, config) if folder and digest else 0
+        return _Start(folder, digest, config, positions)
 
     def _text(self, start: _Start) -> _Source:
         """The text, encoded and split."""

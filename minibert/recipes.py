@@ -452,15 +452,14 @@ def filled(
 
 def _has_single_texts(settings: FinetuneSettings, family: str) -> bool:
     """Whether a task on pairs was given a table of single texts, by the columns that are named."""
-    columns = settings.text_column, settings.label_column, settings.label_separator
-    return family == "classification" and any(columns) and not settings.text_pair_column
+    is_own = family == "classification" and settings.names_columns
+    return is_own and not settings.text_pair_column
 
 
 def _has_own_classes(settings: FinetuneSettings, family: str) -> bool:
     """Whether a set's name goes with a table of the user's, none of whose classes is looked for."""
-    s = settings
-    columns = (s.text_column, s.text_pair_column, s.label_column, s.label_separator)
-    return family == "classification" and any(columns) and s.positive_label is None
+    is_own = family == "classification" and settings.names_columns
+    return is_own and settings.positive_label is None
 
 
 def _windows_were_not_measured(settings: FinetuneSettings) -> bool:

@@ -763,6 +763,12 @@ class FinetuneSettings(RunSettings):
         return found
 
     @property
+    def names_columns(self) -> bool:
+        """Whether the data of a classification is a table of the user's own, its columns named."""
+        texts = self.text_column, self.text_pair_column
+        return any((*texts, self.label_column, self.label_separator))
+
+    @property
     def fixed_threshold(self) -> float | None:
         """The number that --threshold names, if it is one."""
         try:

@@ -130,9 +130,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
     @property
     def _set_read(self) -> PublicSet | None:
         """The public set, None where the data is a table of the user's own: columns are named."""
-        s = self.settings
-        columns = (s.text_column, s.text_pair_column, s.label_column, s.label_separator)
-        return None if any(columns) else self.public
+        return None if self.settings.names_columns else self.public
 
     @property
     def _own(self) -> bool:
