@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from samples import cut_to_positions, one_thread, quick_model, write_reviews  # noqa: F401
 
 import minibert
-from minibert import series, suite
+from minibert import series, suite, suite_report
 from minibert.cli import main
 from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
@@ -699,11 +699,23 @@ def test_means_deviations_and_gaps_are_those_worked_out_by_hand() -> None:
     row = next(r for r in as_markdown(a_suite()).splitlines() if r.startswith("| imdb"))
     cells = [cell.strip() for cell in row.split("|")]
     # Mean 82, deviations -2, -1, 3: the sample's variance is 14 / 2.
-    assert cells[2:9] == [
+    assert cells[2:8] == [
         *("test accuracy", f"82.00 ± {math.sqrt(7):.2f}", "–", "–"),
-        *("TF-IDF 88.00, NB-SVM 91.00", "-9.00", "accuracy 83.00"),
+        *("TF-IDF 88.00, NB-SVM 91.00", "-9.00"),
     ]
-    assert cells[10:12] == ["22,500 / 25,000", "3 min (2 min)"]
+    assert cells[9:] == ["accuracy 83.00", "–", "22,500 / 25,000", "3 min (2 min)", ""]
+
+
+def test_what_others_report_stands_beside_real_sets_alone() -> None:
+    assert set(suite_report._PUBLISHED) == set(ENTRIES)
+    made = a_suite()
+    page = as_markdown(made)
+    assert "| NB-SVM of trigrams 91.8 (1), BERT-base 94.6 (2) |" in page
+    for number in range(1, 5):  # every mark has its source
+        assert any(f"({number})" in told for told in suite_report._PUBLISHED.values())
+        assert f"({number}) " in suite_report._SOURCES
+    made["tasks"]["imdb"]["is_sample"] = True
+    assert not {"BERT-base", "Published"} & set(as_markdown(made).replace(":", " ").split())
 
 
 def test_the_page_says_whose_threshold_dev_chose() -> None:
