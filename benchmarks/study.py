@@ -86,7 +86,9 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
     "length": {
         "64 tokens": {"max_seq_length": 64, "batch_size": 64},
         "256 tokens": {"max_seq_length": 256, "batch_size": 16},
+        "64 tokens first, 0.5": {"short_length": 64, "short_share": 0.5},
         "64 tokens first, 0.7": {"short_length": 64, "short_share": 0.7},
+        "64 tokens first, 0.9": {"short_length": 64, "short_share": 0.9},
         "shifted positions": {"shift_positions": True},
     },
     "masks": {
@@ -94,6 +96,7 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
         "30 % masked": {"mask_prob": 0.3},
         "whole words": {"masking": "whole-word"},
         "spans": {"masking": "span"},
+        "spans, rate 1e-3": {"masking": "span", "learning_rate": 1e-3},
     },
     "pairs": {"next sentence": {"nsp": "nsp"}, "sentence order": {"nsp": "sop"}},
     "regularisation": {"dropout 0.1": {"dropout": 0.1}, "weight decay 0.1": {"weight_decay": 0.1}},

@@ -281,6 +281,8 @@ def _typed(words: list[str]) -> list[_Line]:
             raise InputError(f"text {number} is not UTF-8")
     if words != ["-"]:
         return [_Line(f"text {number}", word) for number, word in enumerate(words, 1)]
+    if sys.stdin is None:  # a command that was begun with it closed
+        raise InputError("standard input is closed; give texts, or --input FILE")
     content = decoded(sys.stdin.buffer.read(), "standard input")
     _check_texts(content, "standard input")
     return _lines(content)
@@ -404,6 +406,9 @@ class _Terminated(BaseException):
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # begun with it closed, as by >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # escapes for what the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in argv

@@ -40,6 +40,7 @@ _LOG = ("run.json", "results.json", "metrics.jsonl")
 _OF_PLACES = (
     *("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file"),
 )
+_OF_CLASSES = ("id2label", "positive_label", "class_weights", "label_separator")
 _OF_A_TASK = ("classification.json", "qa.json", "similarity.json", "target_tokenizer.json")
 
 
@@ -218,13 +219,18 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _without_places(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_places(item) for key, item in value.items()}
+        return {k: v if _is_of_classes(k) else _without_places(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_without_places(item) for item in value]
     if not isinstance(value, str):
         return value
     # Several places in one text, as `dataset` has had them, are cut before each absolute one.
     return ", ".join(map(_without_place, re.split(r", (?=/|[A-Za-z]:[\\/])", value)))
+
+
+def _is_of_classes(key: str) -> bool:
+    """Whether a key's values are the user's words for classes or columns, such as /r/films."""
+    return key in _OF_CLASSES or key.endswith("_column")
 
 
 def _without_place(text: str) -> str:

@@ -234,18 +234,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes indented JSON, whole or not at all.
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8, whole or not at all.
 
-    Names of files need not be UTF-8; what of them is none stands as an escape, and is read as it
-    was.
+    Names of files need not be UTF-8; what of them is none stands as an escape, which JSON reads as
+    it was.
     """
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     text = _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Writes indented JSON as `write_text`."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes one JSON object a line, whole or not at all."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+    """Writes one JSON object a line as `write_text`."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

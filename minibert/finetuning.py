@@ -24,7 +24,7 @@ from minibert.config import BertConfig
 from minibert.earlier_stages import EarlierStages, check_same_settings_before
 from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.fields import flag
-from minibert.files import write_atomically, write_json, write_jsonl
+from minibert.files import write_json, write_jsonl, write_text
 from minibert.fitting import Trial, micro_batch_size
 from minibert.flops import flops_through_frozen
 from minibert.intermediate import (
@@ -728,7 +728,7 @@ def _write(
     write_jsonl(folder / "predictions.jsonl", rows)
     errors = "\n\n".join(task.errors(examples, predictions))
     text = f"{errors}\n" if errors else ""
-    write_atomically(folder / "errors.txt", lambda p: p.write_text(text, encoding="utf-8"))
+    write_text(folder / "errors.txt", text)
     write_json(folder / "results.json", results)
     closing_table(results, folder)
     table = task.table(results)

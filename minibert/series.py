@@ -69,7 +69,8 @@ Taken = Callable[[Sequence[tuple[Job, dict[str, Any]]]], object]
 # Figures of jobs as they end, with the seconds from start to end of those carried out whole.
 Ends = Generator[tuple[Job, dict[str, Any], float | None]]
 _POLL_SECONDS = 0.1
-# A command that stops, with its state saved, where the one that started it is gone.
+# A command that stops, with its state saved, where the one that started it is gone. It is run
+# without the working directory among the places of modules: a user's queue.py is none.
 _CHILD = (
     "import sys; from minibert.workers import stop_with_parent; stop_with_parent(); "
     "from minibert.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -299,11 +300,14 @@ def _started(job: Job, changed: set[str], folder: Path, at_once: int) -> _Proces
     log.parent.mkdir(parents=True, exist_ok=True)
     config = folder / f"{log.stem}-{time.monotonic_ns()}.json"
     write_json(config, dataclasses.replace(settings, debug=False).to_dict())
-    command = [sys.executable, "-c", _CHILD, "finetune", "--config", str(config)]
+    command = [sys.executable, "-P", "-c", _CHILD, "finetune", "--config", str(config)]
     command += ["--debug"] if settings.debug else []
-    # Where the package is not installed, the other process has to find it, too.
-    paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment = dict(os.environ)
+    place = Path(__file__).parent.parent
+    if place.name not in ("site-packages", "dist-packages"):
+        # Where the package is not installed, the other process has to find it, too.
+        paths = [str(place), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     if not threads_were_asked_for():
         environment["OMP_NUM_THREADS"] = str(max(1, num_cores() // at_once))
     with log.open("ab") as file:

@@ -20,7 +20,7 @@ import numpy as np
 from minibert.config import BertConfig
 from minibert.errors import InputError, did_you_mean
 from minibert.fields import flag
-from minibert.files import read_json, write_atomically, write_json
+from minibert.files import read_json, write_json, write_text
 from minibert.finetuning import read_splits
 from minibert.intermediate import data_before
 from minibert.model_folders import pinned
@@ -178,7 +178,8 @@ def _add(trial: dict[str, Any], seed: int, figures: Mapping[str, Any], seeds: in
     if len(trial["dev"]) == seeds:
         trial["mean"] = statistics.fmean(trial["dev"].values())
     trial["seconds"] = trial.get("seconds", 0.0) + learning_seconds(figures)
-    trial["best_step"], trial["steps"] = figures["best_step"], figures["steps"]
+    trial.setdefault("best_steps", {})[str(seed)] = figures["best_step"]
+    trial["steps"] = max(trial.get("steps", 0), figures["steps"])
 
 
 def _earlier(folder: Path, settings: FinetuneSettings, tried: set[str]) -> list[dict[str, Any]]:
@@ -376,7 +377,10 @@ def trial_table(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         elif "mean" in trial:
             values = list(trial["dev"].values())
             sd = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            step = f"{trial['best_step']:,} of {trial['steps']:,}"
+            # Tables of before have that of the run that ended last.
+            steps = set(trial.get("best_steps", {0: trial.get("best_step")}).values())
+            step = " to ".join(f"{s:,}" for s in sorted({min(steps), max(steps)}))
+            step += f" of {trial['steps']:,}"
             cells += [f"{trial['mean']:.4f}{sd}", step, clock(trial["seconds"])]
         else:
             cells += ["–"] * 3
@@ -390,8 +394,7 @@ def _write(
     """search.json, search.md and, with a trial to choose, best.json; without one there is none."""
     trials = ordered(search["trials"])
     write_json(folder / "search.json", search | {"trials": trials})
-    text = as_markdown(search)
-    write_atomically(folder / "search.md", lambda p: p.write_text(text, encoding="utf-8"))
+    write_text(folder / "search.md", as_markdown(search))
     if "mean" in trials[0] and "diverged" not in trials[0]:
         write_json(folder / "best.json", file_settings(settings_of[trials[0]["name"]]))
     else:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import math
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError, did_you_mean
 from minibert.fields import check_fields, flag
-from minibert.files import listed, read_json, write_atomically, write_json
+from minibert.files import listed, read_json, write_json, write_text
 from minibert.finetuning import learn, read_splits
 from minibert.held_out import held_out_figures, held_out_text, masked_word_figures
 from minibert.intermediate import data_before
@@ -106,7 +107,7 @@ class Plan:
                 raise InputError(f"--tasks {name!r} is unknown{did_you_mean(name, ENTRIES)}")
         for name in ("seeds", "limit", "max_minutes", "max_steps", "jobs"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{flag(name)} is {value}, must be above 0")
         if self.max_minutes and self.max_steps:
             raise InputError("--max-minutes and --max-steps are both budgets; give one")
@@ -249,9 +250,8 @@ def _kept_tasks(before: dict[str, Any], names: Collection[str]) -> dict[str, Any
 def write_tables(folder: Path, suite: dict[str, Any]) -> None:
     """suite.json, suite.md and suite.html."""
     write_json(folder / "suite.json", suite)
-    page, sheet = as_markdown(suite), as_html(suite)
-    write_atomically(folder / "suite.md", lambda p: p.write_text(page, encoding="utf-8"))
-    write_atomically(folder / "suite.html", lambda p: p.write_text(sheet, encoding="utf-8"))
+    write_text(folder / "suite.md", as_markdown(suite))
+    write_text(folder / "suite.html", as_html(suite))
 
 
 # --- data -----------------------------------------------------------------------------------------

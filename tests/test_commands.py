@@ -807,6 +807,49 @@ def test_standard_input_is_refused_where_a_file_would_be(
     assert named in message
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 there")
+def test_a_review_whose_name_is_not_utf8_ends_no_run(world: Path, tmp_path: Path) -> None:
+    data = write_reviews(tmp_path / "aclImdb")
+    name = os.fsdecode(b"caf\xe9_8")
+    (data / f"test/pos/{name}.txt").write_text("A storm of a film.")
+    line = ["finetune", "--task", "imdb", "--data", str(data), "--model", str(world / "pretrained")]
+    line += ["--max-steps", "1", "--device", "cpu", "--output", str(tmp_path / "run")]
+    assert main(line) == 0
+    rows = (tmp_path / "run/predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert f"test/pos/{name}" in {json.loads(row)["id"] for row in rows}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 there")
+def test_a_search_over_data_whose_name_is_not_utf8_has_its_page(
+    world: Path, tmp_path: Path
+) -> None:
+    rows = ["text,label", *(f"river {i},{'xy'[i % 2]}" for i in range(20))]
+    data = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    data.write_text("\n".join(rows) + "\n")
+    line = ["search-settings", "--task", "classification", "--data", str(data)]
+    line += ["--model", str(world / "pretrained"), "--max-steps", "1", "--device", "cpu"]
+    line += ["--try-learning-rate", "1e-3", "--output", str(tmp_path / "out")]
+    assert main(line) == 0
+    assert "caf\\udce9.csv" in (tmp_path / "out/search.md").read_text(encoding="utf-8")
+
+
+def test_closed_streams_are_told_or_left_silent(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a shell's `<&-` and `>&-` leave them."""
+    folder = str(world / "finetuned")
+    with monkeypatch.context() as closed:
+        closed.setattr(sys, "stdin", None)
+        message, _ = complaint(["predict", folder, "-"], 2, capsys)
+        assert "standard input is closed" in message
+    with monkeypatch.context() as closed:
+        closed.setattr(sys, "stdout", None)
+        closed.setattr(sys, "stderr", None)
+        assert main(["predict", folder, "storm"]) == 0
+        for stream in (sys.stdout, sys.stderr):
+            stream.close()
+
+
 def test_help_tells_what_columns_a_family_reads_where_none_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

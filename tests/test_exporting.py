@@ -121,6 +121,25 @@ def test_what_a_real_run_says_of_itself_names_no_place(tmp_path: Path) -> None:
     assert found == {"dataset": "a.txt, b.txt, c.txt", "loss": 1.5}
 
 
+def test_classes_and_columns_that_look_like_places_stay_in_the_log(
+    model: Path, tmp_path: Path
+) -> None:
+    run: dict[str, Any] = {
+        "settings": {
+            "positive_label": "/r/spam",
+            "class_weights": "/r/spam=2",
+            "text_column": "/body",
+            "data": "/home/me/a.csv",
+        },
+        "resolved": {"model": {"id2label": {"0": "/r/ham", "1": "/r/spam"}}},
+    }
+    (model / "run.json").write_text(json.dumps(run))
+    (model / "results.json").write_text("{}")
+    export(model, tmp_path / "out")
+    run["settings"]["data"] = "a.csv"
+    assert json.loads((tmp_path / "out/run.json").read_text()) == run
+
+
 def test_fp32_changes_nothing(model: Path, tmp_path: Path) -> None:
     assert export(model, tmp_path / "out", dtype="fp32")["largest_change"] == 0
     before, after = (load_file(f / "model.safetensors") for f in (model, tmp_path / "out"))

@@ -22,6 +22,7 @@ from minibert.tasks.parallel import (
     read_multi30k,
     read_pairs_table,
     read_parallel_files,
+    read_parallel_folder,
 )
 
 
@@ -106,8 +107,24 @@ def test_files_of_different_lengths_are_refused_with_both_counts(tmp_path: Path)
 
 
 def test_a_missing_language_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"lacks train.fr \(or train.fr.gz\)"):
+    with pytest.raises(InputError, match=r"lacks train.fr \(or train.fr with .gz, .xz"):
         read_multi30k(write_multi30k(tmp_path), "en", "fr")
+
+
+@pytest.mark.parametrize("end", ["", ".gz", ".xz", ".bz2"])
+def test_a_folder_s_parts_may_be_packed_and_none_has_one_language_alone(
+    tmp_path: Path, end: str
+) -> None:
+    for name in ("train.en", "train.de", "val.en", "val.de", "test.de"):
+        with OPENERS.get(end, open)(tmp_path / f"{name}{end}", "wt", encoding="utf-8") as file:
+            file.write(f"{name} 1\n{name} 2\n")
+    with pytest.raises(InputError, match=r"lacks test.en \(or test.en with"):
+        read_parallel_folder(tmp_path, "en", "de")
+    (tmp_path / f"test.de{end}").unlink()
+    train, dev, test = read_parallel_folder(tmp_path, "en", "de")
+    assert [pair.source for pair in train] == ["train.en 1", "train.en 2"]
+    assert dev is not None and dev[1].references == ("val.de 2",)
+    assert test is None
 
 
 @pytest.mark.parametrize(("prefix", "end"), [("dialogsum_", ".csv.gz"), ("", ".csv")])

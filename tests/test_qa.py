@@ -142,6 +142,26 @@ def test_odd_files_are_read_with_a_word_about_them(tmp_path: Path) -> None:
     assert notes == ["1 said to be impossible but with answers, which are used (first: b)"]
 
 
+@pytest.mark.parametrize("start", [6, 6.0, "6", "6.0"])
+def test_a_start_may_stand_as_a_table_writes_it(tmp_path: Path, start: Any) -> None:
+    """Without a start the first of equal words would be taken for the answer."""
+    given = row("a")
+    given["answers"] = [{"text": "yy", "answer_start": start}]
+    paragraph = {"context": "yy zz yy", "qas": [given]}
+    questions, _ = read_squad(squad_file(tmp_path / "a.json", [paragraph]))
+    assert located(questions[0]) == (Answer("yy", 6),)
+    assert answer_notes(questions) == []
+
+
+@pytest.mark.parametrize("start", [None, "x", True, 0.5, math.nan, math.inf, [6]])
+def test_a_start_that_says_nothing_is_that_of_the_first_place(tmp_path: Path, start: Any) -> None:
+    given = row("a")
+    given["answers"] = [{"text": "yy", "answer_start": start}]
+    paragraph = {"context": "yy zz yy", "qas": [given]}
+    questions, _ = read_squad(squad_file(tmp_path / "a.json", [paragraph]))
+    assert located(questions[0]) == (Answer("yy", 0),)
+
+
 def test_answers_are_moved_or_left_out_of_training_with_a_count(tokenizer: WordPiece) -> None:
     context = "red fox, red fox, red fox"
     given = [

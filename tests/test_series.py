@@ -67,6 +67,18 @@ def test_side_by_side_gives_the_figures_of_one_after_the_other(
     assert "dev_accuracy" in folder.with_name("seed-1.log").read_text()
 
 
+def test_files_of_the_user_are_no_modules_of_a_run_beside_others(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("statistics", "queue", "random"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('of the user')\n")
+    taken: list[str] = []
+    jobs = [job(model, tmp_path / "runs/seed-0")]
+    carry_out_all(jobs, False, lambda ended: taken.extend(one.name for one, _ in ended), at_once=2)
+    assert taken == ["seed 0"]
+
+
 def test_finished_runs_are_not_repeated_side_by_side(model: str, tmp_path: Path) -> None:
     jobs = [job(model, tmp_path / f"seed-{seed}", seed) for seed in range(2)]
     carry_out_all(jobs, False, lambda ended: None, at_once=2)

@@ -27,6 +27,7 @@ from minibert.setting_search import (
     drawn,
     ordered,
     search_settings,
+    trial_table,
 )
 from minibert.settings import FinetuneSettings
 from minibert.tasks import find_task
@@ -271,6 +272,21 @@ def test_the_training_of_a_trial_is_that_of_both_tasks() -> None:
     _add(trial, 0, figures | {"intermediate": {"task": "stsb", "seconds": 600.0}}, 2)
     _add(trial, 1, figures, 2)
     assert trial["seconds"] == 60 + 600 + 60
+
+
+def test_the_best_step_of_several_seeds_is_told_in_any_order() -> None:
+    tables = []
+    for steps in ((90, 10), (10, 90)):
+        trial: dict[str, Any] = {"settings": {"learning_rate": 1e-3}, "dev": {}}
+        for seed, step in enumerate(steps):
+            figures = {"dev_accuracy": 0.7, "seconds": 60.0, "best_step": step, "steps": 100}
+            _add(trial, seed, figures, 2)
+        tables.append(trial_table({"trials": [trial], "figure": "accuracy"})[1])
+    assert tables[0] == tables[1] == [["0.001", "0.7000 ± 0.0000", "10 to 90 of 100", "2 min"]]
+    # As tables of before have it.
+    del trial["best_steps"]
+    trial["best_step"] = 1
+    assert "1 of 100" in trial_table({"trials": [trial], "figure": "accuracy"})[1][0]
 
 
 def test_every_run_is_known_by_what_it_learns_before_its_task(

@@ -518,6 +518,8 @@ def test_where_a_set_is_found(tmp_path: Path) -> None:
         ({"tasks": ("imbd",)}, "did you mean 'imdb'"),
         ({"seeds": 0}, "--seeds is 0"),
         ({"max_minutes": 0}, "--max-minutes is 0"),
+        ({"max_minutes": math.nan}, "--max-minutes is nan"),
+        ({"max_minutes": math.inf}, "--max-minutes is inf"),
         ({"max_minutes": 1, "max_steps": 1}, "both budgets"),
         ({"limit": 3}, "--limit is 3, must be at least 4"),
         ({"precision": "fp8"}, "--precision 'fp8' is unknown"),

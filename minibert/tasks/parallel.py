@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from minibert.corpus import split_sentences
 from minibert.errors import InputError
-from minibert.files import ending, read_text, table_kind
+from minibert.files import OPENERS, ending, read_text, table_kind
 from minibert.tasks.tables import Row, column, read_table
 
 
@@ -48,7 +48,7 @@ def read_multi30k(folder: Path, source: str = "en", target: str = "de") -> PairS
     """Reads Multi30k (Elliott et al. 2016): `train`, `val` and `test_2016_flickr`, line by line.
 
     Args:
-        folder: holds `train.en`, `train.de` and so on, plain or as `.gz`.
+        folder: holds `train.en`, `train.de` and so on, plain or packed.
         source, target: endings of the files: en, de, fr or others that are there.
 
     Raises:
@@ -70,8 +70,8 @@ def read_dialogsum(folder: Path) -> PairSplits:
     references of one example.
 
     Args:
-        folder: holds `dialogsum_{train,validation,test}.csv`, or without `dialogsum_`, plain or as
-            `.gz`, with the columns id, dialogue and summary.
+        folder: holds `dialogsum_{train,validation,test}.csv`, or without `dialogsum_`, plain or
+            packed, with the columns id, dialogue and summary.
 
     Raises:
         InputError: a missing file or column, or rows of different lengths.
@@ -160,11 +160,13 @@ def read_parallel_folder(
     A dev split may be called val, dev, valid or validation; it and the test may be missing.
 
     Raises:
-        InputError: no train, or two files with different numbers of lines.
+        InputError: no train, a part in one of the languages alone, or two files with different
+            numbers of lines.
     """
     found: list[list[TextPair] | None] = []
     for names in _PARTS.values():
-        there = [n for n in names if _is_there(folder, f"{n}.{source}")]
+        both = [(n, f"{n}.{end}") for n in names for end in (source, target)]
+        there = [name for name, file in both if _found(folder, file)]
         name = there[0] if there else names[0]
         if not there and name != "train":
             found.append(None)
@@ -179,10 +181,6 @@ def read_parallel_folder(
 def is_table(path: Path) -> bool:
     """Whether a file is a table of columns by its name: CSV, TSV or JSONL, plain or packed."""
     return _kind(path) is not None
-
-
-def _is_there(folder: Path, name: str) -> bool:
-    return (folder / name).is_file() or (folder / f"{name}.gz").is_file()
 
 
 def read_pairs_table(path: Path, source_column: str, target_column: str) -> list[TextPair]:
@@ -208,12 +206,17 @@ def _id_of(row: dict[str, Any], number: int) -> str:
 
 
 def _present(folder: Path, names: list[str]) -> Path:
-    """The first of some files that is there, plain or as `.gz`."""
-    every = [folder / f"{name}{end}" for name in names for end in ("", ".gz")]
-    for path in every:
-        if path.is_file():
+    """The first of some files that is there, plain or packed."""
+    for name in names:
+        if path := _found(folder, name):
             return path
-    raise InputError(f"{folder} lacks {names[0]} (or {names[0]}.gz)")
+    raise InputError(f"{folder} lacks {names[0]} (or {names[0]} with {', '.join(OPENERS)})")
+
+
+def _found(folder: Path, name: str) -> Path | None:
+    """A file of a folder, plain or packed; None where it is not there."""
+    every = (folder / f"{name}{end}" for end in ("", *OPENERS))
+    return next((path for path in every if path.is_file()), None)
 
 
 def _lines_of(path: Path) -> list[str]:

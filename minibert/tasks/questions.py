@@ -125,8 +125,16 @@ def _string(row: Any, key: str, place: str) -> str:
 
 def _answer(row: Any, place: str) -> Answer:
     text = _string(row, "text", f"{place}, an answer")
-    start = row.get("answer_start", -1)
-    return Answer(text, start if isinstance(start, int) else -1)
+    return Answer(text, _start(row.get("answer_start")))
+
+
+def _start(value: Any) -> int:
+    """Where an answer starts, -1 where the file does not say; 6.0 and "6" are 6, as tables say."""
+    try:
+        start = -1.0 if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):  # no number, or one of thousands of digits
+        return -1
+    return int(start) if start.is_integer() else -1
 
 
 def _named(what: str, ids: Sequence[str]) -> str:
