@@ -226,13 +226,17 @@ class RunFolder:
             path.rename(self._aside / path.name)
         if (run := self.path / "run.json").exists():  # left for what is kept, and soon replaced
             shutil.copy2(run, self._aside / run.name)
+        before = self._trained()
         try:
             yield
         except BaseException as error:
-            is_begun = self._holds_stage() or self.seed_runs() or not any(self._aside.iterdir())
-            if is_begun and not isinstance(error, InputError):
+            is_new = not any(self._aside.iterdir())
+            if (is_new or self._trained() != before) and not isinstance(error, InputError):
                 raise  # which --resume goes on with
-            self.forget()
+            if is_new:
+                self.forget()
+            else:
+                self.clear()
             for path in self._aside.iterdir():
                 remove(self.path / path.name)
                 path.rename(self.path / path.name)
@@ -241,9 +245,12 @@ class RunFolder:
             shutil.rmtree(self._aside)
             self._aside = None
 
-    def _holds_stage(self) -> bool:
-        """Whether something was trained in what is kept."""
-        return any((self.path / name / "run.json").is_file() for name in self.kept)
+    def _trained(self) -> dict[str, bytes]:
+        """Of what was trained here the run.json: of kept stages, and of seeds that learnt."""
+        stages = [self.path / name for name in self.kept]
+        seeds = [seed for seed in self.seed_runs() if _has_learnt(seed)]
+        found = {path.name: path / "run.json" for path in (*stages, *seeds)}
+        return {name: run.read_bytes() for name, run in found.items() if run.is_file()}
 
     def _earlier(self) -> Iterator[Path]:
         """What `clear` removes beside the runs of seeds, in its order, as far as it is there."""
@@ -284,7 +291,7 @@ class RunFolder:
 
     def forget(self) -> None:
         """Removes a run that could not begin, unless something was trained in it."""
-        if not self._holds_stage():
+        if not self._trained():
             self.kept = ()
             self.clear()
 
@@ -399,6 +406,12 @@ def _may_differ(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> b
         return True
     is_text = name in ("adapt", "self_training")
     return name in _MAY_DIFFER or (is_text and None not in (was, given))
+
+
+def _has_learnt(run: Path) -> bool:
+    """Whether a run's folder holds more than what it was begun with: rows, states or a stage."""
+    own = any((run / name).exists() for name in ("metrics.jsonl", "checkpoints", "results.json"))
+    return own or any(run.glob("*/run.json"))
 
 
 def _is_object(run: dict[str, Any], key: str) -> bool:

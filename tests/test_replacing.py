@@ -100,6 +100,65 @@ def test_what_ends_before_anything_is_trained_leaves_the_earlier_run(
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_an_earlier_run_learnt_first_is_nothing_that_the_new_one_trained(
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seeds: int,
+    error: BaseException,
+) -> None:
+    write_corpus(tmp_path / "own.txt", documents=8)
+    run = tmp_path / "run"
+    adapted: dict[str, Any] = {"adapt": str(tmp_path / "own.txt"), "seeds": seeds}
+    tune(model, data, run, adapt_epochs=0.5, **adapted)
+    before = files(run)
+
+    def failing(*given: Any, **more: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as full:
+        full.setattr(pretraining, "open_store", failing)
+        with pytest.raises(type(error)):
+            tune(model, data, run, adapt_epochs=1, overwrite=True, **adapted)
+    assert files(run) == before
+    assert tune(model, data, run, adapt_epochs=0.5, resume=True, **adapted).figures["num_eval"]
+    assert files(run) == before
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_seed_that_has_learnt_nothing_yet_replaces_nothing(
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seeds: int,
+    error: BaseException,
+) -> None:
+    run = tmp_path / "run"
+    tune(model, data, run)
+    before = files(run)
+    read = finetuning.read_splits
+
+    def failing(task: Any, source: Any) -> Any:  # of the task before
+        if task.name == "similarity":
+            raise error
+        return read(task, source)
+
+    rows = [f"river {i},bridge {i},{i % 5}" for i in range(20)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["text,text_pair,score", *rows]) + "\n")
+    pairs = str(tmp_path / "pairs.csv")
+    first: dict[str, Any] = {"intermediate_task": "similarity", "intermediate_data": pairs}
+    with monkeypatch.context() as full:
+        full.setattr(finetuning, "read_splits", failing)
+        with pytest.raises(type(error)):
+            tune(model, data, run, seeds=seeds, overwrite=True, **first)
+    assert files(run) == before
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
 @pytest.mark.parametrize("name", ["predictions.jsonl", "seed-1/predictions.jsonl"])
 def test_a_run_does_not_replace_the_file_that_it_learns_from(
     model: Path, data: Path, tmp_path: Path, seeds: int, name: str
