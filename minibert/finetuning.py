@@ -209,6 +209,9 @@ class _BeforeSeeds:
         settings = self.task.settings
         parts = parts_of(self.task, self.splits, settings.dev_fraction, settings.limit)
         learn(self.task, parts.train, start)
+        if settings.adapt is not None:  # else the first run looks at them before it trains
+            for examples in (parts.dev, parts.test):
+                self.task.encode(examples)
         if settings.texts_to_answer:
             self.task.check_self_training()
             check_teacher(settings, None)
@@ -268,7 +271,7 @@ def _finetune_once(
 class _Start:
     """The model that is trained, and where it came from.
 
-    positions: how many of them are trained when this run ends.
+    positions: how many of them are trained when this run ends. dev, test: what it is scored on.
     """
 
     folder: Path
@@ -277,6 +280,8 @@ class _Start:
     model: Any
     positions: int
     earlier: dict[str, EarlierStage]  # by its word in run.json and results.json
+    dev: list[list[Feature]]
+    test: list[list[Feature]]
 
 
 class _Run:
@@ -315,7 +320,7 @@ class _Run:
         if (ended := self._gone_on_with(splits)) is not None:
             return ended
         self.runtime = start_or_replay_runtime(settings, self.begun, self.world)
-        start = self._start(splits, parts.train)
+        start = self._start(splits, parts)
         features = flat(task.encode_to_learn(parts.train))
         _say_unknown(features, start.tokenizer)
         data = TaskData(
@@ -327,7 +332,7 @@ class _Run:
             settings.seed,
             self.world,
         )
-        dev, test = task.encode(parts.dev), task.encode(parts.test)
+        dev, test = start.dev, start.test
         # Minutes are those of the whole command, so what they are taken off comes before the rest.
         baseline = _baseline(task, parts) if settings.max_minutes and self.world.is_main else None
         loop = self._loop(start, data, parts.dev, dev, test)
@@ -405,7 +410,7 @@ class _Run:
             self.stopped, self.begun = self.begun, None
         return None
 
-    def _start(self, splits: Splits[Any], train: list[Any]) -> _Start:
+    def _start(self, splits: Splits[Any], parts: Parts) -> _Start:
         """The chosen model with the task's head, placed.
 
         Raises:
@@ -422,7 +427,9 @@ class _Run:
                 f"--resume: the weights in {folder} have changed; --overwrite starts anew"
             )
         _say_untrained_positions(settings, folder)
-        tokenizer = learn(self.task, train, folder)
+        tokenizer = learn(self.task, parts.train, folder)
+        # What cannot be scored is refused here, before hours of earlier stages.
+        dev, test = self.task.encode(parts.dev), self.task.encode(parts.test)
         record = run_record("finetune", settings, splits.fingerprint, self.runtime)
         record["resolved"] = {"start": str(folder), "start_weights": digest}
         stages = EarlierStages(
@@ -444,7 +451,7 @@ class _Run:
         placed(model, settings, self.runtime)
         trained = 0 if random_weights else trained_positions(backbone, config)
         positions = max(trained, settings.max_seq_length)
-        return _Start(folder, digest, tokenizer, model, positions, earlier)
+        return _Start(folder, digest, tokenizer, model, positions, earlier, dev, test)
 
     def _loop(
         self,

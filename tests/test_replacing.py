@@ -159,6 +159,45 @@ def test_a_seed_that_has_learnt_nothing_yet_replaces_nothing(
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("stage", ["adapt", "intermediate_task"])
+def test_what_cannot_be_scored_is_refused_before_an_earlier_stage_is_trained(
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seeds: int,
+    stage: str,
+) -> None:
+    run = tmp_path / "run"
+    tune(model, data, run)
+    before = files(run)
+    rows: list[dict[str, Any]] = [
+        {"text": "river", "label": "yes"},
+        {"text": "bank", "label": "no"},
+    ]
+    rows.append({"text": "both", "label": ["yes", "no"]})
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    pairs = [f"river {i},bridge {i},{i % 5}" for i in range(20)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["text,text_pair,score", *pairs]) + "\n")
+    write_corpus(tmp_path / "own.txt", documents=8)
+    options: dict[str, Any] = {"adapt": str(tmp_path / "own.txt")}
+    if stage != "adapt":
+        options = {stage: "similarity", "intermediate_data": str(tmp_path / "pairs.csv")}
+
+    def failing(*given: Any, **more: Any) -> None:
+        raise AssertionError("a step was taken")
+
+    monkeypatch.setattr(Loop, "take_step", failing)
+    options |= {"test_data": str(tmp_path / "test.jsonl"), "seeds": seeds}
+    with pytest.raises(InputError, match="has 2 labels"):
+        tune(model, data, run, overwrite=True, **options)
+    assert files(run) == before
+    with pytest.raises(InputError, match="has 2 labels"):
+        tune(model, data, tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
 @pytest.mark.parametrize("name", ["predictions.jsonl", "seed-1/predictions.jsonl"])
 def test_a_run_does_not_replace_the_file_that_it_learns_from(
     model: Path, data: Path, tmp_path: Path, seeds: int, name: str
