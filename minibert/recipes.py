@@ -395,12 +395,13 @@ def find_recipe(settings: FinetuneSettings, family: str, config: BertConfig) -> 
 
 
 def filled(
-    settings: FinetuneSettings, family: str, config: BertConfig
+    settings: FinetuneSettings, family: str, config: BertConfig, several_labels: bool = False
 ) -> tuple[FinetuneSettings, str]:
     """The settings with what a recipe has for those that were not given, and a line about it.
 
     Args:
         config: of the model to start from.
+        several_labels: a text of the data may have, though no column's name says so.
 
     Returns:
         The line is empty where nothing was filled in.
@@ -418,7 +419,7 @@ def filled(
     if _has_own_classes(settings, family):
         for name in ("select", "threshold"):
             values.pop(name, None)
-    if _windows_were_not_measured(settings):
+    if several_labels or _windows_were_not_measured(settings):
         values.pop("truncation", None)
     if "epochs" not in values:
         values.pop("min_steps", None)

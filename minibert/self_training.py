@@ -397,8 +397,13 @@ def _make_answers(
             "the head begins anew" if len(counts) > 1 else "so the run goes on from the teacher"
         )
         log_line("self-training", f"no text is answered with {missing!r}; {goes_on}")
-    write_jsonl(run / _LEARNT, rows)
     known = [example for example in parts.dev if counts[example.label]]
+    if not known:
+        raise InputError(
+            f"the texts are answered with {', '.join(map(repr, counts))} alone, of which dev has "
+            f"no example to choose a student by; give --dev-data of all classes, or {_WITHOUT}"
+        )
+    write_jsonl(run / _LEARNT, rows)
     write_jsonl(run / _DEV, [{"text": e.text, "label": e.label} for e in known])
     return notes
 

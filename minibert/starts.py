@@ -20,6 +20,7 @@ from minibert.runs import log_line
 from minibert.self_training import lack_of_texts
 from minibert.settings import BOTH, NO_TASK, NO_TEXTS, FinetuneSettings
 from minibert.tasks import find_task
+from minibert.tasks.labelled import has_lists_of_labels
 
 _PRETRAINED = "runs/pretrain"
 
@@ -73,12 +74,15 @@ def with_recipe(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
     except InputError:
         return settings, ""
     settings, texts = _with_room_for_texts(settings, find_recipe(settings, family, config))
-    found, said = filled(settings, family, config)
+    several = family == "classification" and has_lists_of_labels(settings)
+    found, said = filled(settings, family, config, several)
     without = ""
     if found.intermediate and not settings.intermediate_task and (why := lack(found)):
         without = f"without {found.intermediate_task} before it: {why}"
         settings = dataclasses.replace(settings, intermediate_task=NO_TASK)
-        found, said = filled(settings, family, config)  # what is left out is not told as filled in
+        found, said = filled(
+            settings, family, config, several
+        )  # what is left out is not told as filled in
     return found, "; ".join(filter(None, (said, without, texts)))
 
 

@@ -129,7 +129,7 @@ def test_classes_and_columns_that_look_like_places_stay_in_the_log(
             "positive_label": "/r/spam",
             "class_weights": "/r/spam=2",
             "text_column": "/body",
-            "data": "/home/me/a.csv",
+            "data": "/data/me/a.csv",
         },
         "resolved": {"model": {"id2label": {"0": "/r/ham", "1": "/r/spam"}}},
     }

@@ -17,7 +17,7 @@ from minibert.cli import main
 from minibert.config import BertConfig, preset
 from minibert.errors import InputError
 from minibert.fields import Default
-from minibert.files import model_path
+from minibert.files import OPENERS, model_path
 from minibert.finetuning import finetune
 from minibert.flags import settings_from
 from minibert.model_folders import BUNDLED
@@ -25,6 +25,7 @@ from minibert.pretraining import pretrain
 from minibert.recipes import RECIPES, Recipe, file_settings, filled
 from minibert.setting_search import SEARCHED
 from minibert.settings import FinetuneSettings
+from minibert.starts import with_recipe
 from minibert.suite import ENTRIES
 from minibert.tasks import find_task
 
@@ -108,6 +109,31 @@ def test_what_the_user_gives_stays_even_where_it_is_the_default(
     assert (given.batch_size, given.max_seq_length) == (16, 256)
     for budget in ({"max_steps": 7}, {"max_minutes": 1}):
         assert fill(**budget).epochs is None
+
+
+@pytest.mark.parametrize(
+    ("row", "truncation"),
+    [
+        ('\ufeff{"text": "a", "label": ["x", "y"]}', "head"),
+        ('{"text": "a", "label": []}', "head"),
+        ('{"text": "a", "label": "x"}', "windows"),
+        ('{"text": "a", "label": "x", "tags": ["y"]}', "windows"),
+        ("{", "windows"),
+        ("\n", "windows"),
+    ],
+)
+@pytest.mark.parametrize("end", ["", ".xz"])
+def test_windows_are_for_texts_of_one_class(
+    tmp_path: Path, row: str, truncation: str, end: str
+) -> None:
+    """Those of several were not measured, and a window need not have all that the whole has."""
+    path = tmp_path / f"own.jsonl{end}"
+    with OPENERS.get(end, open)(path, "wt", encoding="utf-8") as file:
+        file.write(row + "\n")
+    given = FinetuneSettings(task="classification", data=str(path), model="minibert-mini-en")
+    found, said = with_recipe(given)
+    assert found.truncation == truncation
+    assert ("truncation" in said) == (truncation == "windows")
 
 
 def test_least_steps_go_with_the_epochs_of_a_recipe() -> None:

@@ -269,6 +269,28 @@ def test_nb_svm_wants_an_example_of_each_class(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dev_part_without_what_is_answered_is_told_as_the_user_s(
+    model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    rows = [{"text": f"river {i}", "label": "abc"[i % 3]} for i in range(30)]
+    for name, own in (("train", rows), ("dev", [r for r in rows if r["label"] == "c"])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, own)) + "\n")
+    named = {
+        f"{part}data": str(tmp_path / f"{name}.jsonl")
+        for part, name in (("", "train"), ("dev_", "dev"), ("test_", "train"))
+    }
+
+    def two_classes(self: Any, train: Any, *asked: Any) -> list[np.ndarray]:
+        of_dev, of_texts = asked
+        return [np.eye(3)[[2] * len(of_dev)], np.eye(3)[np.arange(len(of_texts)) % 2]]
+
+    monkeypatch.setattr(ClassificationTask, "word_scores", two_classes)
+    with pytest.raises(InputError, match=r"answered with '[ab]', '[ab]' alone, .*--dev-data of"):
+        tune(model, tmp_path / "run", **{**sets, **named}, teacher="nb-svm")
+    assert not (tmp_path / "run").exists()
+
+
 def test_nb_svm_s_answers_of_one_class_teach_nothing(
     model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

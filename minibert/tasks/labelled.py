@@ -6,15 +6,18 @@ Out: `Splits` of `LabelledText`.
 
 from __future__ import annotations
 
+import json
+import lzma
 import re
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.errors import InputError
-from minibert.files import whole_characters
+from minibert.files import open_bytes, table_kind, whole_characters
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Splits
 from minibert.tasks.tables import Row, check_columns_differ, column, read_table, stray_quotes
@@ -220,6 +223,23 @@ def read_own_test(
     test = _as_sets(test) if multi else _as_names(test)
     size = f"{len(test):,} rows to score"
     return Splits([], test, settings.data, (size, *notes, *noticed((), None, test)))
+
+
+def has_lists_of_labels(settings: FinetuneSettings) -> bool:
+    """Whether the first row of a user's JSON lines has a list of labels, as of several classes.
+
+    What cannot be read is told where it is read whole.
+    """
+    path = Path(settings.data or "")
+    if table_kind(path) != ".jsonl":
+        return False
+    try:
+        with open_bytes(path) as handle:
+            row = json.loads(next(filter(bytes.strip, handle), b"").decode("utf-8-sig"))
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, ValueError, RecursionError):
+        return False
+    label = settings.label_column or "label"
+    return isinstance(row, dict) and isinstance(row.get(label), list)
 
 
 def classes_of(examples: Sequence[LabelledText]) -> tuple[str, ...]:
