@@ -89,6 +89,18 @@ Baselines = dict[tuple[Any, ...], dict[str, float]]
 _MUCH_UNKNOWN = 0.05  # share of unknown pieces in train that is worth a line
 
 
+_Encoded = list[list[Feature]]
+
+
+def _encoded(task: Task[Any, Any], parts: Parts) -> tuple[_Encoded, _Encoded]:
+    """The features of dev and of test, by example.
+
+    Raises:
+        InputError: some cannot be scored.
+    """
+    return task.encode(parts.dev), task.encode(parts.test)
+
+
 def _build_model(
     settings: FinetuneSettings,
     task: Task[Any, Any],
@@ -209,9 +221,8 @@ class _BeforeSeeds:
         settings = self.task.settings
         parts = parts_of(self.task, self.splits, settings.dev_fraction, settings.limit)
         learn(self.task, parts.train, start)
-        if settings.adapt is not None:  # else the first run looks at them before it trains
-            for examples in (parts.dev, parts.test):
-                self.task.encode(examples)
+        if settings.adapt and not self.task.is_open_ended:  # else each run does, before it trains
+            _encoded(self.task, parts)
         if settings.texts_to_answer:
             self.task.check_self_training()
             check_teacher(settings, None)
@@ -271,7 +282,7 @@ def _finetune_once(
 class _Start:
     """The model that is trained, and where it came from.
 
-    positions: how many of them are trained when this run ends. dev, test: what it is scored on.
+    positions: how many of them are trained when this run ends.
     """
 
     folder: Path
@@ -280,8 +291,6 @@ class _Start:
     model: Any
     positions: int
     earlier: dict[str, EarlierStage]  # by its word in run.json and results.json
-    dev: list[list[Feature]]
-    test: list[list[Feature]]
 
 
 class _Run:
@@ -300,10 +309,9 @@ class _Run:
         self.left_out = left_out
         self.baselines = {} if baselines is None else baselines
         self.settings, self.started = task.settings, started
-        # Seconds of a budget in minutes that the scoring at the end was planned to take, and that
-        # are kept for it by now.
+        self.scored: tuple[_Encoded, _Encoded] | None = None  # where they were encoded early
+        # Seconds of a budget in minutes that the scoring at the end was planned to take.
         self.planned: float | None = None
-        self.kept: float | None = None
         # The run.json of a run that was stopped in an earlier stage: fine-tuning is to begin.
         self.stopped: dict[str, Any] | None = None
 
@@ -332,7 +340,7 @@ class _Run:
             settings.seed,
             self.world,
         )
-        dev, test = start.dev, start.test
+        dev, test = self.scored or _encoded(task, parts)
         # Minutes are those of the whole command, so what they are taken off comes before the rest.
         baseline = _baseline(task, parts) if settings.max_minutes and self.world.is_main else None
         loop = self._loop(start, data, parts.dev, dev, test)
@@ -428,8 +436,10 @@ class _Run:
             )
         _say_untrained_positions(settings, folder)
         tokenizer = learn(self.task, parts.train, folder)
-        # What cannot be scored is refused here, before hours of earlier stages.
-        dev, test = self.task.encode(parts.dev), self.task.encode(parts.test)
+        if (settings.intermediate or settings.texts_to_answer or settings.adapt) and (
+            not self.task.is_open_ended  # whose texts are cut by the decoder, which is built later
+        ):
+            self.scored = _encoded(self.task, parts)  # refused before hours of earlier stages
         record = run_record("finetune", settings, splits.fingerprint, self.runtime)
         record["resolved"] = {"start": str(folder), "start_weights": digest}
         stages = EarlierStages(
@@ -451,7 +461,7 @@ class _Run:
         placed(model, settings, self.runtime)
         trained = 0 if random_weights else trained_positions(backbone, config)
         positions = max(trained, settings.max_seq_length)
-        return _Start(folder, digest, tokenizer, model, positions, earlier, dev, test)
+        return _Start(folder, digest, tokenizer, model, positions, earlier)
 
     def _loop(
         self,
@@ -525,10 +535,10 @@ class _Run:
         settings = self.settings
         if self.begun is not None:
             resolved = self.begun["resolved"]
-            self.planned = self.kept = resolved.get("scoring_seconds")  # an older run has none
+            self.planned = resolved.get("scoring_seconds")  # an older run has none
             return Budget(**resolved["budget"])
         if settings.tuning_minutes:
-            self.planned = self.kept = self.world.from_main(scoring())
+            self.planned = self.world.from_main(scoring())
             left = training_seconds(settings.tuning_minutes, self.started, self.planned)
             return Budget(seconds=self.world.from_main(left))
         if settings.max_steps:
@@ -593,10 +603,8 @@ class _Run:
         Early on it may end at once or never, and will learn better. So that counts as much as there
         is used of the budget; the rest is what was planned.
         """
-        assert self.planned is not None and self.kept is not None
-        kept = self.planned + min(1.0, loop.done) * (scoring - self.planned)
-        loop.move_end(self.kept - kept)
-        self.kept = kept
+        assert self.planned is not None
+        loop.move_end(min(1.0, loop.done) * (self.planned - scoring))
 
     def _known_baseline(self, splits: Splits[Any], parts: Parts) -> dict[str, float]:
         """`_baseline`, which no seed changes: of several the first to need it computes it.

@@ -166,7 +166,8 @@ class LoopSettings:
 class LoopState:
     """What the loop carries from step to step, all of it in every checkpoint.
 
-    window holds the sums since the last logged row; seconds are those inside the loop.
+    window holds the sums since the last logged row; seconds are those inside the loop, and later
+    those by which a budget of them ends later than planned.
     """
 
     step: int = 0
@@ -177,6 +178,7 @@ class LoopState:
     waited: int = 0  # evaluations since the best one
     window: dict[str, float] = field(default_factory=dict)
     finished: bool = False
+    later: float = 0.0
 
 
 class NonFiniteError(RuntimeError):
@@ -220,7 +222,7 @@ class Loop:
         self.settings, self.runtime, self.folder = settings, runtime, folder
         self.evaluate, self.utilisation, self.pace = evaluate, utilisation, pace
         self.mean_step, self.passes = mean_step, passes
-        self.state = LoopState()
+        self.state, self._planned = LoopState(), settings.budget
         self._sums: dict[str, Tensor] = {}  # of the log window, on the device
         self._first_bad: Tensor | None = None  # step whose loss or gradient was not finite; 0: none
         self.asked_to_stop = 0  # the signal that this process was sent, if any
@@ -246,6 +248,7 @@ class Loop:
         self.state, self._sums = LoopState(**saved["loop"]), {}
         if not self.state.window.keys() >= self._window_keys():
             self.state.window = {}  # of an older version, which counted less
+        self.move_end(self.state.later)
         self.data.seek(saved["data"])
         self._seconds_before = self._agreed_seconds = self._last_save = self.state.seconds
         return True
@@ -488,16 +491,17 @@ class Loop:
         if self.settings.budget.seconds is None:
             return
         left = max(1.0, self.settings.budget.seconds - self._seconds())
-        budget = Budget(seconds=self.world.from_main(left))
-        self.settings = replace(self.settings, budget=budget)
+        self._planned = Budget(seconds=self.world.from_main(left))
+        self.settings = replace(self.settings, budget=self._planned)
         self.start_clock()
 
     def move_end(self, seconds: float) -> None:
-        """Lets a budget of seconds end so much later; after the last step it has ended."""
-        budget = self.settings.budget.seconds
-        if budget is not None and not self.state.finished:
-            later = Budget(seconds=max(1.0, budget + seconds))
-            self.settings = replace(self.settings, budget=later)
+        """Lets a budget of seconds end so much later than planned; after the last step it has."""
+        planned = self._planned.seconds
+        if planned is not None and not self.state.finished:
+            self.state.later = seconds
+            budget = Budget(seconds=max(1.0, planned + seconds))
+            self.settings = replace(self.settings, budget=budget)
 
     def announce(self, model: nn.Module) -> tuple[float, float]:
         """Prints the size of the network and how long the budget will take, from a timed step.

@@ -376,6 +376,8 @@ def test_the_end_of_a_budget_of_seconds_may_move() -> None:
     loop = made(Budget(seconds=10))
     loop.move_end(5)
     assert loop.settings.budget == Budget(seconds=15)
+    loop.move_end(2)  # than planned, not than before
+    assert loop.settings.budget == Budget(seconds=12)
     loop.move_end(-99)
     assert loop.settings.budget == Budget(seconds=1)
     loop.state.finished = True
@@ -384,6 +386,17 @@ def test_the_end_of_a_budget_of_seconds_may_move() -> None:
     loop = made(Budget(max_steps=7))
     loop.move_end(5)
     assert loop.settings.budget == Budget(max_steps=7)
+
+
+def test_the_moved_end_of_a_budget_is_kept_with_the_state(tmp_path: Path) -> None:
+    options = {"budget": Budget(seconds=10)}
+    with RunFolder(tmp_path / "run") as folder:
+        loop = make_loop(make_line(), Repeated(line_steps([4])), folder=folder, **options)
+        loop.move_end(5)
+        loop.save()
+        again = make_loop(make_line(), Repeated(line_steps([4])), folder=folder, **options)
+        assert again.restore()
+    assert again.settings.budget == Budget(seconds=15)
 
 
 def test_utilisation_and_padding_are_those_of_the_window(tmp_path: Path) -> None:
