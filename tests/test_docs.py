@@ -18,6 +18,7 @@ from minibert.flags import parsers, settings_from
 from minibert.recipes import filled
 from minibert.runs import weights_digest
 from minibert.settings import FinetuneSettings, PretrainSettings
+from minibert.suite_report import as_markdown
 from minibert.tasks import find_task
 
 ROOT = Path(__file__).parent.parent
@@ -201,6 +202,15 @@ def test_a_card_says_what_the_suite_of_its_model_found_of_masked_words(suite: Pa
     accuracy = f"{found['mlm_accuracy']:.1%}".replace("%", " %")
     bits = f"{found['mlm_bits_per_character']:.3f} bits per character"
     assert f"{found['max_seq_length']} tokens, 15 % masked: accuracy {accuracy}, {bits}" in row
+
+
+@pytest.mark.parametrize(
+    "suite", sorted((ROOT / "docs" / "suites").glob("*.json")), ids=lambda path: path.stem
+)
+def test_the_page_of_a_suite_is_that_of_its_figures(suite: Path) -> None:
+    pytest.importorskip("scipy")  # without it the page has no p
+    page = as_markdown(json.loads(suite.read_text("utf-8")))
+    assert suite.with_suffix(".md").read_text("utf-8") == page
 
 
 def suite_tasks() -> list[tuple[str, str]]:
