@@ -143,7 +143,10 @@ class EarlierStages:
             return {}
         if not asked or self.begun is not None:
             return self._all(asked, start)
-        with folder.replacing(*([] if self.stopped else [INTERMEDIATE, *SELF_TRAINING])):
+        goes_on = self.stopped is not None
+        with folder.replacing(
+            *([] if goes_on else [INTERMEDIATE, *SELF_TRAINING]), goes_on=goes_on
+        ):
             folder.write_run(record)
             return self._all(asked, start)
 

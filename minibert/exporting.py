@@ -219,12 +219,20 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _without_places(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: v if _is_of_classes(k) else _without_places(v) for k, v in value.items()}
+        kept = {key: item for key, item in value.items() if _is_of_classes(key)}
+        # Several places in one text, which `dataset` has had, are cut before each absolute one.
+        several = {"dataset": _places(value["dataset"])} if "dataset" in value else {}
+        cut = {key: _without_places(item) for key, item in value.items()}
+        return cut | kept | several
     if isinstance(value, list):
         return [_without_places(item) for item in value]
+    return _without_place(value) if isinstance(value, str) else value
+
+
+def _places(value: Any) -> Any:
+    """The names of the places that a data set was read from, in one text."""
     if not isinstance(value, str):
         return value
-    # Several places in one text, as `dataset` has had them, are cut before each absolute one.
     return ", ".join(map(_without_place, re.split(r", (?=/|[A-Za-z]:[\\/])", value)))
 
 

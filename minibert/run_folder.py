@@ -208,13 +208,14 @@ class RunFolder:
         self.drop_half_written()
 
     @contextlib.contextmanager
-    def replacing(self, *more: str) -> Iterator[None]:
+    def replacing(self, *more: str, goes_on: bool = False) -> Iterator[None]:
         """Clears the folder; where the block fails before it trained anything, all comes back.
 
         So it does after an InputError; what was trained meanwhile in what is kept stays, too.
 
         Args:
             more: names to clear with the rest, though they be kept.
+            goes_on: the run here was stopped in what is kept, so that this was trained.
         """
         self.drop_half_written()
         self._aside = self.path / f".before.{os.getpid()}.tmp"
@@ -224,19 +225,23 @@ class RunFolder:
         own = list(self._earlier())  # the results first: what is half moved is not finished
         for path in dict.fromkeys([*own[:1], *seeds, *others, *own[1:]]):
             path.rename(self._aside / path.name)
-        if (run := self.path / "run.json").exists():  # left for what is kept, and soon replaced
-            shutil.copy2(run, self._aside / run.name)
-        before = self._trained()
+        there = {name for name in self.kept if (self.path / name).exists()}
+        for name in ("run.json", *there):  # left for what is kept, and soon replaced
+            if (self.path / name).is_file():
+                shutil.copy2(self.path / name, self._aside / name)
+        before = {} if goes_on else self._trained()
         try:
             yield
         except BaseException as error:
-            is_new = not any(self._aside.iterdir())
-            if (is_new or self._trained() != before) and not isinstance(error, InputError):
+            is_new, has_trained = not any(self._aside.iterdir()), self._trained() != before
+            if (is_new or has_trained) and not isinstance(error, InputError):
                 raise  # which --resume goes on with
             if is_new:
                 self.forget()
             else:
                 self.clear()
+            for name in there if has_trained else {*self.kept} - there:
+                remove((self._aside if has_trained else self.path) / name)
             for path in self._aside.iterdir():
                 remove(self.path / path.name)
                 path.rename(self.path / path.name)
@@ -245,12 +250,12 @@ class RunFolder:
             shutil.rmtree(self._aside)
             self._aside = None
 
-    def _trained(self) -> dict[str, bytes]:
-        """Of what was trained here the run.json: of kept stages, and of seeds that learnt."""
+    def _trained(self) -> dict[str, Any]:
+        """What was trained here, kept stages and seeds that learnt, by what each began from."""
         stages = [self.path / name for name in self.kept]
         seeds = [seed for seed in self.seed_runs() if _has_learnt(seed)]
         found = {path.name: path / "run.json" for path in (*stages, *seeds)}
-        return {name: run.read_bytes() for name, run in found.items() if run.is_file()}
+        return {name: _began_from(run) for name, run in found.items() if run.is_file()}
 
     def _earlier(self) -> Iterator[Path]:
         """What `clear` removes beside the runs of seeds, in its order, as far as it is there."""
@@ -406,6 +411,15 @@ def _may_differ(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> b
         return True
     is_text = name in ("adapt", "self_training")
     return name in _MAY_DIFFER or (is_text and None not in (was, given))
+
+
+def _began_from(run: Path) -> Any:
+    """What of a run.json says that it is another run: settings may be spelt anew."""
+    try:
+        content = read_json(run, "")
+    except InputError:  # damaged, which is told where it is needed
+        return run.read_bytes()
+    return [content.get(key) for key in ("resolved", "versions", "data_fingerprint")]
 
 
 def _has_learnt(run: Path) -> bool:

@@ -398,7 +398,7 @@ def _make_answers(
         )
         log_line("self-training", f"no text is answered with {missing!r}; {goes_on}")
     known = [example for example in parts.dev if counts[example.label]]
-    if not known:
+    if len(counts) > 1 and not known:
         raise InputError(
             f"the texts are answered with {', '.join(map(repr, counts))} alone, of which dev has "
             f"no example to choose a student by; give --dev-data of all classes, or {_WITHOUT}"

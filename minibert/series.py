@@ -14,6 +14,7 @@ import gc
 import os
 import shutil
 import signal
+import site
 import statistics
 import subprocess
 import sys
@@ -303,10 +304,10 @@ def _started(job: Job, changed: set[str], folder: Path, at_once: int) -> _Proces
     command = [sys.executable, "-P", "-c", _CHILD, "finetune", "--config", str(config)]
     command += ["--debug"] if settings.debug else []
     environment = dict(os.environ)
-    place = Path(__file__).parent.parent
-    if place.name not in ("site-packages", "dist-packages"):
+    place = str(Path(__file__).parent.parent)
+    if place not in (*site.getsitepackages(), site.getusersitepackages()):
         # Where the package is not installed, the other process has to find it, too.
-        paths = [str(place), os.environ.get("PYTHONPATH", "")]
+        paths = [place, os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     if not threads_were_asked_for():
         environment["OMP_NUM_THREADS"] = str(max(1, num_cores() // at_once))

@@ -80,9 +80,8 @@ def with_recipe(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
     if found.intermediate and not settings.intermediate_task and (why := lack(found)):
         without = f"without {found.intermediate_task} before it: {why}"
         settings = dataclasses.replace(settings, intermediate_task=NO_TASK)
-        found, said = filled(
-            settings, family, config, several
-        )  # what is left out is not told as filled in
+        # What is left out is not told as filled in.
+        found, said = filled(settings, family, config, several)
     return found, "; ".join(filter(None, (said, without, texts)))
 
 

@@ -134,8 +134,10 @@ def test_classes_and_columns_that_look_like_places_stay_in_the_log(
         "resolved": {"model": {"id2label": {"0": "/r/ham", "1": "/r/spam"}}},
     }
     (model / "run.json").write_text(json.dumps(run))
-    (model / "results.json").write_text("{}")
+    notes = {"data_notes": ["2 of test with labels that train lacks (/r/x, /r/y)"]}
+    (model / "results.json").write_text(json.dumps(notes))
     export(model, tmp_path / "out")
+    assert json.loads((tmp_path / "out/results.json").read_text()) == notes
     run["settings"]["data"] = "a.csv"
     assert json.loads((tmp_path / "out/run.json").read_text()) == run
 

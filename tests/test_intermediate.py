@@ -19,7 +19,7 @@ import minibert
 from minibert import recipes
 from minibert.cli import main
 from minibert.config import BertConfig
-from minibert.errors import InputError
+from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
 from minibert.flags import settings_from
@@ -32,7 +32,7 @@ from minibert.setting_search import search_settings
 from minibert.settings import FinetuneSettings
 from minibert.starts import with_recipe
 from minibert.tasks import find_task
-from minibert.train import NonFiniteError
+from minibert.train import Loop, NonFiniteError
 
 LOOP: dict[str, Any] = {
     **{"max_seq_length": 32, "batch_size": 4, "max_steps": 2, "device": "cpu", "precision": "fp32"},
@@ -456,6 +456,27 @@ def test_one_that_diverges_is_told_as_the_run_s_own_end(
     )
     with pytest.raises(NonFiniteError, match="--intermediate-task sst2: "):
         tune(model, tmp_path / "run", **sets)
+    assert "--intermediate-task sst2: " in RunFolder(tmp_path / "run").diverged
+
+
+def test_so_it_is_where_one_diverges_that_was_stopped_before(
+    model: Path, tmp_path: Path, sets: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Loop.take_step
+
+    def stopping(loop: Loop) -> None:
+        take(loop)
+        loop.asked_to_stop = signal.SIGTERM
+
+    def diverging(loop: Loop) -> None:
+        raise NonFiniteError("step 2: the loss is nan")
+
+    monkeypatch.setattr(Loop, "take_step", stopping)
+    with pytest.raises(Interrupted):
+        tune(model, tmp_path / "run", **sets)
+    monkeypatch.setattr(Loop, "take_step", diverging)
+    with pytest.raises(NonFiniteError, match="--intermediate-task sst2: "):
+        tune(model, tmp_path / "run", **sets, resume=True)
     assert "--intermediate-task sst2: " in RunFolder(tmp_path / "run").diverged
 
 

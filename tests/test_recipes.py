@@ -116,6 +116,7 @@ def test_what_the_user_gives_stays_even_where_it_is_the_default(
     [
         ('\ufeff{"text": "a", "label": ["x", "y"]}', "head"),
         ('{"text": "a", "label": []}', "head"),
+        ('{"text": "a", "label": "x"}\n\n{"text": "b", "label": ["x", "y"]}', "head"),
         ('{"text": "a", "label": "x"}', "windows"),
         ('{"text": "a", "label": "x", "tags": ["y"]}', "windows"),
         ("{", "windows"),

@@ -158,6 +158,52 @@ def test_a_seed_that_has_learnt_nothing_yet_replaces_nothing(
     assert files(run) == before
 
 
+@pytest.mark.parametrize("first", [{}, {"adapt": "auto", "adapt_epochs": 0.5}])
+def test_what_was_gathered_for_a_run_that_could_not_begin_goes_with_it(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    tune(model, data, run, **first)
+    before = files(run)
+
+    def failing(*given: Any, **more: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    other = write_rows(tmp_path / "other.csv", 30)
+    with monkeypatch.context() as full:
+        full.setattr(pretraining, "open_store", failing)
+        with pytest.raises(OSError, match="No space left"):
+            tune(model, other, run, overwrite=True, adapt="auto")
+    assert files(run) == before
+
+
+def test_an_adaptation_by_another_name_is_nothing_that_was_trained(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path / "own.txt", documents=8)
+    run = tmp_path / "run"
+    tune(model, data, run, adapt=str(tmp_path / "own.txt"), adapt_epochs=0.5)
+    before = files(run)
+    monkeypatch.chdir(tmp_path)
+    read = finetuning.read_splits
+
+    def failing(task: Any, source: Any) -> Any:  # of the task that comes between
+        if task.name == "similarity":
+            raise KeyboardInterrupt
+        return read(task, source)
+
+    rows = [f"river {i},bridge {i},{i % 5}" for i in range(20)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["text,text_pair,score", *rows]) + "\n")
+    between = {"intermediate_task": "similarity", "intermediate_data": "pairs.csv"}
+    with monkeypatch.context() as stopped:
+        stopped.setattr(finetuning, "read_splits", failing)
+        with pytest.raises(KeyboardInterrupt):
+            tune(model, data, run, overwrite=True, adapt="own.txt", adapt_epochs=0.5, **between)
+    found = files(run)
+    assert found.keys() == before.keys()
+    assert {name for name in found if found[name] != before[name]} <= {"adapted/run.json"}
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 @pytest.mark.parametrize("stage", ["adapt", "intermediate_task"])
 def test_what_cannot_be_scored_is_refused_before_an_earlier_stage_is_trained(

@@ -6,6 +6,7 @@ Out: `Splits` of `LabelledText`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import lzma
 import re
@@ -22,6 +23,7 @@ from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Splits
 from minibert.tasks.tables import Row, check_columns_differ, column, read_table, stray_quotes
 
+_LOOKED_AT = 1000  # rows, for how the labels are written
 # Short tags of HTML by their names, such as <br />, </b> and <a href="x">; attributes have an "=".
 # What else stands in angle brackets (<user>, <e1>, x <y and z> w) is text.
 _MARKUP = re.compile(
@@ -226,7 +228,7 @@ def read_own_test(
 
 
 def has_lists_of_labels(settings: FinetuneSettings) -> bool:
-    """Whether the first row of a user's JSON lines has a list of labels, as of several classes.
+    """Whether one of the first rows of a user's JSON lines has a list of labels.
 
     What cannot be read is told where it is read whole.
     """
@@ -235,11 +237,12 @@ def has_lists_of_labels(settings: FinetuneSettings) -> bool:
         return False
     try:
         with open_bytes(path) as handle:
-            row = json.loads(next(filter(bytes.strip, handle), b"").decode("utf-8-sig"))
+            lines = itertools.islice(filter(bytes.strip, handle), _LOOKED_AT)
+            rows = [json.loads(line.decode("utf-8-sig")) for line in lines]
     except (OSError, EOFError, lzma.LZMAError, zlib.error, ValueError, RecursionError):
         return False
     label = settings.label_column or "label"
-    return isinstance(row, dict) and isinstance(row.get(label), list)
+    return any(isinstance(row, dict) and isinstance(row.get(label), list) for row in rows)
 
 
 def classes_of(examples: Sequence[LabelledText]) -> tuple[str, ...]:
