@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def _draw_ratios(axes: Any, found: dict[str, tuple[list[Timing], float]]) -> Non
         first = at
         for ours in (t for t in timings if t.name.startswith(_OURS)):
             which = ours.name.removeprefix(_OURS).strip(" ,")
-            for colour, other in zip(_THEIRS, theirs, strict=False):
+            for colour, other in zip(itertools.cycle(_THEIRS), theirs, strict=False):
                 middle, low, high = ratios(ours, other)
                 spread = [[middle - low], [high - middle]]
                 axes.barh(at, middle, 0.85, color=colour, xerr=spread, ecolor="#00000055")

@@ -163,14 +163,14 @@ def unchanged_labels(run: Path, data: str | None, limit: int) -> dict[str, tuple
     """
     loaded = {name: minibert.load(run, "cpu", name) for name in ("fp32", "bf16", "int8")}
     learnt = loaded["fp32"].task
-    if not isinstance(learnt, ClassificationTask):
-        raise InputError(f"{run} is of {learnt.name}; expected a run of finetune.py --task imdb")
     task = ClassificationTask(FinetuneSettings(task="imdb", data=data))
+    if not isinstance(learnt, ClassificationTask) or set(learnt.labels) != set(task.labels):
+        raise InputError(f"{run} is of {learnt.name}; expected a run of finetune.py --task imdb")
     test = task.read(task.find_data()).test
     assert test is not None
     examples = limit_examples(task, test, limit)
     texts = [e.text for e in examples]
-    labels = np.array([task.labels.index(str(e.label)) for e in examples])
+    labels = np.array([learnt.labels.index(str(e.label)) for e in examples])
     answers = {name: predictor.probabilities(texts).argmax(1) for name, predictor in loaded.items()}
     return {
         precision: (float((found == answers["fp32"]).mean()), float((found == labels).mean()))

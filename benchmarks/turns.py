@@ -261,6 +261,8 @@ def peak_mib(process: int | str = "self") -> float:
         status = Path(f"/proc/{process}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
     except (OSError, IndexError):
+        if process != "self":  # it has ended by now
+            return 0.0
         unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB elsewhere
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 

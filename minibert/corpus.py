@@ -151,7 +151,11 @@ def _files_below(folder: Path, flag: str) -> list[Path]:
 def _refuse_unread(path: Path, flag: str) -> None:
     """Raises InputError for a text file of a folder that is packed in a way that is not read."""
     unpacked = path.with_suffix("")
-    if path.suffix in _OTHER_PACKED and _kind(unpacked) is not None and not unpacked.exists():
+    if (
+        path.suffix.lower() in _OTHER_PACKED
+        and _kind(unpacked) is not None
+        and not unpacked.exists()
+    ):
         raise InputError(
             f"{flag} {path} would be left out: {path.suffix} is not read; unpack it, or pack it as "
             f".gz, .xz or .bz2"

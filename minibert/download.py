@@ -8,6 +8,7 @@ gathered in `<folder>.part` instead.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import http.client
@@ -325,6 +326,7 @@ def _transfer(url: str, part: Path) -> None:
     for attempt, pause in enumerate((*_PAUSES_SECONDS, None)):
         try:
             _fetch_rest(url, part)
+            _tag_of(part).unlink(missing_ok=True)
             return
         except _Cut as cut:
             if isinstance(cut, _Unreachable) and attempt == 0:  # no network: waiting helps nobody
@@ -341,8 +343,10 @@ def _transfer(url: str, part: Path) -> None:
 def _fetch_rest(url: str, part: Path) -> None:
     """One request, for the bytes that come after those in `part`."""
     offset = _size(part)
-    with _ask(url, offset) as response:
+    with _ask(url, offset, _tag_of(part)) as response:
         place = _place(response, offset)
+        if response.status == 200:
+            _note_tag(response, _tag_of(part))
         # 416 that fits: an earlier call stopped just before the rename; its body is a message.
         if place is not None and response.status != 416:
             _append(response, part, *place)
@@ -358,11 +362,35 @@ def _fetch_rest(url: str, part: Path) -> None:
         raise _Cut(f"the transfer broke off at {_size(part):,} of {total:,} bytes")
 
 
-def _ask(url: str, offset: int) -> _Answer:
-    """The answer to a request for everything from `offset` on: status 200, 206 or 416."""
+def _tag_of(part: Path) -> Path:
+    """The file beside a part that says of which version of the whole it is."""
+    return part.with_name(f"{part.name}.tag")
+
+
+def _note_tag(answer: _Answer, tag: Path) -> None:
+    """Keeps what the server calls this version of a file, where it calls it something."""
+    name = answer.headers.get("ETag", "")
+    if name.startswith("W/") or not name:  # alike is not the same to the byte
+        name = answer.headers.get("Last-Modified", "")
+    if name:
+        tag.write_text(name, encoding="utf-8")
+    else:
+        tag.unlink(missing_ok=True)
+
+
+def _ask(url: str, offset: int, tag: Path) -> _Answer:
+    """The answer to a request for everything from `offset` on: status 200, 206 or 416.
+
+    Where the file has become another since, it is 200 with the whole (RFC 9110, section 13.1.5).
+
+    Args:
+        tag: the file with the name of the version that the bytes before `offset` are of, if any.
+    """
     headers = {"User-Agent": _USER_AGENT}
     if offset:
         headers["Range"] = f"bytes={offset}-"
+        with contextlib.suppress(FileNotFoundError):
+            headers["If-Range"] = tag.read_text(encoding="utf-8")
     request = urllib.request.Request(url, headers=headers)
     try:
         response: http.client.HTTPResponse = _web_opener().open(request, timeout=_TIMEOUT_SECONDS)

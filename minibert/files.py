@@ -13,6 +13,7 @@ import json
 import lzma
 import os
 import re
+import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -221,7 +222,8 @@ def sync(path: Path) -> None:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write(temporary_path)`, syncs, then renames: the file is whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # No other writer's: another thread's, or that of an equal number on a shared disk.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         write(temporary)
         sync(temporary)

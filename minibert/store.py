@@ -281,8 +281,14 @@ def _check_own(folder: Path) -> None:
 
 
 def _host() -> str:
-    """This machine in the name of a half-written store: a cache may lie on a shared disk."""
+    """Where a process's number counts, for the name of a half-written store.
+
+    A cache may lie on a disk of several machines, and containers that go by one name have numbers
+    of their own: of each the first process is 1.
+    """
     name = platform.node().partition(".")[0]
+    with contextlib.suppress(OSError):  # Linux alone has such spaces
+        name += f"-{os.stat('/proc/self/ns/pid').st_ino}"
     return f"{name}-" if name else ""
 
 

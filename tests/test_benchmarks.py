@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -372,6 +373,21 @@ def test_labels_of_what_is_no_run_are_refused_in_a_line(
     told = capsys.readouterr()
     assert stop.value.code == 2 and told.out == ""
     assert told.err.startswith("prediction: ") and "is not a model folder" in told.err
+
+
+def test_the_memory_of_a_process_that_has_ended_is_nobody_else_s() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert turns.peak_mib(gone.pid) == 0
+    assert turns.peak_mib() > 1
+
+
+def test_a_run_of_other_classes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = find_task("sst2")(FinetuneSettings(task="sst2"))
+    runtime = start_runtime("cpu", "fp32", deterministic=True)
+    monkeypatch.setattr(minibert, "load", lambda *_: Predictor(None, task, runtime))
+    with pytest.raises(InputError, match="runs/sst2 is of sst2; expected a run of"):
+        prediction.unchanged_labels(Path("runs/sst2"), None, 1)
 
 
 def test_a_run_that_tells_no_classes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,8 @@ class Server(ThreadingHTTPServer):
         self.knows_ranges = True
         self.false_start = 0  # added to the start that an answer to a range claims
         self.redirect = ""
+        self.tags: dict[str, str] = {}  # headers that name the version
+        self.next: tuple[bytes, dict[str, str]] | None = None  # after the first answer
         self.url = f"http://127.0.0.1:{self.server_port}/set.tar.gz"
 
 
@@ -89,6 +91,9 @@ class Handler(BaseHTTPRequestHandler):
         server.agents.append(self.headers["User-Agent"])
         size = len(server.body)
         start = int(asked[6:-1]) if asked and server.knows_ranges else 0
+        wanted = self.headers["If-Range"]
+        if wanted and wanted not in server.tags.values():
+            start = 0
         if server.redirect and self.path != "/moved":
             self.answer(302, {"Location": server.redirect})
         elif server.statuses:
@@ -98,10 +103,12 @@ class Handler(BaseHTTPRequestHandler):
         elif start:
             begin = start + server.false_start
             self.answer(
-                206, {"Content-Range": f"bytes {begin}-{size - 1}/{size}"}, server.body[start:]
+                206,
+                {"Content-Range": f"bytes {begin}-{size - 1}/{size}", **server.tags},
+                server.body[start:],
             )
         else:
-            self.answer(200, {}, server.body)
+            self.answer(200, server.tags, server.body)
 
     def answer(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         self.send_response(status)
@@ -112,6 +119,8 @@ class Handler(BaseHTTPRequestHandler):
             body = body[: self.server.cuts.pop(0)]
         # Counted first: the client may be done before this thread goes on.
         self.server.sent += len(body) if status in (200, 206) else 0
+        if self.server.next:
+            (self.server.body, self.server.tags), self.server.next = self.server.next, None
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
@@ -377,6 +386,34 @@ def test_plain_files_go_on_where_an_earlier_call_gave_up(
     folder = download("files", tmp_path)
     assert server.asked[-1] == "bytes=100-"
     assert (folder / "a.txt").read_bytes() == (folder / "b.txt").read_bytes() == NOISE
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"ETag": '"one"'}, {"ETag": '"two"'}),
+        ({"ETag": 'W/"alike"', "Last-Modified": "Mon"}, {"Last-Modified": "Tue"}),
+        ({"ETag": '"one"'}, {"ETag": '"one"'}),
+        ({}, {}),
+    ],
+)
+def test_two_versions_of_a_file_are_not_pieced_together(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: dict[str, str],
+    after: dict[str, str],
+) -> None:
+    """Of plain files no checksum would notice."""
+    is_other = before != after
+    server.body, server.tags, server.cuts = NOISE, before, [100]
+    server.next = (NOISE[::-1] if is_other else NOISE, after)
+    offer_files(monkeypatch, server)
+    folder = download("files", tmp_path)
+    assert (folder / "a.txt").read_bytes() == server.body
+    assert server.asked[:2] == [None, "bytes=100-"]
+    assert (server.sent == 2 * len(NOISE)) != is_other  # taken up, or sent again
+    assert files_in(tmp_path) == {"files", "files/a.txt", "files/b.txt", "files/SHA256SUMS"}
 
 
 def test_an_archive_of_files_without_a_folder_gets_one(

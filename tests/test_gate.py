@@ -51,6 +51,20 @@ def test_every_path_computes_what_the_plain_one_does(tmp_path: Path) -> None:
     assert apart["bf16"][1] > 1e-4  # it really is another arithmetic
 
 
+def test_a_path_is_within_the_spread_where_its_mean_is_between_plain_seeds() -> None:
+    def runs(*losses: float) -> list[dict[str, float]]:
+        same = {"tokens": 1, "steps": 1, "masked_tokens": 1, "unigram_entropy": 7.0}
+        return [{"mlm_loss": loss, "nsp_accuracy": 0.5, **same} for loss in losses]
+
+    plain = runs(5.0, 5.0, 5.3)
+    figures = {"plain": plain, "all": runs(5.29, 5.29, 5.29), "worse": runs(5.39, 5.39, 5.39)}
+    curves = {path: [[(1, 7.0)]] * 3 for path in figures}
+    page = gate.report(figures, curves, {})
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ") and "±" in line]
+    verdicts = [row[4].strip() for row in rows]
+    assert verdicts == ["yes", "yes", "NO"]
+
+
 def test_a_corpus_that_is_not_there_is_told_in_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from samples import one_thread  # noqa: F401
 
 from minibert.errors import InputError
-from minibert.files import bundled_data, write_json
+from minibert.files import bundled_data, write_atomically, write_json
 from minibert.finetuning import finetune
 from minibert.pretraining import pretrain
 from minibert.run_folder import RunFolder, read_metrics
@@ -148,6 +148,21 @@ def test_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_made(tmp_
     with pytest.raises(InputError, match="caf\ufffd is not UTF-8"), RunFolder(folder):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_two_writers_of_a_file_do_not_meet(tmp_path: Path) -> None:
+    """As two threads that make one index: the later one wins, and either file is whole."""
+    path = tmp_path / "index"
+
+    def first(temporary: Path) -> None:
+        temporary.write_text("first")
+        write_atomically(path, lambda other: other.write_text("second"))
+        assert path.read_text() == "second"
+        assert temporary.read_text() == "first"
+
+    write_atomically(path, first)
+    assert path.read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
 
 
 def test_a_file_that_cannot_be_written_is_told_by_its_own_name(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -536,6 +537,24 @@ def test_the_half_written_store_of_another_machine_is_left_alone(tmp_path: Path)
     os.utime(theirs, (0, 0))
     store._sweep(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_containers_of_one_name_write_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has processes of its own numbers, so that both may be 1."""
+    names = []
+    for space in (11, 12):
+        with monkeypatch.context() as patch:
+            patch.setattr(store.platform, "node", lambda: "host.local")
+            patch.setattr(os, "stat", lambda path, space=space: SimpleNamespace(st_ino=space))
+            names.append(store._host())
+    assert names == ["host-11-", "host-12-"]
+    theirs = tmp_path / f".tokens-abc.{names[0]}{os.getpid()}.tmp"
+    theirs.mkdir()
+    assert not store._is_orphan(theirs)  # a number of there says nothing here, be it one's own
+    os.utime(theirs, (0, 0))
+    assert store._is_orphan(theirs)
 
 
 def half_written(
