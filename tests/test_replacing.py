@@ -39,6 +39,20 @@ def write_rows(path: Path, count: int) -> Path:
     return path
 
 
+def write_pairs(path: Path) -> None:
+    rows = [f"river {i},bridge {i},{i % 5}" for i in range(20)]
+    path.write_text("\n".join(["text,text_pair,score", *rows]) + "\n", encoding="utf-8")
+
+
+def ends(error: BaseException) -> Any:
+    """What ends a run by this error wherever it is called in the place of something else."""
+
+    def failing(*given: Any, **more: Any) -> None:
+        raise error
+
+    return failing
+
+
 def tune(model: Path | None, data: Path, output: Path, **options: Any) -> RunResult:
     given = {"task": "classification", "model": model and str(model), "data": str(data)}
     where = {"output": str(output), "cache_dir": str(data.parent / "cache")}
@@ -89,11 +103,7 @@ def test_what_ends_before_anything_is_trained_leaves_the_earlier_run(
     run = tmp_path / "run"
     tune(model, data, run, seeds=seeds)
     before = files(run)
-
-    def failing(*given: Any, **more: Any) -> None:  # as where the cache's disk is full
-        raise error
-
-    monkeypatch.setattr(pretraining, "open_store", failing)
+    monkeypatch.setattr(pretraining, "open_store", ends(error))  # as where the disk is full
     with pytest.raises(type(error)):
         tune(model, data, run, seeds=seeds, overwrite=True, adapt=str(tmp_path / "own.txt"))
     assert files(run) == before
@@ -114,12 +124,8 @@ def test_what_an_earlier_run_learnt_first_is_nothing_that_the_new_one_trained(
     adapted: dict[str, Any] = {"adapt": str(tmp_path / "own.txt"), "seeds": seeds}
     tune(model, data, run, adapt_epochs=0.5, **adapted)
     before = files(run)
-
-    def failing(*given: Any, **more: Any) -> None:
-        raise error
-
     with monkeypatch.context() as full:
-        full.setattr(pretraining, "open_store", failing)
+        full.setattr(pretraining, "open_store", ends(error))
         with pytest.raises(type(error)):
             tune(model, data, run, adapt_epochs=1, overwrite=True, **adapted)
     assert files(run) == before
@@ -147,8 +153,7 @@ def test_a_seed_that_has_learnt_nothing_yet_replaces_nothing(
             raise error
         return read(task, source)
 
-    rows = [f"river {i},bridge {i},{i % 5}" for i in range(20)]
-    (tmp_path / "pairs.csv").write_text("\n".join(["text,text_pair,score", *rows]) + "\n")
+    write_pairs(tmp_path / "pairs.csv")
     pairs = str(tmp_path / "pairs.csv")
     first: dict[str, Any] = {"intermediate_task": "similarity", "intermediate_data": pairs}
     with monkeypatch.context() as full:
@@ -165,13 +170,9 @@ def test_what_was_gathered_for_a_run_that_could_not_begin_goes_with_it(
     run = tmp_path / "run"
     tune(model, data, run, **first)
     before = files(run)
-
-    def failing(*given: Any, **more: Any) -> None:
-        raise OSError(28, "No space left on device")
-
     other = write_rows(tmp_path / "other.csv", 30)
     with monkeypatch.context() as full:
-        full.setattr(pretraining, "open_store", failing)
+        full.setattr(pretraining, "open_store", ends(OSError(28, "No space left on device")))
         with pytest.raises(OSError, match="No space left"):
             tune(model, other, run, overwrite=True, adapt="auto")
     assert files(run) == before
@@ -192,8 +193,7 @@ def test_an_adaptation_by_another_name_is_nothing_that_was_trained(
             raise KeyboardInterrupt
         return read(task, source)
 
-    rows = [f"river {i},bridge {i},{i % 5}" for i in range(20)]
-    (tmp_path / "pairs.csv").write_text("\n".join(["text,text_pair,score", *rows]) + "\n")
+    write_pairs(tmp_path / "pairs.csv")
     between = {"intermediate_task": "similarity", "intermediate_data": "pairs.csv"}
     with monkeypatch.context() as stopped:
         stopped.setattr(finetuning, "read_splits", failing)
@@ -223,17 +223,12 @@ def test_what_cannot_be_scored_is_refused_before_an_earlier_stage_is_trained(
     ]
     rows.append({"text": "both", "label": ["yes", "no"]})
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    pairs = [f"river {i},bridge {i},{i % 5}" for i in range(20)]
-    (tmp_path / "pairs.csv").write_text("\n".join(["text,text_pair,score", *pairs]) + "\n")
+    write_pairs(tmp_path / "pairs.csv")
     write_corpus(tmp_path / "own.txt", documents=8)
     options: dict[str, Any] = {"adapt": str(tmp_path / "own.txt")}
     if stage != "adapt":
         options = {stage: "similarity", "intermediate_data": str(tmp_path / "pairs.csv")}
-
-    def failing(*given: Any, **more: Any) -> None:
-        raise AssertionError("a step was taken")
-
-    monkeypatch.setattr(Loop, "take_step", failing)
+    monkeypatch.setattr(Loop, "take_step", ends(AssertionError("a step was taken")))
     options |= {"test_data": str(tmp_path / "test.jsonl"), "seeds": seeds}
     with pytest.raises(InputError, match="has 2 labels"):
         tune(model, data, run, overwrite=True, **options)
