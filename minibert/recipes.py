@@ -82,12 +82,23 @@ RECIPES = (
         max_seq_length=256,
         truncation="windows",
     ),
-    # Dev accuracy 0.837 after two epochs; 0.834 at 5e-4.
+    # Dev accuracy 0.856 of five seeds. Without an epsilon, two epochs of 32 a step: with dropout
+    # 0.837 at 2e-4, 0.834 at 5e-4, without 0.820.
     Recipe(
-        *("sst2", 4, 256, False, "docs/LOG.md, 2026-11-26"),
+        *("sst2", 4, 256, False, "docs/LOG.md, 2026-11-30"),
+        learning_rate=4e-4,
+        epochs=3.0,
+        min_steps=2000,
+        batch_size=64,
+        max_seq_length=64,
+        dropout=0.0,
+        adversarial_epsilon=0.5,
+    ),
+    # Dev accuracy 0.816 of five seeds; no other rate was tried.
+    Recipe(
+        *("sst2", 4, 256, True, "docs/LOG.md, 2026-11-30"),
         learning_rate=2e-4,
         epochs=2.0,
-        min_steps=2000,
         batch_size=32,
         max_seq_length=64,
     ),
