@@ -397,15 +397,25 @@ def _make_answers(
             "the head begins anew" if len(counts) > 1 else "so the run goes on from the teacher"
         )
         log_line("self-training", f"no text is answered with {missing!r}; {goes_on}")
-    known = [example for example in parts.dev if counts[example.label]]
+    known = _of_classes(parts.dev, counts)
+    write_jsonl(run / _LEARNT, rows)
+    write_jsonl(run / _DEV, [{"text": e.text, "label": e.label} for e in known])
+    return notes
+
+
+def _of_classes(dev: Sequence[Any], counts: Counter[str]) -> list[Any]:
+    """The examples of dev that a student is chosen by, of classes that were answered.
+
+    Raises:
+        InputError: there are none, where a student is to be trained.
+    """
+    known = [example for example in dev if counts[example.label]]
     if len(counts) > 1 and not known:
         raise InputError(
             f"the texts are answered with {', '.join(map(repr, counts))} alone, of which dev has "
             f"no example to choose a student by; give --dev-data of all classes, or {_WITHOUT}"
         )
-    write_jsonl(run / _LEARNT, rows)
-    write_jsonl(run / _DEV, [{"text": e.text, "label": e.label} for e in known])
-    return notes
+    return known
 
 
 def _word_scores(
