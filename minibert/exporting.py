@@ -219,26 +219,20 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _without_places(value: Any) -> Any:
     if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if _is_of_classes(key)}
-        # Several places in one text, which `dataset` has had, are cut before each absolute one.
-        several = {"dataset": _places(value["dataset"])} if "dataset" in value else {}
-        cut = {key: _without_places(item) for key, item in value.items()}
-        return cut | kept | several
+        return {key: _of_key(key, item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_places(item) for item in value]
     return _without_place(value) if isinstance(value, str) else value
 
 
-def _places(value: Any) -> Any:
-    """The names of the places that a data set was read from, in one text."""
-    if not isinstance(value, str):
+def _of_key(key: str, value: Any) -> Any:
+    """A value of the log's objects without places; classes and columns may look so, as /r/films."""
+    if key in _OF_CLASSES or key.endswith("_column"):
         return value
+    if key != "dataset" or not isinstance(value, str):
+        return _without_places(value)
+    # Several places in one text, which it has had, are cut before each absolute one.
     return ", ".join(map(_without_place, re.split(r", (?=/|[A-Za-z]:[\\/])", value)))
-
-
-def _is_of_classes(key: str) -> bool:
-    """Whether a key's values are the user's words for classes or columns, such as /r/films."""
-    return key in _OF_CLASSES or key.endswith("_column")
 
 
 def _without_place(text: str) -> str:

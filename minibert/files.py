@@ -114,6 +114,12 @@ class _Streams(io.RawIOBase):
         return len(unpacked)
 
 
+def find_packed(folder: Path, name: str) -> Path | None:
+    """A file of a folder, plain or packed; None where it is not there."""
+    every = (folder / f"{name}{end}" for end in ("", *OPENERS))
+    return next((path for path in every if path.is_file()), None)
+
+
 def open_bytes(path: Path) -> IO[bytes]:
     """A file to read, through the decompressor that its name asks for."""
     ending = path.suffix.lower()

@@ -240,8 +240,12 @@ class RunFolder:
                 self.forget()
             else:
                 self.clear()
-            for name in there if has_trained else {*self.kept} - there:
-                remove((self._aside if has_trained else self.path) / name)
+            if has_trained:  # what was gathered for it stays with it
+                for name in there:
+                    remove(self._aside / name)
+            else:
+                for name in {*self.kept} - there:
+                    remove(self.path / name)
             for path in self._aside.iterdir():
                 remove(self.path / path.name)
                 path.rename(self.path / path.name)

@@ -90,6 +90,7 @@ def test_an_input_error_leaves_the_earlier_run_as_it_was(
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("was_adapted", [False, True])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_what_ends_before_anything_is_trained_leaves_the_earlier_run(
     model: Path,
@@ -97,39 +98,21 @@ def test_what_ends_before_anything_is_trained_leaves_the_earlier_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     seeds: int,
+    was_adapted: bool,
     error: BaseException,
 ) -> None:
+    """What the earlier run learnt first is nothing that the new one trained."""
     write_corpus(tmp_path / "own.txt", documents=8)
-    run = tmp_path / "run"
-    tune(model, data, run, seeds=seeds)
-    before = files(run)
-    monkeypatch.setattr(pretraining, "open_store", ends(error))  # as where the disk is full
-    with pytest.raises(type(error)):
-        tune(model, data, run, seeds=seeds, overwrite=True, adapt=str(tmp_path / "own.txt"))
-    assert files(run) == before
-
-
-@pytest.mark.parametrize("seeds", [1, 2])
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_what_an_earlier_run_learnt_first_is_nothing_that_the_new_one_trained(
-    model: Path,
-    data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    seeds: int,
-    error: BaseException,
-) -> None:
-    write_corpus(tmp_path / "own.txt", documents=8)
-    run = tmp_path / "run"
-    adapted: dict[str, Any] = {"adapt": str(tmp_path / "own.txt"), "seeds": seeds}
-    tune(model, data, run, adapt_epochs=0.5, **adapted)
+    run, text = tmp_path / "run", str(tmp_path / "own.txt")
+    first: dict[str, Any] = {"adapt": text, "adapt_epochs": 0.5} if was_adapted else {}
+    tune(model, data, run, seeds=seeds, **first)
     before = files(run)
     with monkeypatch.context() as full:
-        full.setattr(pretraining, "open_store", ends(error))
+        full.setattr(pretraining, "open_store", ends(error))  # as where the disk is full
         with pytest.raises(type(error)):
-            tune(model, data, run, adapt_epochs=1, overwrite=True, **adapted)
+            tune(model, data, run, seeds=seeds, overwrite=True, adapt=text, adapt_epochs=1)
     assert files(run) == before
-    assert tune(model, data, run, adapt_epochs=0.5, resume=True, **adapted).figures["num_eval"]
+    assert tune(model, data, run, seeds=seeds, resume=True, **first).figures["num_eval"]
     assert files(run) == before
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from minibert.corpus import split_sentences
 from minibert.errors import InputError
-from minibert.files import OPENERS, ending, read_text, table_kind
+from minibert.files import OPENERS, ending, find_packed, read_text, table_kind
 from minibert.tasks.tables import Row, column, read_table
 
 
@@ -166,7 +166,7 @@ def read_parallel_folder(
     found: list[list[TextPair] | None] = []
     for names in _PARTS.values():
         both = [(n, f"{n}.{end}") for n in names for end in (source, target)]
-        there = [name for name, file in both if _found(folder, file)]
+        there = [name for name, file in both if find_packed(folder, file)]
         name = there[0] if there else names[0]
         if not there and name != "train":
             found.append(None)
@@ -208,15 +208,9 @@ def _id_of(row: dict[str, Any], number: int) -> str:
 def _present(folder: Path, names: list[str]) -> Path:
     """The first of some files that is there, plain or packed."""
     for name in names:
-        if path := _found(folder, name):
+        if path := find_packed(folder, name):
             return path
     raise InputError(f"{folder} lacks {names[0]} (or {names[0]} with {', '.join(OPENERS)})")
-
-
-def _found(folder: Path, name: str) -> Path | None:
-    """A file of a folder, plain or packed; None where it is not there."""
-    every = (folder / f"{name}{end}" for end in ("", *OPENERS))
-    return next((path for path in every if path.is_file()), None)
 
 
 def _lines_of(path: Path) -> list[str]:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minibert.errors import InputError
-from minibert.files import read_text, whole_characters
+from minibert.files import find_packed, read_text, whole_characters
 
-_PACKED = ("", ".gz", ".xz", ".bz2")
 _NAMED = 3  # ids that a note names
 
 
@@ -51,9 +50,8 @@ def find_split(folder: Path, split: str, version_2: bool | None) -> Path | None:
     """
     versions = {True: ["v2.0"], False: ["v1.1"], None: ["v1.1", "v2.0"]}[version_2]
     for stem in (*(f"{split}-{version}" for version in versions), split):
-        for packed in _PACKED:
-            if (path := folder / f"{stem}.json{packed}").is_file():
-                return path
+        if path := find_packed(folder, f"{stem}.json"):
+            return path
     return None
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from minibert.corpus import split_sentences
 from minibert.errors import InputError
-from minibert.files import ending, read_text, whole_characters
+from minibert.files import ending, find_packed, read_text, whole_characters
 from minibert.tasks.entities import normalise_tags
 
 
@@ -42,7 +42,6 @@ _STEMS = {
     "test": ("test", "eng.testb", "testb"),
 }
 _ENDINGS = ("", ".txt", ".conll", ".bio", ".iob", ".iob2", ".tsv", ".jsonl", ".json")
-_PACKED = ("", ".gz", ".xz", ".bz2")
 WORD_KEYS = ("tokens", "words")  # of JSON lines, where none is named
 _LONGEST = 500  # words; a file of one sentence above that lacks its blank lines
 _TAG = re.compile(r"O|[BIESLUMW]-.+")
@@ -53,8 +52,8 @@ _HEADS = ({"word", "token", "text", "form"}, {"tag", "label", "ner", "ner_tag", 
 def find_split(folder: Path, split: str) -> Path | None:
     """The file of a split ("train", "dev" or "test") in a folder, or None."""
     for stem in _STEMS[split]:
-        for end in (e + p for e in _ENDINGS for p in _PACKED):
-            if (path := folder / f"{stem}{end}").is_file():
+        for end in _ENDINGS:
+            if path := find_packed(folder, f"{stem}{end}"):
                 return path
     return None
 
