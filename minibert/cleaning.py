@@ -23,6 +23,7 @@ from minibert.corpus import (
     Piece,
     ReaderOptions,
     find_files,
+    is_json_lines,
     piece_bytes,
     read_pieces,
     readable_files,
@@ -51,6 +52,8 @@ _CONTROL = re.compile(
 )
 _NOT_FOLDED = re.compile(r"[\x00-/:-@\[-`{-\x7f]+")  # what of ASCII is no letter and no digit
 _NO_LETTERS = re.compile(r"\W+")
+_MOST_MARKS = 30  # on one letter, Unicode's limit for text that is safe in streams (UAX 15)
+_MAY_BE_MARKS = re.compile(rf"[^\w\s\x00-\x7f]{{{_MOST_MARKS + 1},}}")
 
 
 def _read_as_windows() -> dict[int, str]:
@@ -68,8 +71,9 @@ def clean_line(line: str) -> list[str]:
     """A line without the remains of markup, as one line or more; none where nothing is left.
 
     `<br />` ends a line, entities are unescaped, empty brackets and control characters are
-    dropped, white space becomes one space, characters are composed (Unicode NFC). Cleaning
-    what is clean changes nothing. Of remains nested over a hundred deep, some stay.
+    dropped, white space becomes one space, characters are composed (Unicode NFC), and of marks on
+    one letter those after the 30th go. Cleaning what is clean changes nothing. Of remains nested
+    over a hundred deep, some stay.
 
     Example:
         clean_line("Tom &amp; Jo () met.<br /><br />The  end")  # ['Tom & Jo met.', 'The end']
@@ -91,7 +95,21 @@ def _cleaned_once(line: str) -> str:
         line = _BREAK.sub("\n", line)
     if "(" in line or "[" in line:
         line = _EMPTY.sub(" ", _EMPTY_BEFORE_STOP.sub("", line))
-    return unicodedata.normalize("NFC", line)
+    return _composed(line)
+
+
+def _composed(text: str) -> str:
+    """A text in NFC, of 30 marks on one letter at most: composing takes their number's square."""
+    return unicodedata.normalize("NFC", _MAY_BE_MARKS.sub(_fewer_marks, text))
+
+
+def _fewer_marks(found: re.Match[str]) -> str:
+    kept, in_a_row = [], 0
+    for character in found[0]:
+        in_a_row = in_a_row + 1 if unicodedata.combining(character) else 0
+        if in_a_row <= _MOST_MARKS:
+            kept.append(character)
+    return "".join(kept)
 
 
 def _of_entity(found: re.Match[str]) -> str:
@@ -105,7 +123,7 @@ def folded(text: str) -> str:
 
     Vowel signs and accents that do not compose, as those of Devanagari and Thai, stay.
     """
-    text = _NOT_FOLDED.sub("", unicodedata.normalize("NFC", text).casefold())
+    text = _NOT_FOLDED.sub("", _composed(text).casefold())
     return _NO_LETTERS.sub(_marks, text)
 
 
@@ -312,6 +330,8 @@ def clean_corpus(
         raise InputError(f"--same-start is {same_start}, must be 0 (off) or more characters")
     files, _ = readable_files(find_files(inputs, "INPUT"))
     unwanted, _ = readable_files(find_files(exclude, "--exclude")) if exclude else ([], 0)
+    if options.text_field != "text" and not any(map(is_json_lines, [*files, *unwanted])):
+        raise InputError(f"--text-field {options.text_field} names a key of .jsonl; none is read")
     if output.resolve() in {path.resolve() for path in [*files, *unwanted]}:
         raise InputError(f"--output {output} is one of the files to read")
     excluded = _keys_of(unwanted, options, same_start)

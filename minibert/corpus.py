@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from minibert.errors import InputError
-from minibert.files import UTF16, ending, is_compressed, listed, open_bytes
+from minibert.files import UTF16, ending, is_compressed, listed, open_bytes, whole_characters
 
 READER_VERSION = 1  # part of every cache key: raise it when the same file gives other sentences
 _DIGEST_WHOLE = 64 << 20  # bytes up to which a file is read whole to know it again
@@ -30,7 +30,10 @@ _DIGEST_BLOCKS = 1024  # and in how many blocks as much is read of a larger one
 _BLOCK = 1 << 20  # bytes read at a time, and characters of a document handed on at a time
 _HEAD = 1 << 16  # bytes that tell what a file is
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
-_OTHER_PACKED = (".zst", ".zip", ".7z", ".lz4", ".br")
+_OTHER_PACKED = (
+    *(".zst", ".zstd", ".zip", ".7z", ".rar", ".lz4", ".lz", ".lzma", ".z", ".br"),
+    *(".tar", ".tgz"),
+)
 _OTHER_MAGIC = {b"PK\x03\x04": "zip", b"(\xb5/\xfd": "zstd"}  # packed, and not read
 _DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error)
 _OF_A_MODEL = {"tokenizer.json", "tokenizer_config.json", "config.json"}
@@ -102,6 +105,8 @@ def find_files(corpus: str | Path | Iterable[str | Path], flag: str = "--corpus"
             if path.exists():
                 raise InputError(f"{flag} {path} is not a plain file; expected one, or a folder")
             named = sorted(Path(m) for m in glob.glob(pattern, recursive=True))
+            for match in named:
+                _refuse_broken(match, flag)
             matches = [m for m in named if m.is_file()]
             if not matches and named:
                 raise InputError(
@@ -118,7 +123,8 @@ def find_files(corpus: str | Path | Iterable[str | Path], flag: str = "--corpus"
 def _files_below(folder: Path, flag: str) -> list[Path]:
     """The text files of a folder in order, not hidden ones, run folders and vocabularies.
 
-    Links to folders are followed. Each folder is searched once, so that a circle of them ends.
+    Links to folders are followed. Each folder is searched once, so that a circle of them ends. Of a
+    file that lies there unpacked as well, as `gzip -k` leaves it, the packed one is left out.
 
     Raises:
         InputError: a folder that may not be searched, or a link that leads nowhere.
@@ -131,7 +137,7 @@ def _files_below(folder: Path, flag: str) -> list[Path]:
     seen = set()
     for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen or "run.json" in names:
+        if real in seen or ("run.json" in names and _is_of_a_run(Path(place, "run.json"))):
             folders.clear()
             continue
         seen.add(real)
@@ -142,10 +148,26 @@ def _files_below(folder: Path, flag: str) -> list[Path]:
         for path in paths:
             _refuse_unread(path, flag)
         paths = [path for path in paths if _kind(path) is not None]
-        if broken := next((p for p in paths if p.is_symlink() and not p.exists()), None):
-            raise InputError(f"{flag} {broken} is a link to {os.readlink(broken)}, which is gone")
-        found += [path for path in paths if path.is_file()]
+        for path in paths:
+            _refuse_broken(path, flag)
+        twins = {path for path in paths if is_compressed(path) and path.with_suffix("") in paths}
+        found += [path for path in paths if path.is_file() and path not in twins]
     return sorted(found)
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a run.json is one of ours: the file of a crawler may have that name, too."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"command", "settings"} <= found.keys()
+
+
+def _refuse_broken(path: Path, flag: str) -> None:
+    """Raises InputError for a link that leads nowhere."""
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{flag} {path} is a link to {os.readlink(path)}, which is gone")
 
 
 def _refuse_unread(path: Path, flag: str) -> None:
@@ -435,7 +457,7 @@ def _json_documents(path: Path, options: ReaderOptions) -> Iterator[Piece]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number} is not JSON: {error}") from None
         text = _text_of(record, options.text_field, f"{path}, line {number}")
-        text = text.encode(errors="replace").decode()  # halves of surrogate pairs
+        text = whole_characters(text)
         yield Piece([part for part in text.splitlines() if part.strip()], True)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minibert.config import BertConfig
+from minibert.config import DEPARTURES, BertConfig
 from minibert.download import SOURCES
 from minibert.errors import InputError, did_you_mean
 from minibert.fields import flag
@@ -54,6 +55,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
 
+_OF_A_VOCABULARY = {"vocab_size", "lowercase", "split_chinese"}  # which a model brings
 _JOBS = "fine-tunings at a time, each in a process with its share of the cores (default 1)"
 
 
@@ -168,7 +170,10 @@ def settings_from(
 
 
 def _without_replaced(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A file's settings without those that a flag replaces: any budget, another task's data."""
+    """A file's settings without those that a flag replaces: any budget, another task's data.
+
+    And without those that have no use beside it: a model that is named has its own size.
+    """
     for budgets, beside in (
         ({"max_steps", "epochs", "max_minutes"}, {"min_steps"}),
         ({"adapt_epochs", "adapt_minutes"}, set()),
@@ -177,9 +182,19 @@ def _without_replaced(given: dict[str, Any], values: dict[str, Any]) -> dict[str
             given = {k: v for k, v in given.items() if k not in budgets | beside}
     if values.get("intermediate_task"):
         given = {k: v for k, v in given.items() if k != "intermediate_data"}
+    useless = set()
     if values.get("max_minutes"):  # of which the adaptation takes minutes
-        given = {k: v for k, v in given.items() if k != "adapt_epochs"}
-    return given
+        useless.add("adapt_epochs")
+    if values.get("model"):
+        useless |= {*_OF_A_VOCABULARY, "tokenizer", "preset", "num_layers", "hidden_size"}
+        useless |= DEPARTURES.keys() | ({"init"} if not values.get("random_weights") else set())
+    if values.get("tokenizer"):
+        useless |= _OF_A_VOCABULARY
+    if values.get("nsp") == "none":
+        useless.add("nsp_share")
+    if values.get("max_seq_length", math.inf) <= (given.get("short_length") or 0):
+        useless |= {"short_length", "short_share"}
+    return {k: v for k, v in given.items() if k not in useless or k in values}
 
 
 def _without_filled(given: dict[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:

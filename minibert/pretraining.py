@@ -11,7 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -382,10 +382,27 @@ class _Run:
         self.folder, self.settings, self.files, self.world = folder, settings, files, world
         self.started, self.stack = started, stack
 
+    def _name_files_as(self, begun: list[str]) -> None:
+        """Takes the files in the order that the run began with, if they are the same ones.
+
+        Shells of two languages sort a glob without quotes in two ways.
+        """
+        given = {path.resolve(): path for path in self.files}
+        try:
+            found = [path.resolve() for path in corpus.find_files(begun)]
+        except InputError:  # the text has moved
+            return
+        ordered = [given[place] for place in found if place in given]
+        if len(ordered) == len(self.files):
+            self.files, self.settings = ordered, replace(self.settings, corpus=begun)
+
     def carry_out(self) -> RunResult:
         """The whole run."""
-        settings, folder, world = self.settings, self.folder, self.world
-        self.begun = begun_run(folder, "pretrain", settings, world)
+        folder, world = self.folder, self.world
+        self.begun = begun_run(folder, "pretrain", self.settings, world)
+        if self.begun is not None:
+            self._name_files_as(self.begun["settings"]["corpus"])
+        settings = self.settings
         cache = Path(settings.cache_dir) if settings.cache_dir else None
         with world.main_first():  # the others find the digests of a large text ready
             fingerprint = data_fingerprint(self.files, _reader_options(settings), cache)

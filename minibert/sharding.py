@@ -92,6 +92,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def part_of(tensor: Tensor) -> Tensor:
+    """What of a tensor this process holds; nothing is exchanged."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     """Tensors put together for the main process, in its own memory; the others get none.
 

@@ -42,6 +42,7 @@ _PARALLEL_FROM = 8 << 20  # bytes of text from which starting worker processes p
 _RECORD_BATCHES = 64  # batches between records of how far a build is
 _KEPT_SECONDS = 7 * 24 * 3600  # how long a stopped build waits to be taken up again
 _BEAT_SECONDS = 60.0  # between a living writer's touches of its folder
+_MACHINE_ID = Path("/etc/machine-id")  # one after a restart, too
 _SILENT_SECONDS = 600.0  # after which nobody writes to a folder, whoever made it
 
 
@@ -283,12 +284,13 @@ def _check_own(folder: Path) -> None:
 def _host() -> str:
     """Where a process's number counts, for the name of a half-written store.
 
-    A cache may lie on a disk of several machines, and containers that go by one name have numbers
-    of their own: of each the first process is 1.
+    A cache may lie on a disk of several machines, which may go by one name, as containers do, and
+    these have numbers of their own: of each the first process is 1.
     """
     name = platform.node().partition(".")[0]
-    with contextlib.suppress(OSError):  # Linux alone has such spaces
+    with contextlib.suppress(OSError):  # Linux alone has such spaces, and this file
         name += f"-{os.stat('/proc/self/ns/pid').st_ino}"
+        name += f"-{_MACHINE_ID.read_text('ascii', 'ignore').strip()[:8]}"
     return f"{name}-" if name else ""
 
 

@@ -37,12 +37,14 @@ from minibert.profiling import StepProfiler
 from minibert.progress import clock, counted
 from minibert.run_folder import RunFolder
 from minibert.runtime import Runtime
-from minibert.sharding import clip_gradients
+from minibert.sharding import clip_gradients, part_of
 
 T = TypeVar("T")
 Batch = Mapping[str, Tensor]
 _SAVE_SECONDS = 300.0  # between checkpoints when no number of steps is asked for
 _REPEATED_SECONDS = 20.0  # in which a launcher's second signal is the first one, passed on
+_CHECKPOINT_IS_WHOLE = "the last checkpoint is from before"
+_REMEDY = "try a lower --learning-rate or --precision fp32"
 _EVALUATIONS = 10  # over the budget, when no number of steps is asked for
 
 
@@ -254,10 +256,15 @@ class Loop:
         return True
 
     def save(self) -> None:
-        """Writes a checkpoint of the present step."""
+        """Writes a checkpoint of the present step.
+
+        Raises:
+            NonFiniteError: a weight is not a finite number; the earlier checkpoints stay.
+        """
         if self.folder is None:
             return
         self._read_sums()
+        self._check_weights()
         self.state.seconds = self._seconds()
         state = {
             "loop": asdict(self.state),
@@ -418,11 +425,23 @@ class Loop:
         bad = bad or [f"the gradient norm is {window['grad_norm']}"]
         whole = "the weights of the step before are untouched"
         if self.runtime.runs_ahead:
-            whole = "the last checkpoint is from before"
-        return (
-            f"step {step}: {', '.join(bad)}; {whole}; try a lower --learning-rate or "
-            f"--precision fp32"
-        )
+            whole = _CHECKPOINT_IS_WHOLE
+        return f"step {step}: {', '.join(bad)}; {whole}; {_REMEDY}"
+
+    def _check_weights(self) -> None:
+        """Looks at what the last update left, which no loss and no gradient has told of yet.
+
+        Raises:
+            NonFiniteError: a weight of any process is not a finite number.
+        """
+        # Of a sharded model each process looks at what it holds.
+        parts = [part_of(p.detach()) for p in self.model.parameters()]
+        bad = torch.stack([~p.isfinite().all() for p in parts]).any()
+        if self.world.largest(bad.double().cpu()[None]).item():
+            raise NonFiniteError(
+                f"step {self.state.step}: its update left weights that are not finite; "
+                f"{_CHECKPOINT_IS_WHOLE}; {_REMEDY}"
+            )
 
     def time_step(self) -> tuple[float, float]:
         """Times the next step, of the update what depends on no data; nothing is changed.
@@ -555,7 +574,12 @@ class Loop:
         return row
 
     def run_evaluation(self) -> dict[str, Any]:
-        """Scores the model, keeps it when it is the best so far; the row for metrics.jsonl."""
+        """Scores the model, keeps it when it is the best so far; the row for metrics.jsonl.
+
+        Raises:
+            NonFiniteError: a weight is not a finite number.
+        """
+        self._check_weights()
         was_training = self.model.training
         self.model.eval()
         figures = self.evaluate()

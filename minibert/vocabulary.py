@@ -11,7 +11,7 @@ from pathlib import Path
 from minibert import corpus as reader
 from minibert.cache import cache_key, default_cache_dir
 from minibert.corpus import ReaderOptions
-from minibert.files import is_compressed
+from minibert.files import is_compressed, whole_characters
 from minibert.progress import Progress
 from minibert.tokenizer import WordPiece, train_wordpiece
 
@@ -127,4 +127,4 @@ def _json_text(line: str, field: str) -> str:
     except (ValueError, RecursionError):
         return ""
     text = record.get(field) if isinstance(record, dict) else None
-    return text.encode(errors="replace").decode() if isinstance(text, str) else ""
+    return whole_characters(text) if isinstance(text, str) else ""

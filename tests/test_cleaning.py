@@ -57,14 +57,26 @@ def test_cleaning_what_is_clean_changes_nothing(parts: list[str]) -> None:
         "( " * 15_000,
         "(" * 8_000 + ")" * 8_000,
         "&" + "amp;" * 8_000,
+        "a" + "\u0301\u0323" * 40_000,
     ],
-    ids=["spaces", "tabs", "marks", "open brackets", "nested brackets", "nested entities"],
+    ids=[
+        *("spaces", "tabs", "marks", "open brackets", "nested brackets", "nested entities"),
+        "accents",
+    ],
 )
 def test_time_grows_with_the_line_and_not_with_its_square(line: str) -> None:
     clean_line("warm (up)")
     started = time.process_time()
     clean_line(line)
+    folded(line)
     assert time.process_time() - started < 1
+
+
+def test_marks_on_one_letter_stay_up_to_thirty() -> None:
+    hats = "\u0302" * 29
+    clean = [f"x \u1ead{hats[1:]} b"]  # dot and first hat compose
+    assert clean_line(f"x a\u0323{hats} b") == clean
+    assert clean_line(f"x a\u0323{hats}\u0302\u0302 b") == clean
 
 
 def documents_of(path: Path) -> list[str]:

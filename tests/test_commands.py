@@ -1050,6 +1050,29 @@ def test_a_flag_replaces_the_budget_of_an_adaptation_in_a_file(
 
 
 @pytest.mark.parametrize(
+    ("file", "flags"),
+    [
+        ({"nsp_share": 0.2}, {"nsp": "none"}),
+        ({"vocab_size": 100, "lowercase": False}, {"tokenizer": "minibert-mini-en"}),
+        ({"preset": "tiny", "norm": "pre", "init": "reference"}, {"model": "minibert-mini-en"}),
+        ({"tokenizer": "minibert-mini-en", "num_layers": 3}, {"model": "minibert-mini-en"}),
+        ({"short_length": 64, "short_share": 0.5}, {"max_seq_length": 64}),
+    ],
+)
+def test_a_flag_replaces_what_has_no_use_beside_it_in_a_file(
+    tmp_path: Path, file: dict[str, Any], flags: dict[str, Any]
+) -> None:
+    """Nothing on a command line takes a setting of the file back."""
+    (tmp_path / "own.json").write_text(json.dumps({"corpus": ["a.txt"], "seed": 3, **file}))
+    found = cli.settings_from({"config": str(tmp_path / "own.json"), **flags}, PretrainSettings)
+    expected = PretrainSettings.from_dict({"corpus": ["a.txt"], "seed": 3, **flags})
+    assert found.to_dict() == expected.to_dict()
+    both = {"config": str(tmp_path / "own.json"), **flags, **file}
+    with pytest.raises(InputError, match="has no use with|must be at least 8 and below"):
+        cli.settings_from(both, PretrainSettings)  # typed side by side they stay a fault
+
+
+@pytest.mark.parametrize(
     ("kind", "given"), [(PretrainSettings, {"corpus": ["-"]}), (FinetuneSettings, {"task": "imdb"})]
 )
 def test_a_dry_run_goes_on_with_nothing(kind: Any, given: dict[str, Any]) -> None:

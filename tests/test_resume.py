@@ -384,6 +384,23 @@ def test_resume_goes_on_with_the_same_text_wherever_it_lies(
     assert json.loads((unfinished / "run.json").read_text())["settings"]["corpus"] == [str(moved)]
 
 
+def test_resume_goes_on_with_the_same_files_in_another_order(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shells of two languages sort a glob in two ways."""
+    files = [shutil.copy(world / "corpus.txt", tmp_path / "a.txt"), tmp_path / "B.txt"]
+    files[1].write_text("The harbour was quiet. Nobody came.\n\nIt rained. They left.\n")
+    flags = short_flags(world, "--output", tmp_path / "run", "--corpus", *files)
+    assert run_here(flags, capsys)[0] == 0
+    (tmp_path / "run/results.json").unlink()
+    for order in (files[::-1], files[::-1], files):
+        flags = short_flags(world, "--output", tmp_path / "run", "--resume", "--corpus", *order)
+        status, err = run_here(flags, capsys)
+        assert (status, "finished" in err or "resuming" in err) == (0, True), err
+    (tmp_path / "B.txt").write_text("The harbour was loud. Somebody came.\n\nSun. They stayed.\n")
+    assert "data fingerprint was" in complaint(flags, capsys)
+
+
 @pytest.mark.parametrize("seeds", [[], ["--seeds", "2"]])
 def test_resume_of_a_finetuning_goes_on_with_the_same_data_wherever_it_lies(
     pretraining: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str], seeds: list[str]

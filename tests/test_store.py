@@ -544,17 +544,28 @@ def test_containers_of_one_name_write_apart(
 ) -> None:
     """Each has processes of its own numbers, so that both may be 1."""
     names = []
+    monkeypatch.setattr(store, "_MACHINE_ID", write(tmp_path / "machine-id", "0123456789ab\n"))
     for space in (11, 12):
         with monkeypatch.context() as patch:
             patch.setattr(store.platform, "node", lambda: "host.local")
             patch.setattr(os, "stat", lambda path, space=space: SimpleNamespace(st_ino=space))
             names.append(store._host())
-    assert names == ["host-11-", "host-12-"]
+    assert names == ["host-11-01234567-", "host-12-01234567-"]
     theirs = tmp_path / f".tokens-abc.{names[0]}{os.getpid()}.tmp"
     theirs.mkdir()
     assert not store._is_orphan(theirs)  # a number of there says nothing here, be it one's own
     os.utime(theirs, (0, 0))
     assert store._is_orphan(theirs)
+
+
+def test_machines_of_one_name_write_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a disk that both have, and with the first process space, which is one number on all."""
+    names = set()
+    for machine in ("aaaa", "bbbb"):
+        monkeypatch.setattr(store, "_MACHINE_ID", write(tmp_path / machine, f"{machine}\n"))
+        names.add(store._host())
+    monkeypatch.setattr(store, "_MACHINE_ID", tmp_path / "nowhere")
+    assert len({*names, store._host()}) == 3
 
 
 def half_written(

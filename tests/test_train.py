@@ -296,6 +296,27 @@ def test_what_is_not_finite_is_found_when_a_row_is_due(tmp_path: Path, ahead: No
     assert saved == ["step-000000005"]
 
 
+@pytest.mark.parametrize("every", [1, 100])
+def test_weights_that_the_last_update_broke_end_no_run(tmp_path: Path, every: int) -> None:
+    """Loss and gradient are of the weights before it; nothing else sees the last update."""
+    with RunFolder(tmp_path / "run") as run:
+        loop = line_loop(run, max_steps=3, save_every=1, eval_every=every)
+        step, weight = loop.optimizer.step, next(loop.model.parameters())
+
+        def breaking() -> None:
+            step()
+            if loop.state.step == 2:
+                with torch.no_grad():
+                    weight[0, 0] = math.inf
+
+        loop.optimizer.step = breaking  # type: ignore[method-assign, assignment]
+        with pytest.raises(NonFiniteError, match="step 3: its update left weights that are not"):
+            fit(loop)
+    saved = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == ["step-000000001", "step-000000002"]
+    assert all(map(math.isfinite, (v for row in read_metrics(run.path) for v in row.values())))
+
+
 # --- what is logged ------------------------------------------------------------------------------
 
 
@@ -490,7 +511,7 @@ def test_a_signal_of_one_process_alone_stops_no_step_of_its_own(tmp_path: Path) 
 
     class Deaf(World):
         def largest(self, tensor: Tensor) -> Tensor:
-            return tensor * torch.tensor([1.0, 0.0])  # the signal is not there yet
+            return tensor * torch.tensor([1.0, 0.0])[: len(tensor)]  # it is not there yet
 
     with RunFolder(tmp_path / "run") as run:
         loop = line_loop(run, max_steps=6)
