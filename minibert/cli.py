@@ -28,7 +28,7 @@ from minibert.errors import (
     did_you_mean,
 )
 from minibert.fields import flag
-from minibert.files import FULL, decoded, read_text, table_kind
+from minibert.files import FULL, check_line_ends, decoded, read_text, table_kind
 from minibert.flags import parsers, settings_from
 from minibert.machine import launched, leave
 from minibert.settings import FinetuneSettings, PretrainSettings
@@ -131,6 +131,7 @@ def _check_texts(content: str, place: str, path: str = "TAGS") -> None:
     """Raises InputError where lines are no texts, but parts of something else."""
     from minibert.tasks.inputs import holds_tags, is_json
 
+    check_line_ends(content, place)
     if is_json(content):
         raise InputError(f"{place} is JSON; expected a text or an object a line")
     if holds_tags(content):

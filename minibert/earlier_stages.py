@@ -35,7 +35,7 @@ from minibert.self_training import (
     unlabelled_texts,
 )
 from minibert.settings import FinetuneSettings
-from minibert.starts import of_begun_run, with_recipe, within_positions
+from minibert.starts import of_begun_run, with_recipe
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.splits import parts_of
 from minibert.train import NonFiniteError
@@ -56,9 +56,7 @@ def _settings_before(
     if settings.adapt is not None:  # random weights have learnt by then
         settings = dataclasses.replace(settings, random_weights=False)
     wanted = intermediate_settings(settings, start, run, goes_on)
-    wanted, recipe = of_begun_run(wanted) or with_recipe(wanted)
-    positions = BertConfig.from_pretrained(start).max_position_embeddings
-    return within_positions(wanted, positions), recipe
+    return of_begun_run(wanted) or with_recipe(wanted)
 
 
 def check_same_settings_before(run: Path, settings: FinetuneSettings, start: Path) -> None:
@@ -120,6 +118,7 @@ class EarlierStages:
             NonFiniteError: one diverged, which the run's folder notes.
         """
         settings, folder = self.task.settings, self.folder
+        self._chosen = BertConfig.from_pretrained(start)
         asked: dict[str, Callable[[Path], EarlierStage | None]] = {}
         if settings.adapt is not None:
             asked["adapted"] = functools.partial(self._adapt, splits)
@@ -210,7 +209,8 @@ class EarlierStages:
             rehearse_self_training(self.task, texts)
             return None
         run, run_one = self.folder.path, functools.partial(self.finetune_once, recipe="")
-        return self_train(self.task, splits, texts, start, run, run_one, self._goes_on)
+        chosen = self._chosen
+        return self_train(self.task, splits, texts, start, chosen, run, run_one, self._goes_on)
 
     @property
     def _goes_on(self) -> bool:

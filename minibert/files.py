@@ -147,6 +147,26 @@ def read_text(path: Path) -> str:
     return decoded(content, str(path))
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file as `read_text` reads it, without their ends.
+
+    Raises:
+        InputError: as there, or CR alone ends its lines.
+    """
+    content = read_text(path)
+    check_line_ends(content, str(path))
+    return [line.removesuffix("\r") for line in content.split("\n")]
+
+
+def check_line_ends(content: str, place: str) -> None:
+    """Raises InputError for lines that CR alone ends, as of old Macs, which would be one line."""
+    if "\n" not in content and "\r" in content.strip():
+        raise InputError(
+            f"{place} has CR as its line end, which would leave one long line; convert it with "
+            rf"tr '\r' '\n'"
+        )
+
+
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # how such a file begins
 
 

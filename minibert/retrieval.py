@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 from minibert.cache import default_cache_dir
 from minibert.errors import InputError, TextError
-from minibert.files import read_text, table_kind, write_atomically
+from minibert.files import read_lines, table_kind, write_atomically
 from minibert.model_folders import open_model_folder
 from minibert.predict import load_embedder
 from minibert.quantised import Int8Linear
 from minibert.runs import log_line, weights_digest
 from minibert.tasks.base import text_in
-from minibert.tasks.inputs import is_json, read_inputs
+from minibert.tasks.inputs import holds_tags, is_json, read_inputs
 
 _BLOCK = 16384  # rows of the index that are compared at once
 _QUERIES = 256  # with so many queries
@@ -117,10 +117,13 @@ def sentences_of(file: Path, text_column: str | None = None) -> dict[str, tuple[
     elif text_column is not None:
         raise InputError("--text-column goes with a .csv, .tsv or .jsonl as --input")
     else:
-        content = read_text(file)
+        rows = list(enumerate(read_lines(file), 1))
+        content = "\n".join(row for _, row in rows)
         if is_json(content):
             raise InputError(f"--input {file} is JSON; expected a sentence a line, or a .jsonl")
-        lines = list(enumerate(content.split("\n"), 1))
+        if holds_tags(content):
+            raise InputError(f"--input {file} holds a word and its tag a line, no sentences")
+        lines = [(number, _text_of(file, number, row)) for number, row in rows]
     found: dict[str, tuple[int, int]] = {}
     for number, line in lines:
         text = line.strip()

@@ -30,7 +30,7 @@ import numpy as np
 from minibert.adaptation import scored_examples
 from minibert.config import BertConfig
 from minibert.errors import InputError, MissingExtraError, TextError
-from minibert.files import read_json, read_text, table_kind, write_json, write_jsonl
+from minibert.files import read_json, read_lines, table_kind, write_json, write_jsonl
 from minibert.intermediate import check_same_start, run_before
 from minibert.machine import launched
 from minibert.progress import Progress
@@ -177,11 +177,10 @@ def _texts_of(task: Task[Any, Any], path: Path) -> list[str]:
         if table_kind(path):
             rows = read_inputs(path, lambda names: task.table_columns(None, None, names))
         else:
-            content = read_text(path)
-            if is_json(content):
+            lines = read_lines(path)
+            if is_json("\n".join(lines)):
                 raise InputError(f"{path} is JSON; expected a text or an object a line")
-            lines = enumerate(content.split("\n"), 1)
-            rows = [(number, line.strip()) for number, line in lines if line.strip()]
+            rows = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
         return [task.example_of(task.parse_line(row), number).text for number, row in rows]
     except TextError as error:
         raise InputError(f"--self-training {path}: {error}") from None
@@ -236,6 +235,7 @@ def self_train(
     splits: Splits[Any],
     texts: list[str],
     start: Path,
+    chosen: BertConfig,
     run: Path,
     run_one: RunOne,
     goes_on: bool,
@@ -244,7 +244,8 @@ def self_train(
 
     Args:
         task: after `learn`. splits: its data. texts: those to answer.
-        start: the model folder, of teacher and student alike.
+        start: the model folder, of teacher and student alike. chosen: the config of the model that
+            the fine-tuning was given, whose dropout they have, too.
         run: the folder of the fine-tuning, which holds the lock.
         run_one: carries out one run.
         goes_on: the run was stopped after it had begun; else what is there is of another.
@@ -259,15 +260,18 @@ def self_train(
     write_json(run / _STATE, state)
     RunFolder(run).respell(self_training=task.settings.self_training)
     teacher, figures = None, {}
+    before = task.settings
+    if before.dropout is None and before.intermediate:  # whose recipe has one of its own
+        before = dataclasses.replace(before, dropout=chosen.hidden_dropout_prob)
     if task.settings.teacher != NB_SVM:
-        teacher = _settings_of(task.settings, start, run / _TEACHER, goes_on)
+        teacher = _settings_of(before, start, run / _TEACHER, goes_on)
         figures[_TEACHER] = _learn(_TEACHER, teacher, run_one)
     if "answers" not in state or not all((run / name).is_file() for name in (_LEARNT, _DEV)):
         state["answers"] = _make_answers(task, teacher, splits, texts, run)
         write_json(run / _STATE, state)
     if state["answers"]["classes"] > 1:
         student = dataclasses.replace(
-            _settings_of(task.settings, start, run / _STUDENT, goes_on),
+            _settings_of(before, start, run / _STUDENT, goes_on),
             task=task.names[-1],
             data=str(run / _LEARNT),
             dev_data=str(run / _DEV),

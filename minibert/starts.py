@@ -63,7 +63,8 @@ def _start(settings: FinetuneSettings) -> tuple[Path, str]:
 def with_recipe(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
     """The settings with what a recipe fills in, and a line about it; see `recipes.filled`.
 
-    Without a model it leaves them as they are: that is told where the model is opened.
+    Sequences of a default length are no longer than the model takes. Without a model it leaves
+    them as they are: that is told where the model is opened.
 
     Raises:
         InputError: a recipe begins with texts of the data, and there is no data.
@@ -82,7 +83,9 @@ def with_recipe(settings: FinetuneSettings) -> tuple[FinetuneSettings, str]:
         settings = dataclasses.replace(settings, intermediate_task=NO_TASK)
         # What is left out is not told as filled in.
         found, said = filled(settings, family, config, several)
-    return found, "; ".join(filter(None, (said, without, texts)))
+    within = _within_positions(found, config.max_position_embeddings)
+    cut = f"{within.max_seq_length} tokens, as long as the model goes" if within != found else ""
+    return within, "; ".join(filter(None, (said, cut, without, texts)))
 
 
 def _with_room_for_texts(
@@ -110,7 +113,7 @@ def _with_room_for_texts(
     return dataclasses.replace(settings, self_training=[NO_TEXTS]), said
 
 
-def within_positions(settings: FinetuneSettings, positions: int) -> FinetuneSettings:
+def _within_positions(settings: FinetuneSettings, positions: int) -> FinetuneSettings:
     """The settings with sequences as long as the model takes, where nobody said how long."""
     if is_given(settings, "max_seq_length"):
         return settings

@@ -33,7 +33,7 @@ from minibert.runs import dev_figure, learning_seconds, log_line, of_seed, weigh
 from minibert.runtime import find_device
 from minibert.series import Job, carry_out_all, check_alone, claimed
 from minibert.settings import BEST, BOTH, NO_TASK, NO_TEXTS, FinetuneSettings, says_none
-from minibert.starts import start_folder, with_recipe, within_positions
+from minibert.starts import start_folder, with_recipe
 from minibert.suite_report import as_html, as_markdown
 from minibert.tasks import find_task
 from minibert.tasks.base import Source, Task, find_set
@@ -425,7 +425,6 @@ def _side_settings(
         given = dataclasses.replace(given, self_training=[NO_TEXTS])
         origins.append("by the labels alone, without self-training")
     settings, recipe = with_recipe(given)
-    settings = within_positions(settings, positions)
     task = find_task(name)(settings)
     told = [f"rate {settings.learning_rate or task.learning_rate:g}"]
     epochs = counted(settings.epochs or task.epochs, "epoch")

@@ -414,6 +414,53 @@ def test_every_named_task_has_a_sample_that_calls_itself_one() -> None:
         assert all((e.text_pair is not None) == task.pairs for e in everything), name
 
 
+def test_a_dev_split_without_any_label_chooses_nothing(tmp_path: Path) -> None:
+    """Of texts with any number of labels: an F1 of 0 keeps the first weights for good."""
+    rows = [{"text": f"storm {i}", "label": ["wild"] if i < 2 else []} for i in range(40)]
+    given = {"data": write_rows(tmp_path / "a.jsonl", rows)}
+
+    def cut(**more: Any) -> Any:
+        task = ClassificationTask(FinetuneSettings(task="classification", **given | more))
+        return parts_of(task, task.read(task.find_data()), 0.1, None)
+
+    assert [e.label for e in cut(select="accuracy").dev] == [()] * 4
+    for select in ({}, {"select": "f1"}):
+        with pytest.raises(InputError, match=r"4 example\(s\) in dev, none with a label: f1"):
+            cut(**select)
+    assert cut(dev_data=given["data"]).dev
+
+
+def test_pairs_that_are_asked_both_ways_are_one_with_their_texts_exchanged(tmp_path: Path) -> None:
+    """Or dev would have what train has, in the other order."""
+    texts = [(f"storm {i}", f"river {i}") for i in range(40)]
+    rows = [{"a": a, "b": b, "label": "xy"[i % 2]} for i, (a, b) in enumerate(texts)]
+    rows += [{"a": row["b"], "b": row["a"], "label": row["label"]} for row in rows]
+    given = {"data": write_rows(tmp_path / "a.csv", rows), "text_column": "a"}
+    shared = []
+    for order in ("given", "both"):
+        settings = FinetuneSettings(
+            task="classification", **given, text_pair_column="b", pair_order=order
+        )
+        task = ClassificationTask(settings)
+        parts = parts_of(task, task.read(task.find_data()), 0.2, None)
+        sides = [{frozenset((e.text, e.text_pair)) for e in p} for p in (parts.train, parts.dev)]
+        shared.append(len(sides[0] & sides[1]))
+    assert shared[0] > 0
+    assert shared[1] == 0
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+def test_lines_that_cr_alone_ends_are_rows_or_told(tmp_path: Path, name: str) -> None:
+    mark = "\t" if name == "a.tsv" else ","
+    rows = [f"text{mark}label", *(f"storm {i}{mark}{'xy'[i % 2]}" for i in range(8))]
+    (tmp_path / name).write_bytes("\r".join(rows).encode())
+    if name == "a.csv":  # whose reader knows them
+        assert len(read(data=str(tmp_path / name)).train) == 8
+        return
+    with pytest.raises(InputError, match=r"a\.tsv has CR as its line end.* convert it with tr"):
+        read(data=str(tmp_path / name))
+
+
 def test_quotes_that_are_text_but_seem_meant_as_such_are_counted(tmp_path: Path) -> None:
     kept = ["text\tlabel", 'she said "yes" and "no"\tx', '"wholly" quoted "text"\ty', '""\ty']
     table = tmp_path / "a.tsv"

@@ -28,6 +28,7 @@ from minibert import checkpoint, cli, finetuning, pretraining
 from minibert.cli import main
 from minibert.errors import InputError
 from minibert.exporting import export
+from minibert.files import bundled_data
 from minibert.run_folder import read_metrics
 from minibert.settings import FinetuneSettings, PretrainSettings, recipe
 from minibert.tasks.base import Predictor, Source
@@ -891,6 +892,25 @@ def test_predict_cleans_a_text_as_training_does(world: Path) -> None:
     model = minibert.load(world / "finetuned")
     clean, raw = model.predict(["silver garden candle", "silver<br />\n garden\0  <i>candle</i>"])
     assert raw.probabilities == clean.probabilities
+
+
+def test_evaluate_scores_what_the_run_learnt_from_though_another_set_lies_there_now(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the sample was tried before the full set was downloaded."""
+    monkeypatch.chdir(tmp_path)
+    line = ["finetune", "--task", "sst2", "--model", world / "pretrained", "--output", "run"]
+    assert main([*map(str, line), "--max-steps", "2", "--device", "cpu"]) == 0
+    downloaded = tmp_path / "data/downloads/SST-2"
+    downloaded.mkdir(parents=True)
+    for name in ("train", "dev"):
+        (downloaded / f"{name}.tsv").write_text("sentence\tlabel\nfine\t1\ndull\t0\n")
+    capsys.readouterr()
+    assert main(["evaluate", "run"]) == 0
+    found = capsys.readouterr()
+    assert f"what the run learnt from, {bundled_data() / 'sst2'}" in found.err
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert json.loads(found.out)["accuracy"] == results["accuracy"]
 
 
 @pytest.mark.parametrize(

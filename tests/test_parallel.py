@@ -219,6 +219,13 @@ def test_half_a_surrogate_pair_is_one_unknown_character(tmp_path: Path) -> None:
     assert read_pairs_table(path, "a", "b") == [TextPair("\ufffd", "x \ufffd", ("\ufffd",))]
 
 
+def test_quotes_that_a_spreadsheet_set_are_told(tmp_path: Path) -> None:
+    notes: list[str] = []
+    path = write(tmp_path / "a.tsv", 'a\tb\nx\t"say ""y"" now"\nz\tplain\n')
+    read_pairs_table(path, "a", "b", notes)
+    assert notes[0].startswith("1 rows of a.tsv (the first in line 2) hold fields in quotes")
+
+
 def test_a_blank_last_line_is_no_row(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "a,b\nx,y\n  ")
     assert [pair.source for pair in read_pairs_table(path, "a", "b")] == ["x"]

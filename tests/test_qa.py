@@ -46,6 +46,7 @@ from minibert.tasks.questions import (
     split_by_article,
     squad_files,
 )
+from minibert.tasks.splits import parts_of
 from minibert.tasks.squad_scores import (
     answer_scores,
     best_thresholds,
@@ -192,6 +193,22 @@ def test_answers_are_moved_or_left_out_of_training_with_a_count(tokenizer: WordP
     windows = encode_questions(given, tokenizer, 64).windows
     assert [w.question for w in windows if w.start < 0] == [4, 5, 8]
     assert windows[7].start == windows[7].end == 0
+
+
+def test_a_dev_split_without_an_answer_chooses_nothing(tmp_path: Path) -> None:
+    """Of version 2, where silence would have an F1 of 100 with any weights."""
+    answered, silent = row("a", ("Ann", 0)), row("b", is_impossible=True)
+    for name, kept in (("train", [answered, silent]), ("dev", [silent])):
+        squad_file(tmp_path / f"{name}.json", [{"context": "Ann left.", "qas": kept}])
+
+    def cut(dev: str) -> Any:
+        given = {"data": str(tmp_path / "train.json"), "dev_data": str(tmp_path / f"{dev}.json")}
+        task = QATask(FinetuneSettings(task="squad2", **given))
+        return parts_of(task, task.read(task.find_data()), 0.1, None)
+
+    with pytest.raises(InputError, match=r"1 question\(s\) in dev, none with an answer"):
+        cut("dev")
+    assert len(cut("train").dev) == 2
 
 
 def test_questions_without_answers_are_scored_in_version_2_alone() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import one_thread, write_corpus, write_reviews  # noqa: F401
+from samples import make_model_folder, one_thread, write_corpus, write_reviews  # noqa: F401
 
 import minibert
 from minibert import recipes
@@ -57,6 +57,17 @@ def test_a_recipe_asks_for_no_more_positions_than_there_are() -> None:
     few = dataclasses.replace(MINI, max_position_embeddings=128)
     assert (fill(few).max_seq_length, fill(few).truncation) == (128, "windows")
     assert fill(few, max_seq_length=200).max_seq_length == 200  # which is told where it is opened
+
+
+def test_a_length_that_nobody_typed_is_within_the_model_s_positions(tmp_path: Path) -> None:
+    model = make_model_folder(tmp_path / "model")
+    given = FinetuneSettings(task="rte", model=str(model))
+    found, said = with_recipe(given)
+    positions = BertConfig.from_pretrained(model).max_position_embeddings
+    assert found.max_seq_length == positions < given.max_seq_length
+    assert f"{positions} tokens, as long as the model goes" in said
+    typed = dataclasses.replace(given, max_seq_length=512)
+    assert with_recipe(typed)[0].max_seq_length == 512  # refused where the model is opened
 
 
 def test_pretrained_and_random_weights_read_the_same_text_and_labels() -> None:

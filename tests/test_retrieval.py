@@ -189,6 +189,13 @@ def test_the_command_prints_a_line_for_each_hit(
     assert {row["copies"] for row in rows[2:]} == {1, 2}
 
 
+def test_lines_of_json_are_searched_by_their_text(world: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text('{"text": "a storm"}\nthe river\n')
+    ((first, second),) = search(world / "model", lines, "storm", cache_dir=tmp_path)
+    assert {first.text, second.text} == {"a storm", "the river"}
+
+
 def test_a_table_is_searched_by_a_column(world: Path, tmp_path: Path) -> None:
     texts = ["storm, river", "market", "storm, river"]
     (tmp_path / "a.csv").write_text('id,text\n1,"storm, river"\n2,market\n3,"storm, river"\n')
@@ -209,6 +216,8 @@ BAD = {
     "a folder": ("search W/model --input W storm", "is a folder"),
     "JSON": ("search W/model --input W/list.json storm", "list.json is JSON; expected a sentence"),
     "empty": ("search W/model --input W/empty.txt storm", "holds no sentence"),
+    "tags": ("search W/model --input W/tags.txt storm", "holds a word and its tag a line"),
+    "CR": ("search W/model --input W/cr.txt storm", "has CR as its line end"),
     "not utf-8": ("search W/model --input W/latin.txt storm", "line 1: byte 3 is not UTF-8"),
     "no model": ("search W/none --input W/lines.txt storm", "none is not a model folder"),
     "no query": ("search W/model --input W/lines.txt", "nothing to search for"),
@@ -234,6 +243,8 @@ def test_what_is_wrong_is_said_in_one_line(
     (world / "list.json").write_text('[{"text": "storm"}]\n')
     (world / "a.csv").write_text("body\nstorm\n")
     (world / "a.jsonl").write_text('{"n": 7}\n')
+    (world / "tags.txt").write_text("Ana B-PER\nsings O\n")
+    (world / "cr.txt").write_bytes(b"a storm\ra river\r")
     (world / "latin.txt").write_bytes(b"caf\xe9\n")
     line, wanted = BAD[name]
     assert main(line.replace("W", str(world)).split()) == 2

@@ -376,6 +376,11 @@ def test_it_follows_what_else_comes_before(
     folders = [run.folder / name for key, name in start.items() if key in before] or [model]
     assert record["resolved"]["start"] == str(folders[0])
     assert record["settings"]["random_weights"] == before.get("random_weights", False)
+    dropouts = {
+        BertConfig.from_pretrained(run.folder / name).hidden_dropout_prob
+        for name in ("teacher", "student", "")
+    }
+    assert dropouts == {BertConfig.from_pretrained(model).hidden_dropout_prob}
     again = tune(model, run.folder, **{**sets, **before, **weighed}, resume=True)
     assert again.figures == run.figures
 

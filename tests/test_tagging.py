@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import random
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -434,10 +435,10 @@ def test_json_lines_are_read(tmp_path: Path) -> None:
     assert read["train"] == [
         Sentence("7", ["Ana", "sings"], ["B-PER", "O"]),
         Sentence("train/1", ["Oslo"], ["B-LOC"]),
-        Sentence("train/2", ["is"], ["O"]),
-        Sentence("train/3", ["a"], ["O"]),
+        Sentence("train/3", ["is"], ["O"]),
+        Sentence("train/4", ["a"], ["O"]),
     ]
-    assert not notes
+    assert notes == ["train: 1 rows without a word left out"]
 
 
 @pytest.mark.parametrize(
@@ -678,7 +679,8 @@ def test_half_a_surrogate_pair_is_a_word_like_another(tokenizer: WordPiece, tmp_
     (window,) = encode_words([["\ud83d", "a"]], tokenizer, 16)
     assert window.input_ids[1] == tokenizer.unk_id
     line = '{"tokens": ["a\\ud83d"], "tags": ["O"]}'
-    assert read_json_lines(write(tmp_path / "a.jsonl", line), "dev")[0].words == ["a\ufffd"]
+    ((sentence,), _) = read_json_lines(write(tmp_path / "a.jsonl", line), "dev")
+    assert sentence.words == ["a\ufffd"]
 
 
 def test_too_short_windows_are_refused(tokenizer: WordPiece) -> None:
@@ -700,6 +702,19 @@ def test_the_loss_counts_each_word_once(tokenizer: WordPiece) -> None:
         torch.testing.assert_close(loss, -F.log_softmax(rows, -1)[:, 0].sum())
         total, count = total + loss, count + int(own)
     assert count == 30
+
+
+def test_columns_that_cr_alone_parts_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.conll", "Ana B-PER\rsings O\r\rit O\r")
+    with pytest.raises(InputError, match=r"a\.conll has CR as its line end"):
+        read_columns(path, "train")
+
+
+def test_a_long_chinese_text_takes_its_length_and_not_its_square() -> None:
+    started = time.process_time()
+    (sentence,) = words_of("\u6c49" * 20_000)
+    assert len(sentence.words) == 20_000
+    assert time.process_time() - started < 3
 
 
 def test_a_dev_split_without_an_entity_chooses_nothing(tmp_path: Path) -> None:

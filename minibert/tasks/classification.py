@@ -226,7 +226,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         return super().is_labelled(source, file) and not is_text
 
     def same(self, example: LabelledText) -> str:
-        return same_text(example)
+        return same_text(example, any_order=self.both_orders)
 
     def stratum(self, example: LabelledText) -> Hashable:
         # Sets of classes are too many to draw within each.
@@ -260,7 +260,14 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         Of a model that is finished, dev chooses nothing more.
         """
         select, given = self.settings.select, {e.label for e in dev}
-        if self._is_finished or len(given) != 1 or isinstance(label := given.pop(), tuple):
+        if self._is_finished or len(given) != 1:
+            return
+        if isinstance(label := given.pop(), tuple):  # of any number of classes
+            if not label and select in (None, "f1", "f1_micro"):
+                raise InputError(
+                    f"{len(dev)} example(s) in dev, none with a label: {select or 'f1_micro'} "
+                    f"would be 0 for all weights; raise --dev-fraction or name --dev-data"
+                )
             return
         says = f"{len(dev)} example(s) in dev, all {shown(str(label))}"
         if select in ("matthews", "roc_auc", "f1_binary"):

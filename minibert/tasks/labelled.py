@@ -73,10 +73,11 @@ def _tidy(text: str) -> str:
     return whole_characters(" ".join(text.replace("\0", "").split()))
 
 
-def same_text(example: LabelledText) -> str:
-    """What two copies of an example share."""
+def same_text(example: LabelledText, any_order: bool = False) -> str:
+    """What two copies of an example share; any_order: also a pair with its texts exchanged."""
     texts = (example.text, example.text_pair or "")
-    return "\n".join(" ".join(text.lower().split()) for text in texts).strip()
+    plain = [" ".join(text.lower().split()) for text in texts]
+    return "\n".join(sorted(plain) if any_order else plain).strip()
 
 
 def shown(name: str) -> str:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from minibert.corpus import split_sentences
 from minibert.errors import InputError
-from minibert.files import OPENERS, ending, find_packed, read_text, table_kind
-from minibert.tasks.tables import Row, column, read_table
+from minibert.files import OPENERS, ending, find_packed, read_lines, table_kind
+from minibert.tasks.tables import Row, column, read_table, stray_quotes
 
 
 class TextPair(NamedTuple):
@@ -183,17 +183,25 @@ def is_table(path: Path) -> bool:
     return _kind(path) is not None
 
 
-def read_pairs_table(path: Path, source_column: str, target_column: str) -> list[TextPair]:
+def read_pairs_table(
+    path: Path, source_column: str, target_column: str, notes: list[str] | None = None
+) -> list[TextPair]:
     """Two columns of a CSV, TSV or JSONL file, plain or packed; ids are an `id` column or rows.
 
     Where a row's id is empty it is the row's number, from 1.
+
+    Args:
+        notes: gets a line about each thing noticed.
 
     Raises:
         InputError: another kind of file, a missing column, a ragged row, or a value that is no
             text, each with its place.
     """
     columns = {source_column: "--text-column", target_column: "--target-column"}
-    rows = [row.values for row in _rows(path, columns)]
+    read = _rows(path, columns)
+    if notes is not None:
+        notes += stray_quotes(path, read)
+    rows = [row.values for row in read]
     return [
         TextPair(_id_of(row, i), row[source_column], (row[target_column],))
         for i, row in enumerate(rows, 1)
@@ -217,10 +225,10 @@ def _lines_of(path: Path) -> list[str]:
     """Lines as they stand; only "\\n" and "\\r\\n" end one."""
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file")
-    lines = read_text(path).split("\n")
+    lines = read_lines(path)
     if lines[-1] == "":
         lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    return lines
 
 
 def _kind(path: Path) -> str | None:

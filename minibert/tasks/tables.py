@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 
 from minibert.errors import InputError
 from minibert.fields import flag
-from minibert.files import TABLES, ending, long_csv_fields, read_text, table_kind, whole_characters
+from minibert.files import (
+    TABLES,
+    check_line_ends,
+    ending,
+    long_csv_fields,
+    read_text,
+    table_kind,
+    whole_characters,
+)
 
 # Whole fields: in quotes, those within doubled; in quotes that a blank precedes.
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
@@ -62,6 +70,8 @@ def read_table(path: Path, columns: Sequence[str] = (), kind: str | None = None)
     if kind == ".jsonl":
         return list(_objects(path, text))
     names = list(columns)
+    if kind == ".tsv":
+        check_line_ends(text, str(path))
     if not names:
         _check_separator(path, text.lstrip("\r\n").partition("\n")[0], kind)
     rows = list(_fields(path, text, kind))

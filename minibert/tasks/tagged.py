@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from minibert.corpus import split_sentences
 from minibert.errors import InputError
-from minibert.files import ending, find_packed, read_text, whole_characters
+from minibert.files import ending, find_packed, read_lines, read_text, whole_characters
 from minibert.tasks.entities import normalise_tags
 
 
@@ -79,12 +79,12 @@ def read_tagged(
     notes: list[str] = []
     for split, path in paths.items():
         if ending(path) in (".jsonl", ".json"):
-            read[split] = read_json_lines(path, split, word_column, tag_column)
+            read[split], found = read_json_lines(path, split, word_column, tag_column)
         else:
             word = _number(path, word_column, 0, "--text-column")
             tag = _number(path, tag_column, -1, "--label-column")
             read[split], found = read_columns(path, split, word, tag)
-            notes += [f"{split}: {note}" for note in found]
+        notes += [f"{split}: {note}" for note in found]
     tags, found = normalise_tags({s: [e.tags for e in rows] for s, rows in read.items()})
     notes += found
     for split, rows in read.items():
@@ -129,7 +129,7 @@ def read_columns(
     notes: list[str] = []
     comments = 0
     first, width = 0, 0  # the first line of a word, and its columns
-    lines = [line.rstrip("\r") for line in (*read_text(path).split("\n"), "")]
+    lines = [line.rstrip("\r") for line in (*read_lines(path), "")]
     is_word = _hash_words(lines, tag_column)
     for number, line in enumerate(lines, 1):
         if not line.strip(" \t") or line.startswith("-DOCSTART-"):
@@ -222,11 +222,14 @@ def _hash_words(lines: Sequence[str], tag_column: int) -> Callable[[list[str]], 
 
 def read_json_lines(
     path: Path, split: str, word_key: str | None = None, tag_key: str | None = None
-) -> list[Sentence]:
+) -> tuple[list[Sentence], list[str]]:
     """Reads {"tokens": [...], "tags": [...]} a line; also "words" and "labels" or "ner_tags".
 
     Args:
         word_key, tag_key: instead of these.
+
+    Returns:
+        The sentences, named by their row where they have no id, and what was noticed.
 
     Raises:
         InputError: no sentences, or a line that is something else (file and line are named).
@@ -234,9 +237,11 @@ def read_json_lines(
     word_keys = (word_key,) if word_key else WORD_KEYS
     tag_keys = (tag_key,) if tag_key else ("tags", "ner_tags", "labels")
     sentences: list[Sentence] = []
+    count = 0  # of rows, of which those without a word are left out
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
+        count += 1
         place = f"{path}, line {number}"
         try:
             row = json.loads(line)
@@ -250,12 +255,13 @@ def read_json_lines(
             raise InputError(f"{place} has an empty tag; outside of entities is the letter O")
         if words:
             given = row.get("id")
-            name = f"{split}/{len(sentences)}" if given in (None, "") else str(given)
+            name = f"{split}/{count - 1}" if given in (None, "") else str(given)
             name = whole_characters(name)
             sentences.append(Sentence(name, words, tags))
     if not sentences:
         raise InputError(f'{path} holds no sentences; expected {{"tokens": [...], "tags": [...]}}')
-    return sentences
+    empty = count - len(sentences)
+    return sentences, [f"{empty:,} rows without a word left out"] if empty else []
 
 
 def _strings(row: Any, keys: tuple[str, ...], place: str) -> list[str]:
@@ -315,7 +321,8 @@ _WORD = re.compile(
     # 1,000.50, 2024-05-01 and 1990s; possessive: no digit is given back to a letter behind it
     rf"|\d++(?:[.,:/-]\d++)*+(?:{_LETTER}++(?:[-&/.]{_LETTER}+)*)?"
     rf"|{_SUFFIX}"  # 's as a word of its own
-    r"|[^\W\d_]+(?=(?i:n['\u2019]t)\b)|(?i:n['\u2019]t)\b"  # did n't
+    # did n't; ideographs, of which a text may hold any number in a row, stand before none
+    rf"|[^\W\d_{_IDEOGRAPH}]+(?=(?i:n['\u2019]t)\b)|(?i:n['\u2019]t)\b"
     rf"|{_LETTER}+(?:{_JOINT}{_LETTER}+)*"  # Jean-Pierre, AT&T
     r"|\S[\u00ad\u200b-\u200d\ufe00-\ufe0f]*"  # an emoji with what says how it looks
 )

@@ -210,24 +210,27 @@ class WritingTask(Task[TextPair, WrittenText]):
         """
         s = self.settings
         assert s.data is not None
-        train = self._own_part(s.data, s.target_data, "train", "--data")
+        notes: list[str] = []
+        train = self._own_part(s.data, s.target_data, "train", "--data", notes)
         dev, test = (
-            self._own_part(path, target, split, f"--{split}-data") if path else None
+            self._own_part(path, target, split, f"--{split}-data", notes) if path else None
             for split, path, target in (
                 ("dev", s.dev_data, s.dev_target_data),
                 ("test", s.test_data, s.test_target_data),
             )
         )
-        return self.own_splits(train, dev, test)
+        return self.own_splits(train, dev, test, notes)
 
     def read_to_score(self, source: Source) -> Splits[TextPair]:
         if not source.path.is_file():
             return self.read(source)
         self._check_scorer()
-        test = self._own_part(str(source.path), self.settings.target_data, "test", "--data")
+        quotes: list[str] = []
+        target = self.settings.target_data
+        test = self._own_part(str(source.path), target, "test", "--data", quotes)
         if not test:
             raise InputError(f"{source.path} holds no pair")
-        notes = f"{len(test):,} pairs to score", *_odd([], None, test)
+        notes = f"{len(test):,} pairs to score", *quotes, *_odd([], None, test)
         return Splits([], test, str(source.path), notes)
 
     def own_splits(
@@ -235,15 +238,22 @@ class WritingTask(Task[TextPair, WrittenText]):
         train: list[TextPair],
         dev: list[TextPair] | None,
         test: list[TextPair] | None,
+        noticed: Sequence[str] = (),
     ) -> Splits[TextPair]:
-        """Parts that were read, with what is odd about them; train loses pairs without text."""
+        """Parts that were read, with what is odd about them; train loses pairs without text.
+
+        Args:
+            noticed: when they were read.
+        """
         kept, dropped = drop_empty(train)
         if not kept:
             raise InputError(f"{self.settings.data}: no pair to train on has two texts")
-        notes = [f"{len(kept):,} pairs to train on", *dropped, *_odd(kept, dev, test)]
+        notes = [f"{len(kept):,} pairs to train on", *dropped, *noticed, *_odd(kept, dev, test)]
         return Splits(kept, test, str(self.settings.data), tuple(notes), dev)
 
-    def _own_part(self, path: str, target: str | None, split: str, named: str) -> list[TextPair]:
+    def _own_part(
+        self, path: str, target: str | None, split: str, named: str, notes: list[str]
+    ) -> list[TextPair]:
         if target is not None:
             if is_table(Path(path)):
                 raise InputError(
@@ -260,7 +270,7 @@ class WritingTask(Task[TextPair, WrittenText]):
         text_column = s.text_column or "text"
         target_column = s.target_column or s.label_column or "target"
         check_columns_differ(text_column=text_column, target_column=target_column)
-        return read_pairs_table(Path(path), text_column, target_column)
+        return read_pairs_table(Path(path), text_column, target_column, notes)
 
     def same(self, example: TextPair) -> str:
         return " ".join(example.source.lower().split())
