@@ -346,7 +346,9 @@ def _search_settings(values: dict[str, Any]) -> None:
     from minibert.setting_search import search_settings
 
     assert isinstance(settings, FinetuneSettings)
-    search_settings(settings, tried, trials, jobs)
+    search = search_settings(settings, tried, trials, jobs)
+    if all("diverged" in trial for trial in search["trials"]):  # as was printed
+        raise SystemExit(1)
 
 
 def _download(values: dict[str, Any]) -> None:

@@ -481,7 +481,7 @@ class _Run:
         if self.begun is not None:
             rate = float(self.begun["resolved"]["learning_rate"])
         else:
-            rate = settings.learning_rate or task.learning_rate
+            rate = settings.learning_rate or task.default_rate(model.config.hidden_size)
 
         def scoring() -> float:
             return sum(self._scoring(model, dev_features, test, micro))

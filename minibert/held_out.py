@@ -12,7 +12,6 @@ from typing import Any
 
 from minibert.corpus import ReaderOptions
 from minibert.documents import Documents, Permutation
-from minibert.errors import InputError
 from minibert.examples import (
     PADDED_TO,
     ExampleBuilder,
@@ -21,7 +20,7 @@ from minibert.examples import (
     tokens_per_character,
 )
 from minibert.files import bundled_data, read_json, read_text
-from minibert.masked import load_masked_lm
+from minibert.masked import HeadlessError, load_masked_lm
 from minibert.predict import run_of
 from minibert.pretraining_data import evaluate_pretraining
 from minibert.store import open_store
@@ -48,10 +47,13 @@ def masked_word_figures(
     Returns:
         text, max_seq_length, and the figures of `evaluate_pretraining` with
         mlm_bits_per_character; nothing for a folder without a head for masked words.
+
+    Raises:
+        InputError: the model cannot be read.
     """
     try:
         lm = load_masked_lm(model, device, precision)
-    except InputError:
+    except HeadlessError:
         return {}
     text = held_out_text(data)
     length = min(_SCORED_LENGTH, lm.longest // PADDED_TO * PADDED_TO)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +101,10 @@ def figures_of(pll: float, tokens: int, characters: int) -> dict[str, float]:
     }
 
 
+class HeadlessError(InputError):
+    """A model that no head for masked words is of."""
+
+
 def load_masked_lm(
     folder: str | Path, device: str | torch.device = "auto", precision: str | None = None
 ) -> MaskedLM:
@@ -112,8 +116,9 @@ def load_masked_lm(
         precision: as of `predict.load`.
 
     Raises:
-        InputError: no model there, or one without a masked-word head (fine-tuned, sentence and
-            translation models have none); a precision that is unknown or not for this device.
+        HeadlessError: a model without a masked-word head (fine-tuned, sentence and translation
+            models have none).
+        InputError: no model there, or a precision that is unknown or not for this device.
     """
     path = open_model_folder(str(folder))
     config = BertConfig.from_pretrained(path)
@@ -127,7 +132,7 @@ def load_masked_lm(
 
 
 def _check_whole(model: BertForPreTraining, config: BertConfig, path: Path) -> None:
-    """Refuses a model whose masked words would be guesses of weights that no one trained."""
+    """Raises HeadlessError for a model whose masked words untrained weights would guess."""
     report = model.load_report
     missing = [name for name in report.newly_initialised if not name.startswith(_UNREAD)]
     wanted = "expected a pretrained folder, such as runs/pretrain, or a published BertForMaskedLM"
@@ -136,14 +141,14 @@ def _check_whole(model: BertForPreTraining, config: BertConfig, path: Path) -> N
             "a masked-word head" if missing[0].startswith("mlm.") else f"the weights {missing[0]}"
         )
         kind = ", ".join(config.architectures) or "model"
-        raise InputError(f"{path} is a {kind} without {what}; {wanted}")
+        raise HeadlessError(f"{path} is a {kind} without {what}; {wanted}")
     if "cls.predictions.decoder.weight" in report.left_out:
-        raise InputError(
+        raise HeadlessError(
             f"{path} has a decoder of its own for masked words, and only one tied to the word "
             f"embeddings is built here; {wanted}"
         )
     if "cls.predictions.decoder.bias" in report.left_out:
-        raise InputError(
+        raise HeadlessError(
             f"{path} has two biases for masked words, cls.predictions.bias and another in "
             f"cls.predictions.decoder.bias, and which is meant cannot be told; {wanted}"
         )
@@ -399,6 +404,8 @@ def _texts(given: str | Sequence[str]) -> list[str]:
     Raises:
         InputError: one is no string.
     """
+    if not isinstance(given, Iterable):
+        raise InputError(f"texts are {given!r:.60}; expected one, or several")
     texts = [given] if isinstance(given, str) else list(given)
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str):

@@ -640,10 +640,10 @@ def _held_out(source: _Source, settings: PretrainSettings) -> list[Example]:
     held_out = held_out_examples(source.held_out, settings.eval_examples)
     if not held_out:
         counts = source.store.counts
+        pair = "to pair (--nsp none trains without pairs)" if settings.nsp != "none" else "to mask"
         raise InputError(
-            f"the held-out documents give no example: they are too short to pair (--nsp none "
-            f"trains without pairs), or their words unknown ({counts.unknown_tokens:,} of "
-            f"{counts.tokens:,} tokens in the corpus are)"
+            f"the held-out documents give no example: they are too short {pair}, or their words "
+            f"unknown ({counts.unknown_tokens:,} of {counts.tokens:,} tokens in the corpus are)"
         )
     return held_out
 

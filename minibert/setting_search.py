@@ -259,7 +259,7 @@ def _trials(
                 own, epochs=float(task.epochs), min_steps=own.least_steps or None
             )
         if own.learning_rate is None and not task.is_open_ended:  # which goes by the decoder
-            own = dataclasses.replace(own, learning_rate=task.learning_rate)
+            own = dataclasses.replace(own, learning_rate=task.default_rate(config.hidden_size))
         settings_of[trial_name(values)] = own
     if recipe:
         log_line("recipe", recipe)

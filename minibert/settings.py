@@ -614,7 +614,8 @@ class FinetuneSettings(RunSettings):
     )
     learning_rate: float | None = setting(
         None,
-        "peak rate; default that of a recipe for the task and the size, else 2e-4; of tasks that "
+        "peak rate; default that of a recipe for the task and the size, else 2e-4, beyond 512 "
+        "hidden units 0.0384 / hidden; of tasks that "
         "write 1e-3 up to 256 hidden units, then 0.256 / hidden",
     )
     select: str | None = setting(

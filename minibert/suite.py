@@ -340,8 +340,8 @@ def _prepare(
     """
     log_line("data", source.said)
     entry = ENTRIES[name]
-    longest = suite["max_position_embeddings"]
-    sides = {side: _side_settings(plan, name, source, side, files, longest) for side in SIDES}
+    width = suite["hidden_size"]
+    sides = {side: _side_settings(plan, name, source, side, files, width) for side in SIDES}
     base = sides["model"][0]
     task = find_task(name)(base)
     splits = read_splits(task, source)
@@ -396,7 +396,7 @@ def _side_settings(
     source: Source,
     side: str,
     files: list[dict[str, Any]],
-    positions: int,
+    width: int,
 ) -> tuple[FinetuneSettings, str]:
     """The settings of a task's runs, with a line about where they come from."""
     is_random = side == "random"
@@ -426,7 +426,7 @@ def _side_settings(
         origins.append("by the labels alone, without self-training")
     settings, recipe = with_recipe(given)
     task = find_task(name)(settings)
-    told = [f"rate {settings.learning_rate or task.learning_rate:g}"]
+    told = [f"rate {settings.learning_rate or task.default_rate(width):g}"]
     epochs = counted(settings.epochs or task.epochs, "epoch")
     if settings.least_steps:
         epochs += f", at least {counted(settings.least_steps, 'step')}"

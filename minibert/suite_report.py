@@ -36,13 +36,19 @@ _SOURCES = (
 )
 
 
-def _spread(side: dict[str, Any]) -> str:
-    """Mean ± deviation of the seeds, or a dash before the first is there."""
+def _spread(side: dict[str, Any], seeds: int) -> str:
+    """Mean ± deviation of the seeds, or a dash before the first is there.
+
+    Args:
+        seeds: of the task; another number is told.
+    """
     if not side["figures"]:
         return "–"
+    count = len(side["figures"])
+    told = f" ({count} seeds)" if count > seeds else ""
     if side["sd"] is None:
-        return f"{side['mean']:.2f}"
-    return f"{side['mean']:.2f} ± {side['sd']:.2f}"
+        return f"{side['mean']:.2f}{told}"
+    return f"{side['mean']:.2f} ± {side['sd']:.2f}{told}"
 
 
 def _p_value(task: dict[str, Any]) -> float | None:
@@ -78,8 +84,9 @@ def _dev(side: dict[str, Any]) -> str:
 
 
 def _time(side: dict[str, Any], key: str = "wall_seconds") -> str:
-    """The mean time of a run, where it is known."""
-    times = list(side[key].values())
+    """The mean time of a run, where it is known: of the same seeds, if any has the whole."""
+    known = side["wall_seconds"] or side[key]
+    times = [seconds for seed, seconds in side[key].items() if seed in known]
     return clock(statistics.fmean(times)) if times else "–"
 
 
@@ -92,8 +99,8 @@ def _cells(name: str, task: dict[str, Any]) -> list[str]:
     return [
         name + (" (SAMPLE)" if task["is_sample"] else ""),
         f"{task['scored']} {task['figure']}",
-        _spread(model),
-        _spread(task["random"]),
+        _spread(model, task["seeds"]),
+        _spread(task["random"], task["seeds"]),
         _gain(task),
         ", ".join(f"{method} {value:.2f}" for method, value in baselines.items()) or "–",
         gap,

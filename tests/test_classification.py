@@ -449,6 +449,17 @@ def test_pairs_that_are_asked_both_ways_are_one_with_their_texts_exchanged(tmp_p
     assert shared[1] == 0
 
 
+def test_a_published_file_without_labels_is_told_of_a_file_that_is_not_there(
+    tmp_path: Path,
+) -> None:
+    task = find_task("rte")(FinetuneSettings(task="rte", data=str(tmp_path)))
+    with pytest.raises(InputError, match="holds none of train.tsv"):
+        task.read(task.find_data())
+    (tmp_path / "train.tsv").write_text("index\tsentence1\tsentence2\tlabels\n0\ta\tb\tx\n")
+    with pytest.raises(InputError, match="train.tsv holds no labelled example"):
+        task.read(task.find_data())
+
+
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
 def test_lines_that_cr_alone_ends_are_rows_or_told(tmp_path: Path, name: str) -> None:
     mark = "\t" if name == "a.tsv" else ","

@@ -70,6 +70,17 @@ def test_a_length_that_nobody_typed_is_within_the_model_s_positions(tmp_path: Pa
     assert with_recipe(typed)[0].max_seq_length == 512  # refused where the model is opened
 
 
+@pytest.mark.parametrize(
+    ("task", "rates"),
+    [("sst2", [2e-4, 2e-4, 5e-5, 3.75e-5]), ("multi30k", [1e-3, 5e-4, 1 / 3e3, 2.5e-4])],
+)
+def test_wide_models_are_fine_tuned_at_lower_rates(task: str, rates: list[float]) -> None:
+    """Where no recipe says one: a published BERT-base takes 2e-5 to 5e-5, and tasks that write
+    have a decoder that has to be learnt."""
+    found = find_task(task)(FinetuneSettings(task=task))
+    assert [found.default_rate(width) for width in (256, 512, 768, 1024)] == pytest.approx(rates)
+
+
 def test_pretrained_and_random_weights_read_the_same_text_and_labels() -> None:
     """Else a table of both would compare what they read; it leaves self-training out."""
     read = ("max_seq_length", "truncation", "intermediate_task", "select", "threshold")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from samples import cut_to_positions, one_thread, quick_model  # noqa: F401
 
-from minibert import series
+from minibert import series, setting_search
 from minibert.cli import main
 from minibert.errors import InputError, Interrupted
 from minibert.fields import Default
@@ -179,6 +179,17 @@ def test_a_trial_that_diverges_is_last_and_not_repeated(
     capsys.readouterr()
     search_settings(given, rates, jobs=jobs)
     assert "finished: 2 of 2 runs are there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("trials", "status"), [([{"diverged": "x"}], 1), ([{"mean": 0.5}, {"diverged": "x"}], 0)]
+)
+def test_the_command_fails_where_every_trial_diverged(
+    monkeypatch: pytest.MonkeyPatch, trials: list[dict[str, Any]], status: int
+) -> None:
+    """So that `search-settings … && finetune --config …/best.json` ends there."""
+    monkeypatch.setattr(setting_search, "search_settings", lambda *given: {"trials": trials})
+    assert main(["search-settings", "--task", "sst2", "--try-learning-rate", "1"]) == status
 
 
 def test_a_search_that_is_done_anew_leaves_no_best_of_the_one_before(

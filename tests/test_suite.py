@@ -24,7 +24,7 @@ from minibert.held_out import held_out_figures, held_out_text, masked_word_figur
 from minibert.series import seconds_left
 from minibert.settings import FinetuneSettings
 from minibert.suite import ENTRIES, Entry, evaluate_suite
-from minibert.suite_report import as_html, as_markdown
+from minibert.suite_report import _spread, _time, as_html, as_markdown
 from minibert.tasks import find_task
 from minibert.tasks.base import find_set
 from minibert.tasks.splits import Parts
@@ -346,6 +346,15 @@ def test_masked_words_are_scored_anew_where_the_data_has_another_text(
         given = options(tmp_path / "out", short, "mrpc", data=str(tmp_path / "sets"))
         assert evaluate_suite(model, **given)["masked_words"]["text"] == "enwiki-valid.txt.xz"
     assert texts == ["wiki.txt", "enwiki-valid.txt.xz"]
+
+
+def test_times_are_of_the_same_seeds_and_more_seeds_of_one_side_are_told() -> None:
+    """Of a run that went on after a stop the whole is not known."""
+    side = {"seconds": {"0": 600.0, "1": 60.0}, "wall_seconds": {"1": 65.0}}
+    assert (_time(side), _time(side, "seconds")) == ("65 s", "60 s")
+    assert _time(side | {"wall_seconds": {}}, "seconds") == "6 min"
+    figures = {"figures": {"0": 1.0, "1": 2.0}, "mean": 1.5, "sd": 0.5}
+    assert [_spread(figures, n) for n in (2, 1)] == ["1.50 ± 0.50", "1.50 ± 0.50 (2 seeds)"]
 
 
 def test_times_are_told_to_be_of_the_most_jobs_of_any_call(
@@ -817,6 +826,10 @@ def test_masked_words_of_one_text_are_scored_for_any_model(model: str, tmp_path:
     kept = {name: part for name, part in tensors.items() if not name.startswith("cls.")}
     save_file(kept, headless / "model.safetensors")
     assert masked_word_figures(headless, None, "cpu", "fp32") == {}
+    weights = headless / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])  # which is not to have no head
+    with pytest.raises(InputError, match="model.safetensors"):
+        masked_word_figures(headless, None, "cpu", "fp32")
     mlm = {"mlm_loss": 2.0, "mlm_accuracy": 0.5, "mlm_bits_per_character": 1.5}
     cost = {"tokens": 48_134_934, "seconds": 7337.0}
     assert "48.1 M tokens in 2 h 02 min" in as_html(a_suite(mlm=mlm | cost))

@@ -115,7 +115,7 @@ class Task(ABC, Generic[E, P]):
         metric: the figure that chooses weights on dev where `--select` names none.
         selectable: the figures that `--select` may name, once the task has learnt; higher is
             better.
-        learning_rate, epochs: where the settings name none.
+        learning_rate, epochs: where the settings name none; see `default_rate`.
         places: where the public set is looked for when there is no `--data`.
         sample: the bundled sample, a name below `data/`.
         unlabelled_part: what the set calls its texts without labels, "" where it has none.
@@ -166,6 +166,14 @@ class Task(ABC, Generic[E, P]):
         return {} if cls.model_class.__name__ in config.architectures else None
 
     # --- data ------------------------------------------------------------------------------------
+
+    def default_rate(self, hidden_size: int) -> float:
+        """The peak rate where neither the settings nor a recipe name one.
+
+        `learning_rate`, which small models take, up to 512 hidden units; beyond, as 1 / hidden,
+        5e-5 at 768, the highest of those that Devlin et al. 2019 (A.3) fine-tune BERT-base with.
+        """
+        return self.learning_rate if hidden_size <= 512 else 768 * 5e-5 / hidden_size
 
     def find_data(self) -> Source:
         """The data to use: what the settings name, else the downloaded set, else the sample.

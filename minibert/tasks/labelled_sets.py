@@ -237,6 +237,10 @@ def _read_tables(
                 if examples:
                     found[split] = examples
     if "train" not in found:
+        if there := next((name for name in files["train"] if (path / name).is_file()), None):
+            raise InputError(
+                f"{path / there} holds no labelled example; expected the published columns"
+            )
         raise InputError(f"{path} holds none of {', '.join(files['train'])} to train on")
     train, dev, test = found["train"], found.get("dev"), found.get("test")
     sizes = ", ".join(f"{len(part):,} {split}" for split, part in found.items())

@@ -90,6 +90,10 @@ def read_stsb(path: Path) -> Splits[ScoredPair]:
                 if pairs:
                     found[split] = pairs
     if "train" not in found:
+        if there := next((name for name in _FILES["train"] if (path / name).is_file()), None):
+            raise InputError(
+                f"{path / there} holds no labelled example; expected the published columns"
+            )
         raise InputError(f"{path} holds none of {', '.join(_FILES['train'])} to train on")
     train, dev, test = found["train"], found.get("dev"), found.get("test")
     _check_spread(train, str(path))

@@ -333,14 +333,16 @@ class WritingTask(Task[TextPair, WrittenText]):
     def config_fields(self) -> dict[str, Any]:
         return {"id2label": None, "problem_type": None}
 
+    def default_rate(self, hidden_size: int) -> float:
+        """As in pretraining: a fresh decoder is to learn, not to be adjusted."""
+        return min(1e-3, 0.256 / hidden_size)
+
     def build(self, folder: Path, config: BertConfig, random_weights: bool) -> nn.Module:
         """An encoder's folder gets a new decoder; one that has a decoder goes on with it.
 
         It then keeps its vocabulary of targets and its longest target, unless the settings name
         others; with another longest target alone it keeps the positions that both have.
         """
-        # As in pretraining: a fresh decoder is to learn, not to be adjusted.
-        self.learning_rate = min(1e-3, 0.256 / config.hidden_size)
         s = self.settings
         has_decoder = "target_vocab_size" in config.extra and (folder / TARGET_FILE).is_file()
         before = DecoderConfig.of(config) if has_decoder else None
