@@ -150,7 +150,8 @@ def _files_below(folder: Path, flag: str) -> list[Path]:
         paths = [path for path in paths if _kind(path) is not None]
         for path in paths:
             _refuse_broken(path, flag)
-        twins = {path for path in paths if is_compressed(path) and path.with_suffix("") in paths}
+        plain = {path for path in paths if not is_compressed(path) and path.stat().st_size}
+        twins = {path for path in paths if is_compressed(path) and path.with_suffix("") in plain}
         found += [path for path in paths if path.is_file() and path not in twins]
     return sorted(found)
 

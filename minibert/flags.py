@@ -183,11 +183,12 @@ def _without_replaced(given: dict[str, Any], values: dict[str, Any]) -> dict[str
     if values.get("intermediate_task"):
         given = {k: v for k, v in given.items() if k != "intermediate_data"}
     useless = set()
+    redrawn = values.get("random_weights", given.get("random_weights"))
     if values.get("max_minutes"):  # of which the adaptation takes minutes
         useless.add("adapt_epochs")
     if values.get("model"):
         useless |= {*_OF_A_VOCABULARY, "tokenizer", "preset", "num_layers", "hidden_size"}
-        useless |= DEPARTURES.keys() | ({"init"} if not values.get("random_weights") else set())
+        useless |= DEPARTURES.keys() | ({"init"} if not redrawn else set())
     if values.get("tokenizer"):
         useless |= _OF_A_VOCABULARY
     if values.get("nsp") == "none":

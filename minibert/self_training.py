@@ -261,7 +261,8 @@ def self_train(
     RunFolder(run).respell(self_training=task.settings.self_training)
     teacher, figures = None, {}
     before = task.settings
-    if before.dropout is None and before.intermediate:  # whose recipe has one of its own
+    has_another = BertConfig.from_pretrained(start).hidden_dropout_prob
+    if before.dropout is None and has_another != chosen.hidden_dropout_prob:
         before = dataclasses.replace(before, dropout=chosen.hidden_dropout_prob)
     if task.settings.teacher != NB_SVM:
         teacher = _settings_of(before, start, run / _TEACHER, goes_on)

@@ -437,7 +437,7 @@ class Loop:
         # Of a sharded model each process looks at what it holds.
         parts = [part_of(p.detach()) for p in self.model.parameters()]
         bad = torch.stack([~p.isfinite().all() for p in parts]).any()
-        if self.world.largest(bad.double().cpu()[None]).item():
+        if self.world.largest(bad.cpu().double()[None]).item():
             raise NonFiniteError(
                 f"step {self.state.step}: its update left weights that are not finite; "
                 f"{_CHECKPOINT_IS_WHOLE}; {_REMEDY}"

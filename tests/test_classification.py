@@ -449,6 +449,24 @@ def test_pairs_that_are_asked_both_ways_are_one_with_their_texts_exchanged(tmp_p
     assert shared[1] == 0
 
 
+def test_pairs_none_of_which_is_exchanged_are_cut_the_same_whatever_they_are_asked(
+    tmp_path: Path,
+) -> None:
+    """What an earlier run learnt is not to become what it is scored on."""
+    rows = [
+        {"a": f"{'zam'[i % 3]} {i}", "b": f"river {i}", "label": "xy"[i % 2]} for i in range(40)
+    ]
+    given = {"data": write_rows(tmp_path / "a.csv", rows), "text_column": "a"}
+    found = []
+    for order in ("given", "both"):
+        settings = FinetuneSettings(
+            task="classification", **given, text_pair_column="b", pair_order=order
+        )
+        task = ClassificationTask(settings)
+        found.append(parts_of(task, task.read(task.find_data()), 0.2, None).dev)
+    assert found[0] == found[1]
+
+
 def test_a_published_file_without_labels_is_told_of_a_file_that_is_not_there(
     tmp_path: Path,
 ) -> None:

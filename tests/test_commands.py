@@ -1087,6 +1087,14 @@ def test_a_flag_replaces_what_has_no_use_beside_it_in_a_file(
     found = cli.settings_from({"config": str(tmp_path / "own.json"), **flags}, PretrainSettings)
     expected = PretrainSettings.from_dict({"corpus": ["a.txt"], "seed": 3, **flags})
     assert found.to_dict() == expected.to_dict()
+    if "model" in flags:  # whose weights are redrawn, so that how they are drawn stays
+        redrawn = {"random_weights": True, "init": "reference"}
+        (tmp_path / "drawn.json").write_text(json.dumps({"corpus": ["a.txt"], **redrawn}))
+        drawn = cli.settings_from(
+            {"config": str(tmp_path / "drawn.json"), **flags}, PretrainSettings
+        )
+        assert isinstance(drawn, PretrainSettings)
+        assert drawn.init == "reference"
     both = {"config": str(tmp_path / "own.json"), **flags, **file}
     with pytest.raises(InputError, match="has no use with|must be at least 8 and below"):
         cli.settings_from(both, PretrainSettings)  # typed side by side they stay a fault

@@ -339,6 +339,8 @@ def test_a_packed_copy_beside_its_text_is_not_read_again(tmp_path: Path) -> None
     expected = ["a.txt", "b.jsonl.xz", "c.jsonl", "c.txt.bz2"]
     assert find_files(tmp_path) == [tmp_path / name for name in expected]
     assert find_files(tmp_path / "*.gz") == [tmp_path / "a.txt.gz"]  # by name
+    write(tmp_path / "a.txt", "")  # as where unpacking broke off
+    assert tmp_path / "a.txt.gz" in find_files(tmp_path)
 
 
 def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path) -> None:

@@ -274,6 +274,10 @@ class Task(ABC, Generic[E, P]):
         """What two copies of an example share: they stay on one side of a split."""
         return repr(example)
 
+    def place(self, example: E) -> str:
+        """What examples are put in order by before a dev split is drawn; of copies the least."""
+        return self.same(example)
+
     def stratum(self, example: E) -> Hashable:
         """The class within which a dev split and `--limit` draw."""
         return 0

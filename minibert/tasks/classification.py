@@ -228,6 +228,9 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
     def same(self, example: LabelledText) -> str:
         return same_text(example, any_order=self.both_orders)
 
+    def place(self, example: LabelledText) -> str:
+        return same_text(example)
+
     def stratum(self, example: LabelledText) -> Hashable:
         # Sets of classes are too many to draw within each.
         return example.label if isinstance(example.label, str) else ""

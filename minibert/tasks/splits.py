@@ -87,7 +87,8 @@ def cut_dev(task: Task[E, Any], examples: Sequence[E], fraction: float) -> tuple
         classes.setdefault(task.stratum(examples[group[0]]), []).append(key)
     chosen: set[int] = set()
     for label in sorted(classes):
-        keys = sorted(classes[label])
+        places = {k: min(task.place(examples[i]) for i in groups[k]) for k in classes[label]}
+        keys = sorted(places, key=places.__getitem__)
         if len(keys) < 2:
             whose = "the data has" if label in (0, "") else f"class {label} has"
             raise InputError(
