@@ -77,6 +77,9 @@ def test_pages_have_commands_that_name_their_rate() -> None:
 def test_a_card_has_the_command_that_made_its_model(model: str) -> None:
     """The last of its pretrainings, whose log goes with the model."""
     lines = commands(ROOT / "docs" / f"{model}.md")
+    own = commands(ROOT / "minibert" / "models" / model / "README.md")  # which the wheel has
+    assert own[-1][0] == "export"
+    assert own in [lines[i : i + len(own)] for i in range(len(lines))]
     said = typed([line for line in lines if line[0] == "pretrain"][-1])
     run = json.loads((ROOT / "minibert" / "models" / model / "run.json").read_text("utf-8"))
     assert said.learning_rate == run["resolved"]["learning_rate"]
@@ -172,7 +175,9 @@ def test_a_card_says_what_the_log_of_its_model_says(model: str) -> None:
     ],
 )
 def test_the_pretraining_page_says_what_the_first_runs_ended_with(run: str, said: str) -> None:
-    found = json.loads((ROOT / "docs" / f"{run}-words-results.json").read_text("utf-8"))
+    found = json.loads(
+        (ROOT / "minibert/models" / f"minibert-{run}" / "words-results.json").read_text("utf-8")
+    )
     page = " ".join((ROOT / "docs" / "pretraining.md").read_text("utf-8").split())
     found["accuracy"] = f"{100 * found['mlm_accuracy']:.1f}"
     found["millions"] = f"{found['tokens'] / 1e6:.1f}"
