@@ -430,41 +430,37 @@ def test_a_dev_split_without_any_label_chooses_nothing(tmp_path: Path) -> None:
     assert cut(dev_data=given["data"]).dev
 
 
+def parts_of_pairs(data: str, order: str) -> Any:
+    """A table of pairs, a and b, parted as a run with --pair-order would part it."""
+    columns = {"text_column": "a", "text_pair_column": "b"}
+    given = FinetuneSettings(task="classification", data=data, pair_order=order, **columns)
+    task = ClassificationTask(given)
+    return parts_of(task, task.read(task.find_data()), 0.2, None)
+
+
 def test_pairs_that_are_asked_both_ways_are_one_with_their_texts_exchanged(tmp_path: Path) -> None:
     """Or dev would have what train has, in the other order."""
     texts = [(f"storm {i}", f"river {i}") for i in range(40)]
     rows = [{"a": a, "b": b, "label": "xy"[i % 2]} for i, (a, b) in enumerate(texts)]
     rows += [{"a": row["b"], "b": row["a"], "label": row["label"]} for row in rows]
-    given = {"data": write_rows(tmp_path / "a.csv", rows), "text_column": "a"}
-    shared = []
+    data, shared = write_rows(tmp_path / "a.csv", rows), []
     for order in ("given", "both"):
-        settings = FinetuneSettings(
-            task="classification", **given, text_pair_column="b", pair_order=order
-        )
-        task = ClassificationTask(settings)
-        parts = parts_of(task, task.read(task.find_data()), 0.2, None)
+        parts = parts_of_pairs(data, order)
         sides = [{frozenset((e.text, e.text_pair)) for e in p} for p in (parts.train, parts.dev)]
         shared.append(len(sides[0] & sides[1]))
     assert shared[0] > 0
     assert shared[1] == 0
 
 
-def test_pairs_none_of_which_is_exchanged_are_cut_the_same_whatever_they_are_asked(
+def test_pairs_none_of_which_is_exchanged_are_cut_the_same_however_they_are_asked(
     tmp_path: Path,
 ) -> None:
     """What an earlier run learnt is not to become what it is scored on."""
     rows = [
         {"a": f"{'zam'[i % 3]} {i}", "b": f"river {i}", "label": "xy"[i % 2]} for i in range(40)
     ]
-    given = {"data": write_rows(tmp_path / "a.csv", rows), "text_column": "a"}
-    found = []
-    for order in ("given", "both"):
-        settings = FinetuneSettings(
-            task="classification", **given, text_pair_column="b", pair_order=order
-        )
-        task = ClassificationTask(settings)
-        found.append(parts_of(task, task.read(task.find_data()), 0.2, None).dev)
-    assert found[0] == found[1]
+    data = write_rows(tmp_path / "a.csv", rows)
+    assert parts_of_pairs(data, "given").dev == parts_of_pairs(data, "both").dev
 
 
 def test_a_published_file_without_labels_is_told_of_a_file_that_is_not_there(
