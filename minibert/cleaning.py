@@ -22,8 +22,8 @@ import numpy as np
 from minibert.corpus import (
     Piece,
     ReaderOptions,
+    check_text_field,
     find_files,
-    is_json_lines,
     piece_bytes,
     read_pieces,
     readable_files,
@@ -330,8 +330,7 @@ def clean_corpus(
         raise InputError(f"--same-start is {same_start}, must be 0 (off) or more characters")
     files, _ = readable_files(find_files(inputs, "INPUT"))
     unwanted, _ = readable_files(find_files(exclude, "--exclude")) if exclude else ([], 0)
-    if options.text_field != "text" and not any(map(is_json_lines, [*files, *unwanted])):
-        raise InputError(f"--text-field {options.text_field} names a key of .jsonl; none is read")
+    check_text_field(options.text_field, [*files, *unwanted], "INPUT")
     if output.resolve() in {path.resolve() for path in [*files, *unwanted]}:
         raise InputError(f"--output {output} is one of the files to read")
     excluded = _keys_of(unwanted, options, same_start)

@@ -30,10 +30,7 @@ _DIGEST_BLOCKS = 1024  # and in how many blocks as much is read of a larger one
 _BLOCK = 1 << 20  # bytes read at a time, and characters of a document handed on at a time
 _HEAD = 1 << 16  # bytes that tell what a file is
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
-_OTHER_PACKED = (
-    *(".zst", ".zstd", ".zip", ".7z", ".rar", ".lz4", ".lz", ".lzma", ".z", ".br"),
-    *(".tar", ".tgz"),
-)
+_OTHER_PACKED = tuple(".zst .zstd .zip .7z .rar .lz4 .lz .lzma .z .br .tar .tgz".split())
 _OTHER_MAGIC = {b"PK\x03\x04": "zip", b"(\xb5/\xfd": "zstd"}  # packed, and not read
 _DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error)
 _OF_A_MODEL = {"tokenizer.json", "tokenizer_config.json", "config.json"}
@@ -211,6 +208,16 @@ def content_digest(path: Path) -> str:
 def is_json_lines(path: Path) -> bool:
     """Whether every line of a file is a document."""
     return _kind(path) == "jsonl"
+
+
+def check_text_field(field: str, files: Iterable[Path], flag: str) -> None:
+    """Raises InputError for a `--text-field` that nothing is read by: no file is JSON lines.
+
+    Args:
+        flag: what the files were given as, for the message.
+    """
+    if field != ReaderOptions.text_field and not any(map(is_json_lines, files)):
+        raise InputError(f"--text-field {field} names a key of .jsonl, and {flag} holds none")
 
 
 def is_wikitext(path: Path) -> bool:

@@ -118,7 +118,6 @@ class EarlierStages:
             NonFiniteError: one diverged, which the run's folder notes.
         """
         settings, folder = self.task.settings, self.folder
-        self._chosen = BertConfig.from_pretrained(start)
         asked: dict[str, Callable[[Path], EarlierStage | None]] = {}
         if settings.adapt is not None:
             asked["adapted"] = functools.partial(self._adapt, splits)
@@ -132,7 +131,9 @@ class EarlierStages:
             labels = len(parts_of(self.task, splits, settings.dev_fraction, settings.limit).train)
             times = f"{len(texts) / labels:.1f} times as many as the labels"  # and as long, at most
             log_line("self-training", f"{said}; {times}")
-            asked["self_training"] = functools.partial(self._self_train, splits, texts)
+            asked["self_training"] = functools.partial(
+                self._self_train, splits, texts, BertConfig.from_pretrained(start)
+            )
         if folder is None:  # each from the chosen model, since none is trained
             for name, rehearse in asked.items():
                 log_line("dry run", f"of what comes before {self.task.name}: {name}")
@@ -202,14 +203,13 @@ class EarlierStages:
         return dataclasses.replace(stage, notes=stage.notes | {"left_out": left_out.examples})
 
     def _self_train(
-        self, splits: Splits[Any], texts: list[str], start: Path
+        self, splits: Splits[Any], texts: list[str], chosen: BertConfig, start: Path
     ) -> EarlierStage | None:
         """The model with the teacher's answers to texts learnt; as above."""
         if self.folder is None:
             rehearse_self_training(self.task, texts)
             return None
         run, run_one = self.folder.path, functools.partial(self.finetune_once, recipe="")
-        chosen = self._chosen
         return self_train(self.task, splits, texts, start, chosen, run, run_one, self._goes_on)
 
     @property

@@ -13,7 +13,7 @@ from minibert.fields import flag
 from minibert.files import bundled_data, write_jsonl
 from minibert.model_folders import open_model_folder
 from minibert.predict import load, run_of
-from minibert.run_folder import RUN_FILES, RunFolder
+from minibert.run_folder import RUN_FILES
 from minibert.runs import log_line
 from minibert.settings import DATA_LAYOUT, DATA_PLACES, FinetuneSettings
 from minibert.tasks.base import Source, Splits, Task
@@ -69,7 +69,8 @@ def evaluate(
         _check_there(folder, before.data)
     is_other = data is not None and split == "test"
     _check_kept(task.settings, predictions, folder)
-    source, splits = _read(task, is_other, None if data is not None else _learnt_from(folder))
+    source = _learnt_from(task, folder) if data is None else task.find_data()
+    splits = _read(task, source, is_other)
     if data is None:
         _check_unchanged(folder, splits, task.settings.dev_only)
     examples, scored = _part_to_score(task, splits, split, data is not None)
@@ -82,32 +83,24 @@ def evaluate(
     return task.results(splits, examples, found, scored)
 
 
-def _learnt_from(folder: Path) -> Path | None:
-    """Where a run without --data found its own, such as the sample, while that is there."""
-    run = RunFolder(folder).read_run()
-    place = run.get("resolved", {}).get("data")
-    is_named = run["settings"].get("data") is not None
-    return None if is_named or place is None or not Path(place).exists() else Path(place)
-
-
-def _read(
-    task: Task[Any, Any], is_other: bool, place: Path | None = None
-) -> tuple[Source, Splits[Any]]:
-    """The data that a task's settings name, which is told.
-
-    Args:
-        is_other: it is not the run's own. place: of the run's own, which it found by itself; by
-            now another may be found.
-    """
+def _learnt_from(task: Task[Any, Any], folder: Path) -> Source:
+    """A run's own data; what it found by itself, such as the sample, is not found for ever."""
     source = task.find_data()
-    if place is not None and place.resolve() != source.path.resolve():
-        is_sample = bundled_data() in place.resolve().parents
-        source = Source(place, f"{task.name}, what the run learnt from, {place}", is_sample)
+    place = Path(run_of(folder).get("resolved", {}).get("data") or source.path)
+    is_same = place.resolve() == source.path.resolve()
+    if task.settings.data is not None or is_same or not place.exists():
+        return source
+    is_sample = bundled_data() in place.resolve().parents
+    return Source(place, f"{task.name}, what the run learnt from, {place}", is_sample)
+
+
+def _read(task: Task[Any, Any], source: Source, is_other: bool) -> Splits[Any]:
+    """The splits of the data, which is told; is_other: it is not the run's own."""
     log_line("data", source.said)
     splits = task.read_to_score(source) if is_other else task.read(source)
     if splits.notes:
         log_line("found", "; ".join(splits.notes))
-    return source, splits
+    return splits
 
 
 def _check_kept(settings: FinetuneSettings, predictions: str | Path | None, folder: Path) -> None:

@@ -195,7 +195,7 @@ def _without_replaced(given: dict[str, Any], values: dict[str, Any]) -> dict[str
         useless.add("nsp_share")
     if values.get("max_seq_length", math.inf) <= (given.get("short_length") or 0):
         useless |= {"short_length", "short_share"}
-    return {k: v for k, v in given.items() if k not in useless or k in values}
+    return {k: v for k, v in given.items() if k not in useless}
 
 
 def _without_filled(given: dict[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:

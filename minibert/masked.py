@@ -102,7 +102,7 @@ def figures_of(pll: float, tokens: int, characters: int) -> dict[str, float]:
 
 
 class HeadlessError(InputError):
-    """A model that no head for masked words is of."""
+    """A model without a head for masked words that can be used."""
 
 
 def load_masked_lm(

@@ -349,10 +349,7 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
     settings = settings or PretrainSettings.from_dict(values, "pretrain")
     files = corpus.find_files(settings.corpus)
     files, num_empty = corpus.readable_files(files)  # before anything is made
-    if settings.text_field != "text" and not any(map(corpus.is_json_lines, files)):
-        raise InputError(
-            f"--text-field {settings.text_field} names a key of .jsonl, and --corpus holds none"
-        )
+    corpus.check_text_field(settings.text_field, files, "--corpus")
     is_sample = files[0].resolve() == (bundled_data() / "wiki.txt").resolve()
     what = "the bundled sample (small, for trying out)" if is_sample else "your text in"
     more = f" and {len(files) - 1:,} more file(s)" if len(files) > 1 else ""

@@ -206,6 +206,13 @@ def test_wrong_input_is_said_in_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
 
 
+def test_a_text_field_without_json_lines_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "in.txt"
+    text.write_text("Good text.\n")
+    with pytest.raises(InputError, match="--text-field body names a key of .jsonl, and INPUT"):
+        clean_corpus([text], tmp_path / "out.txt", options=ReaderOptions(text_field="body"))
+
+
 def test_a_failure_leaves_no_half_written_file(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_bytes(b"Good text.\n\n" + b"x " * 70_000 + b"\n\n\xff\xfe bad\n")
     with pytest.raises(InputError, match="not UTF-8"):

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -892,6 +893,20 @@ def test_predict_cleans_a_text_as_training_does(world: Path) -> None:
     model = minibert.load(world / "finetuned")
     clean, raw = model.predict(["silver garden candle", "silver<br />\n garden\0  <i>candle</i>"])
     assert raw.probabilities == clean.probabilities
+
+
+@pytest.mark.parametrize(
+    ("nsp", "advice"), [("nsp", r"to pair \(--nsp none trains"), ("none", "to mask, or")]
+)
+def test_texts_that_are_too_short_get_advice_that_can_be_followed(
+    monkeypatch: pytest.MonkeyPatch, nsp: str, advice: str
+) -> None:
+    """As of `finetune --adapt`, which trains without pairs already and has no --nsp."""
+    monkeypatch.setattr(pretraining, "held_out_examples", lambda *given: [])
+    counts = SimpleNamespace(unknown_tokens=3, tokens=4)
+    source: Any = SimpleNamespace(held_out=None, store=SimpleNamespace(counts=counts))
+    with pytest.raises(InputError, match=f"too short {advice}.*3 of 4 tokens"):
+        pretraining._held_out(source, PretrainSettings(corpus=["a.txt"], nsp=nsp))
 
 
 def test_evaluate_scores_what_the_run_learnt_from_though_another_set_lies_there_now(

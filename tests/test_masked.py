@@ -392,6 +392,8 @@ def test_a_notebook_is_told_what_is_wrong(folder: Path, model: MaskedLM) -> None
         model.fill_mask(["[MASK]", "no mask"])
     with pytest.raises(InputError, match="text 2 is 7; expected a string"):
         model.score(["a", 7])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="texts are 5; expected one, or several"):
+        model.fill_mask(5)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="top is 0"):
         model.fill_mask("[MASK]", top=0)
     with pytest.raises(InputError, match="batch_size is 0"):

@@ -122,6 +122,7 @@ class Task(ABC, Generic[E, P]):
         pairs: an example has a second text.
         is_open_ended: how long predictions take depends on what was learnt; see `rehearse`.
         uses: those of `FAMILY_SETTINGS` that the family reads; to give another is an error.
+        is_finished: it was restored with a model, for which dev chooses nothing more.
         labels: the classes of a family that has them, once it has learnt.
         positive_label: of two classes the one that is looked for, if any.
         baselines_version: raise it when `baselines` gives other figures of the same examples: those
@@ -142,6 +143,7 @@ class Task(ABC, Generic[E, P]):
     is_open_ended: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ()
     baselines_version: ClassVar[int] = 1
+    is_finished: bool = False
     labels: tuple[str, ...] = ()
     positive_label: str | None = None
     tokenizer: WordPiece
@@ -166,14 +168,6 @@ class Task(ABC, Generic[E, P]):
         return {} if cls.model_class.__name__ in config.architectures else None
 
     # --- data ------------------------------------------------------------------------------------
-
-    def default_rate(self, hidden_size: int) -> float:
-        """The peak rate where neither the settings nor a recipe name one.
-
-        `learning_rate`, which small models take, up to 512 hidden units; beyond, as 1 / hidden,
-        5e-5 at 768, the highest of those that Devlin et al. 2019 (A.3) fine-tune BERT-base with.
-        """
-        return self.learning_rate if hidden_size <= 512 else 768 * 5e-5 / hidden_size
 
     def find_data(self) -> Source:
         """The data to use: what the settings name, else the downloaded set, else the sample.
@@ -284,13 +278,21 @@ class Task(ABC, Generic[E, P]):
 
     # --- model -----------------------------------------------------------------------------------
 
+    def default_rate(self, hidden_size: int) -> float:
+        """The peak rate where neither the settings nor a recipe name one.
+
+        `learning_rate`, which small models take, up to 512 hidden units; beyond, as 1 / hidden,
+        5e-5 at 768, the highest of those that Devlin et al. 2019 (A.3) fine-tune BERT-base with.
+        """
+        return self.learning_rate if hidden_size <= 512 else 768 * 5e-5 / hidden_size
+
     def learn(self, train: list[E], tokenizer: WordPiece) -> None:
         """Takes from the training examples what the task must know, such as its classes."""
         self.tokenizer = tokenizer
 
     def restore(self, folder: Path, config: BertConfig, tokenizer: WordPiece) -> None:
         """Takes from a finished folder what `learn` took from the training examples."""
-        self.tokenizer = tokenizer
+        self.tokenizer, self.is_finished = tokenizer, True
 
     def save(self, folder: Path) -> None:
         """Writes what `restore` needs beside config, weights and tokenizer."""

@@ -106,7 +106,6 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         self.public = PUBLIC.get(self.name)
         self.labels: tuple[str, ...] = self.public.labels if self.public else ()
         self.multi = False
-        self._is_finished = False
         self._own_labels: tuple[str, ...] = ()  # of all own examples, dev and --limit left out too
         self.weights: Tensor | None = None
         self.positives: Tensor | None = None  # of texts with several labels
@@ -263,7 +262,7 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
         Of a model that is finished, dev chooses nothing more.
         """
         select, given = self.settings.select, {e.label for e in dev}
-        if self._is_finished or len(given) != 1:
+        if self.is_finished or len(given) != 1:
             return
         if isinstance(label := given.pop(), tuple):  # of any number of classes
             if not label and select in (None, "f1", "f1_micro"):
@@ -303,7 +302,6 @@ class ClassificationTask(Task[LabelledText, np.ndarray]):
 
     def restore(self, folder: Path, config: BertConfig, tokenizer: WordPiece) -> None:
         super().restore(folder, config, tokenizer)
-        self._is_finished = True
         named = config.id2label or {}
         self.labels = tuple(named.get(i, f"LABEL_{i}") for i in range(config.num_labels))
         if len(set(self.labels)) < len(self.labels):

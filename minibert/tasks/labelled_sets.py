@@ -20,7 +20,7 @@ from minibert.errors import InputError
 from minibert.files import read_text
 from minibert.tasks.base import Splits
 from minibert.tasks.labelled import LabelledText, clean_published, has_markup, noticed, text_of
-from minibert.tasks.tables import Row, column, read_table
+from minibert.tasks.tables import Row, column, none_to_train_on, read_table
 
 
 class PublicSet(NamedTuple):
@@ -237,11 +237,7 @@ def _read_tables(
                 if examples:
                     found[split] = examples
     if "train" not in found:
-        if there := next((name for name in files["train"] if (path / name).is_file()), None):
-            raise InputError(
-                f"{path / there} holds no labelled example; expected the published columns"
-            )
-        raise InputError(f"{path} holds none of {', '.join(files['train'])} to train on")
+        raise none_to_train_on(path, [*files["train"]])
     train, dev, test = found["train"], found.get("dev"), found.get("test")
     sizes = ", ".join(f"{len(part):,} {split}" for split, part in found.items())
     return Splits(train, test, str(path), (sizes, *noticed(train, dev, test)), dev)

@@ -122,7 +122,7 @@ class QATask(Task[Question, Reply]):
         # Of the run that the task is of, whatever the settings name later.
         self._data = None if settings.data is None else Path(settings.data)
         self._fingerprint: str | None = None
-        self._stride_told = self._is_finished = False
+        self._stride_told = False
         if self.name != self.names[-1]:
             self.places, self.sample = (f"data/downloads/{self.name}",), self.name
 
@@ -194,7 +194,6 @@ class QATask(Task[Question, Reply]):
 
     def restore(self, folder: Path, config: BertConfig, tokenizer: WordPiece) -> None:
         super().restore(folder, config, tokenizer)
-        self._is_finished = True
         if (folder / "run.json").is_file():
             self._fingerprint = RunFolder(folder).read_run().get("data_fingerprint")
         if (folder / _FILE).is_file():  # a folder of others has none
@@ -213,7 +212,7 @@ class QATask(Task[Question, Reply]):
 
         Of a model that is finished, dev chooses nothing more.
         """
-        if self.version_2 and dev and not self._is_finished and not any(q.answers for q in dev):
+        if self.version_2 and dev and not self.is_finished and not any(q.answers for q in dev):
             raise InputError(
                 f"{len(dev)} question(s) in dev, none with an answer: not to answer would be right "
                 f"for all weights; raise --dev-fraction or name --dev-data"

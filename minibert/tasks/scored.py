@@ -15,7 +15,14 @@ from minibert.files import read_text
 from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Splits
 from minibert.tasks.labelled import LabelledText, clean_published, clean_text, noticed, told
-from minibert.tasks.tables import Row, check_columns_differ, column, read_table, stray_quotes
+from minibert.tasks.tables import (
+    Row,
+    check_columns_differ,
+    column,
+    none_to_train_on,
+    read_table,
+    stray_quotes,
+)
 
 
 class ScoredPair(NamedTuple):
@@ -90,11 +97,7 @@ def read_stsb(path: Path) -> Splits[ScoredPair]:
                 if pairs:
                     found[split] = pairs
     if "train" not in found:
-        if there := next((name for name in _FILES["train"] if (path / name).is_file()), None):
-            raise InputError(
-                f"{path / there} holds no labelled example; expected the published columns"
-            )
-        raise InputError(f"{path} holds none of {', '.join(_FILES['train'])} to train on")
+        raise none_to_train_on(path, _FILES["train"])
     train, dev, test = found["train"], found.get("dev"), found.get("test")
     _check_spread(train, str(path))
     sizes = ", ".join(f"{len(part):,} {split}" for split, part in found.items())

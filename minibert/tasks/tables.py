@@ -182,6 +182,19 @@ def _whole(value: Any) -> Any:
     return whole_characters(value) if isinstance(value, str) else value
 
 
+def none_to_train_on(folder: Path, names: Sequence[str]) -> InputError:
+    """What is wrong with a published set without training examples: no file, or no labels.
+
+    Args:
+        names: of the files that may hold them.
+    """
+    if there := next((name for name in names if (folder / name).is_file()), None):
+        return InputError(
+            f"{folder / there} holds no labelled example; expected the published columns"
+        )
+    return InputError(f"{folder} holds none of {', '.join(names)} to train on")
+
+
 def check_columns_differ(**columns: str | None) -> None:
     """Refuses one column in two roles, named or by default: the answer would be in the question.
 
