@@ -365,11 +365,14 @@ def _download(values: dict[str, Any]) -> None:
 
 def _clean_corpus(values: dict[str, Any]) -> None:
     from minibert.cleaning import clean_corpus
-    from minibert.corpus import ReaderOptions
+    from minibert.corpus import ReaderOptions, other_files
 
     names = [field.name for field in dataclasses.fields(ReaderOptions)]
     options = ReaderOptions(**{name: values.pop(name) for name in names if name in values})
-    counts = clean_corpus(values.pop("inputs"), options=options, **values)
+    inputs = values.pop("inputs")
+    if told := other_files(inputs, "INPUT"):
+        print(f"data: {told}", file=sys.stderr)
+    counts = clean_corpus(inputs, options=options, **values)
     print(json.dumps(dataclasses.asdict(counts), indent=2))
 
 

@@ -16,6 +16,7 @@ import lzma
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
 _OTHER_PACKED = tuple(".zst .zstd .zip .7z .rar .lz4 .lz .lzma .z .br .tar .tgz".split())
 _OTHER_MAGIC = {b"PK\x03\x04": "zip", b"(\xb5/\xfd": "zstd"}  # packed, and not read
 _DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error)
+_ENDINGS_TOLD = 5  # of files that are left out
 _OF_A_MODEL = {"tokenizer.json", "tokenizer_config.json", "config.json"}
 _VOCABULARIES = {"vocab.txt", "merges.txt"}  # beside one of these
 _JSON_OBJECT = re.compile(rb'\{[ \t]*"(?:[^"\\\n]|\\.)*"[ \t]*:')  # how one begins
@@ -117,20 +119,55 @@ def find_files(corpus: str | Path | Iterable[str | Path], flag: str = "--corpus"
     return list(found.values())
 
 
+def other_files(corpus: str | Path | Iterable[str | Path], flag: str = "--corpus") -> str:
+    """What lies in the folders of a corpus and is no text by its name, for a line on the screen.
+
+    Hidden files, run folders and vocabularies do not count. Empty where nothing else lies there.
+    """
+    folders = [Path(pattern) for pattern in listed(corpus) if Path(pattern).is_dir()]
+    below = {path for folder in folders for paths in _walk(folder, flag) for path in paths}
+    counts = Counter(
+        ending(path) or "no ending" for path in below if path.is_file() and _kind(path) is None
+    )
+    most = [f"{name} {count:,}" for name, count in counts.most_common(_ENDINGS_TOLD)]
+    more = ["..."] if len(counts) > _ENDINGS_TOLD else []
+    told = f"{counts.total():,} other file(s) left out, by their names ({', '.join(most + more)})"
+    return told if counts else ""
+
+
 def _files_below(folder: Path, flag: str) -> list[Path]:
     """The text files of a folder in order, not hidden ones, run folders and vocabularies.
 
-    Links to folders are followed. Each folder is searched once, so that a circle of them ends. Of a
-    file that lies there unpacked as well, as `gzip -k` leaves it, the packed one is left out.
+    Of a file that lies there unpacked as well, as `gzip -k` leaves it, the packed one is left out.
 
     Raises:
-        InputError: a folder that may not be searched, or a link that leads nowhere.
+        InputError: as `_walk`, or a link that leads nowhere, or text that is packed otherwise.
+    """
+    found: list[Path] = []
+    for paths in _walk(folder, flag):
+        for path in paths:
+            _refuse_unread(path, flag)
+        paths = [path for path in paths if _kind(path) is not None]
+        for path in paths:
+            _refuse_broken(path, flag)
+        plain = {path for path in paths if not is_compressed(path) and path.stat().st_size}
+        twins = {path for path in paths if is_compressed(path) and path.with_suffix("") in plain}
+        found += [path for path in paths if path.is_file() and path not in twins]
+    return sorted(found)
+
+
+def _walk(folder: Path, flag: str) -> Iterator[list[Path]]:
+    """The files of each folder below one, not hidden ones, run folders and vocabularies.
+
+    Links to folders are followed. Each folder is searched once, so that a circle of them ends.
+
+    Raises:
+        InputError: a folder that may not be searched.
     """
 
     def refuse(error: OSError) -> NoReturn:
         raise InputError(f"{flag} {error.filename} cannot be searched: {error.strerror}") from None
 
-    found: list[Path] = []
     seen = set()
     for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
@@ -141,16 +178,7 @@ def _files_below(folder: Path, flag: str) -> list[Path]:
         if not _OF_A_MODEL.isdisjoint(names):  # also a vocabulary of the cache
             names = [name for name in names if name not in _VOCABULARIES]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = [Path(place, name) for name in names if not name.startswith(".")]
-        for path in paths:
-            _refuse_unread(path, flag)
-        paths = [path for path in paths if _kind(path) is not None]
-        for path in paths:
-            _refuse_broken(path, flag)
-        plain = {path for path in paths if not is_compressed(path) and path.stat().st_size}
-        twins = {path for path in paths if is_compressed(path) and path.with_suffix("") in plain}
-        found += [path for path in paths if path.is_file() and path not in twins]
-    return sorted(found)
+        yield [Path(place, name) for name in names if not name.startswith(".")]
 
 
 def _is_of_a_run(path: Path) -> bool:

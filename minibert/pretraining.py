@@ -354,7 +354,8 @@ def pretrain(settings: PretrainSettings | None = None, **values: Any) -> RunResu
     what = "the bundled sample (small, for trying out)" if is_sample else "your text in"
     more = f" and {len(files) - 1:,} more file(s)" if len(files) > 1 else ""
     empty = f"; {num_empty:,} empty file(s) left out" if num_empty else ""
-    log_line("data", f"{what} {files[0]}{more}{empty}")
+    others = f"; {told}" if (told := corpus.other_files(settings.corpus)) else ""
+    log_line("data", f"{what} {files[0]}{more}{empty}{others}")
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(join_world())
         folder = None

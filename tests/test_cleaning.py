@@ -178,6 +178,11 @@ def test_the_command_prints_its_counts(
     assert main(argv) == 2
     assert "exists" in capsys.readouterr().err
     assert main([*argv, "--overwrite"]) == 0
+    Path("in").mkdir()
+    Path("in/a.txt").write_text("Hello.")
+    Path("in/b.html").write_text("<p>Hello.")
+    assert main(["clean-corpus", "in", "--output", "from-folder.txt"]) == 0
+    assert "1 other file(s) left out, by their names (.html 1)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

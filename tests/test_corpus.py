@@ -28,6 +28,7 @@ from minibert.corpus import (
     ReaderOptions,
     check_readable,
     find_files,
+    other_files,
     read_pieces,
     readable_files,
     sentences_of,
@@ -277,6 +278,19 @@ def test_folder_is_searched_through_in_order_for_text_files_only(tmp_path: Path)
         write(tmp_path / name, "x")
     expected = ["a.txt", "b.txt", "sub/c.jsonl", "sub/d.TXT.gz"]
     assert find_files([str(tmp_path)]) == [tmp_path / name for name in expected]
+
+
+def test_files_of_a_folder_that_are_no_text_are_counted_by_their_names(tmp_path: Path) -> None:
+    assert other_files(tmp_path) == ""
+    for name in ("a.txt", "b/c.csv", "b/d.csv", "e.md.gz", ".f.csv", "g"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, "x")
+    told = other_files([tmp_path, tmp_path / "b", tmp_path / "a.txt"])
+    assert told.startswith("4 other file(s) left out, by their names (.csv 2, ")
+    assert set(re.findall(r"(\S+) 1\b", told)) == {".md", "ending"}
+    for name in "hijk":
+        write(tmp_path / f"l.{name}", "x")
+    assert other_files(tmp_path).endswith(", ...)")
 
 
 def test_hidden_files_and_folders_below_a_folder_are_left_out(tmp_path: Path) -> None:

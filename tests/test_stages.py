@@ -113,6 +113,15 @@ def test_paths_of_a_list_are_taken_as_strings(world: Path) -> None:
     assert settings.adapt == [str(files[0]), "auto"]
 
 
+def test_what_lies_beside_the_text_of_a_folder_is_counted(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(world / "corpus.txt", tmp_path)
+    (tmp_path / "more.md").write_text("More.\n")
+    pretrain(corpus=[tmp_path], dry_run=True, vocab_size=60, cache_dir=world / "cache", **LOOP)
+    assert "corpus.txt; 1 other file(s) left out, by their names (.md 1)" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 there")
 def test_a_text_may_have_a_name_that_is_not_utf8(world: Path) -> None:
     text = world / os.fsdecode(b"caf\xe9.txt")
