@@ -127,6 +127,21 @@ def _texts_of(values: dict[str, Any], verb: str) -> list[_Line]:
     return lines
 
 
+def _plain(lines: list[_Line]) -> list[_Line]:
+    """The same, of an object as a line of JSON its text.
+
+    Raises:
+        InputError: an object without one.
+    """
+    from minibert.tasks.base import text_in
+
+    found = [(line.place, text_in(line.text)) for line in lines]
+    for place, text in found:
+        if not isinstance(text, str):
+            raise InputError(f"{place} is an object without a text alone; expected a text a line")
+    return [_Line(place, str(text)) for place, text in found]
+
+
 def _check_texts(content: str, place: str, path: str = "TAGS") -> None:
     """Raises InputError where lines are no texts, but parts of something else."""
     from minibert.tasks.inputs import holds_tags, is_json
@@ -136,8 +151,8 @@ def _check_texts(content: str, place: str, path: str = "TAGS") -> None:
         raise InputError(f"{place} is JSON; expected a text or an object a line")
     if holds_tags(content):
         raise InputError(
-            f"{place} holds a word and its tag a line, which would be read as texts; "
-            f"`minibert evaluate FOLDER --data {path} --predictions FILE` gives their tags"
+            f"{place} holds a word and its tag a line, which would be read as texts; of a tagging "
+            f"model `minibert evaluate FOLDER --data {path} --predictions FILE` gives their tags"
         )
 
 
@@ -203,7 +218,7 @@ def _in_slices(
 
 
 def _fill_mask(values: dict[str, Any]) -> None:
-    lines = _texts_of(values, "fill")
+    lines = _plain(_texts_of(values, "fill"))
     if values["top"] < 1:
         raise InputError(f"--top is {values['top']}, must be above 0")
     model = _masked_lm(values)
@@ -226,7 +241,7 @@ def _fill_mask(values: dict[str, Any]) -> None:
 
 
 def _score(values: dict[str, Any]) -> None:
-    lines = _texts_of(values, "score")
+    lines = _plain(_texts_of(values, "score"))
     model = _masked_lm(values)
     pll, tokens, characters, sentences = 0.0, 0, 0, 0
 
@@ -401,7 +416,7 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
 # What the system says of a path that was named and is not usable.
 _WRONG_PATHS = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST),
 )
 
 

@@ -37,6 +37,9 @@ from minibert.version import __version__
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20  # bytes asked for at a time
+_HEAD = 1 << 10  # bytes that tell what came
+_PAGE = re.compile(rb"\s*<(?:!doctype\s+html|html)\b", re.IGNORECASE)
+_GZIP = b"\x1f\x8b"
 _TIMEOUT_SECONDS = 30.0  # of silence, not of the whole transfer
 _PAUSES_SECONDS = (1.0, 2.0, 4.0)  # before the second, third and fourth attempt
 # The WikiText mirror answers 403 to urllib's own name.
@@ -265,8 +268,9 @@ def _gather(source: FileSet, address: str, folder: Path) -> None:
     gathered.mkdir(exist_ok=True)
     for name in source.files:
         if not (gathered / name).exists():
-            part = gathered / f"{name}.part"
-            _transfer(f"{address.rstrip('/')}/{name}", part)
+            part, url = gathered / f"{name}.part", f"{address.rstrip('/')}/{name}"
+            _transfer(url, part)
+            _check_head(part, name, url)
             part.rename(gathered / name)
     lines = []
     for name in source.files:
@@ -277,6 +281,20 @@ def _gather(source: FileSet, address: str, folder: Path) -> None:
     if folder.is_dir():
         folder.rmdir()  # an empty one
     gathered.rename(folder)
+
+
+def _check_head(part: Path, name: str, url: str) -> None:
+    """Raises DownloadError for a page in a file's place, as of a proxy that asks for a password."""
+    with part.open("rb") as handle:
+        head = handle.read(_HEAD)
+    is_page = _PAGE.match(head) is not None
+    is_packed = name.endswith(".gz") and not head.startswith(_GZIP)
+    if is_page or is_packed:
+        part.unlink()
+        what = "a web page" if is_page else "no gzip file"
+        raise DownloadError(
+            f"{url} answers with {what} in place of {name}; is there a proxy that wants a login?"
+        )
 
 
 # --- transfer ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 
 from minibert.errors import InputError, did_you_mean
 from minibert.fields import flag
-from minibert.files import bundled_data, write_jsonl
+from minibert.files import write_jsonl
 from minibert.model_folders import open_model_folder
 from minibert.predict import load, run_of
 from minibert.run_folder import RUN_FILES
@@ -90,8 +90,8 @@ def _learnt_from(task: Task[Any, Any], folder: Path) -> Source:
     is_same = place.resolve() == source.path.resolve()
     if task.settings.data is not None or is_same or not place.exists():
         return source
-    is_sample = bundled_data() in place.resolve().parents
-    return Source(place, f"{task.name}, what the run learnt from, {place}", is_sample)
+    said = f"{task.name}, what the run learnt from, {place}"
+    return Source(place, said, task.is_sample(place))
 
 
 def _read(task: Task[Any, Any], source: Source, is_other: bool) -> Splits[Any]:

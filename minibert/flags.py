@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,10 +41,15 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words, last = list(sys.argv[1:] if args is None else args), []
+        positional = [action for action in self._actions if not action.option_strings]
+        several = next((a.dest for a in positional if a.nargs == "*"), None)
+        if several and "--" in words:  # what comes behind is no flag, whatever it begins with
+            words, last = words[: words.index("--")], words[words.index("--") + 1 :]
         # Flags may stand among texts, which argparse takes for granted only where it is asked to.
-        is_plain = any(action.nargs == argparse.PARSER for action in self._actions)
+        is_plain = any(action.nargs == argparse.PARSER for action in positional)
         parse = self.parse_known_args if is_plain else self.parse_known_intermixed_args
-        found, unknown = parse(args, namespace)
+        found, unknown = parse(words, namespace)
         if unknown and not unknown[0].startswith("-"):
             raise InputError(
                 f"unknown argument {unknown[0]}; expected a flag before it (--help lists them)"
@@ -52,6 +58,8 @@ class Parser(argparse.ArgumentParser):
             known = [o for a in self._actions for o in a.option_strings]
             tail = did_you_mean(unknown[0].split("=")[0], known)
             raise InputError(f"unknown flag {unknown[0]}{tail}")
+        if several:
+            setattr(found, several, [*getattr(found, several), *last])
         return found
 
 
@@ -158,7 +166,8 @@ def settings_from(
             raise InputError(f"{path}: debug is for the command itself; type --debug")
         settings.check_names(given, str(path))  # the rest is checked with the flags put in
         given = settings.spelt(given)
-        given = _without_replaced(given, values)
+        given = {k: v for k, v in given.items() if k not in tried or says_none(k, v)}
+        given = _without_replaced(given, values, tried)
         if wanted == "finetune":
             is_for_another = "task" in given and values.get("task") not in (None, given["task"])
             given = _with_words_for_none(given, is_run, is_for_another, tried)
@@ -169,16 +178,21 @@ def settings_from(
     return settings.from_dict({**named, **given, **values})
 
 
-def _without_replaced(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def _without_replaced(
+    given: dict[str, Any], values: dict[str, Any], tried: Collection[str] = ()
+) -> dict[str, Any]:
     """A file's settings without those that a flag replaces: any budget, another task's data.
 
     And without those that have no use beside it: a model that is named has its own size.
+
+    Args:
+        tried: settings that a search has values of, among which may be a budget.
     """
     for budgets, beside in (
         ({"max_steps", "epochs", "max_minutes"}, {"min_steps"}),
         ({"adapt_epochs", "adapt_minutes"}, set()),
     ):
-        if budgets & values.keys():
+        if budgets & {*values, *tried}:
             given = {k: v for k, v in given.items() if k not in budgets | beside}
     if values.get("intermediate_task"):
         given = {k: v for k, v in given.items() if k != "intermediate_data"}
@@ -193,7 +207,10 @@ def _without_replaced(given: dict[str, Any], values: dict[str, Any]) -> dict[str
         useless |= _OF_A_VOCABULARY
     if values.get("nsp") == "none":
         useless.add("nsp_share")
-    if values.get("max_seq_length", math.inf) <= (given.get("short_length") or 0):
+    if values.get("schedule") and values["schedule"] != "constant-then-linear":
+        useless.add("decay_ratio")
+    short = values.get("short_length", given.get("short_length")) or 0
+    if values.get("max_seq_length", math.inf) <= short:
         useless |= {"short_length", "short_share"}
     return {k: v for k, v in given.items() if k not in useless}
 
@@ -470,6 +487,7 @@ def _add_suite(suite: Parser) -> None:
     suite.add_argument(
         "--tasks",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME",
         help="default all: imdb, sst2, conll2003, stsb, mrpc, rte, squad",
@@ -479,7 +497,12 @@ def _add_suite(suite: Parser) -> None:
         "--output", default="runs/suite", metavar="DIR", help="runs and tables (default runs/suite)"
     )
     suite.add_argument(
-        "--settings", nargs="+", default=[], metavar="FILE", help="best.json of search-settings"
+        "--settings",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="best.json of search-settings",
     )
     suite.add_argument("--limit", type=int, help="quick look: training examples of each task")
     suite.add_argument("--max-minutes", type=float, help="quick look: of each fine-tuning")
@@ -504,6 +527,7 @@ def _add_settings_search(search: Parser) -> None:
         grid.add_argument(
             f"--try-{name}",
             nargs="+",
+            action="extend",
             type=kind,
             default=argparse.SUPPRESS,
             metavar="WORD" if kind is str else kind.__name__.upper(),

@@ -66,7 +66,8 @@ def check_intermediate(settings: FinetuneSettings) -> None:
     except InputError as error:
         why = re.sub(r"--data\b", "--intermediate-data", str(error))
         raise InputError(f"--intermediate-task {name}: {why}") from None
-    if found.is_sample and not find_task(settings.task)(settings).find_data().is_sample:
+    by_itself = found.is_sample and not settings.intermediate_data
+    if by_itself and not find_task(settings.task)(settings).find_data().is_sample:
         raise InputError(f"--intermediate-task {name}: {_no_data(name)}")
 
 
@@ -118,7 +119,9 @@ def left_out_of(task: Task[Any, Any], source: Source, splits: Splits[Any]) -> Le
         kept = without_texts(first, whole, held)
         parts_of(first, kept, first.settings.dev_fraction, None)
     except InputError as error:
-        raise InputError(f"--intermediate-task {first.name}: {error}") from None
+        told, named = re.subn(r" \(--[a-z-]+-column\)", "", str(error))  # flags of the task itself
+        called = "; these columns need their default names" if named else ""
+        raise InputError(f"--intermediate-task {first.name}: {told}{called}") from None
     return LeftOut(held, _count(whole) - _count(kept), kept.fingerprint)
 
 
@@ -283,17 +286,20 @@ def _task(settings: FinetuneSettings) -> Task[Any, Any]:
 
 
 def _task_settings(settings: FinetuneSettings) -> FinetuneSettings:
-    """The task and its data: where it is named, else beside --data, else where it always is."""
+    """The task and its data: where it is named, else beside --data, else where it always is.
+
+    The bundled sample lies beside what is put into the folder of a checkout, and does not count.
+    """
     assert settings.intermediate is not None
     own = FinetuneSettings(
         task=settings.intermediate, intermediate_task=NO_TASK, self_training=[NO_TEXTS]
     )
     data = settings.intermediate_data
     if data is None and settings.data is not None:
-        places = find_task(own.task)(own).places
+        first = find_task(own.task)(own)
         named, real = Path(os.path.abspath(settings.data)), Path(settings.data).resolve()
         # Of a linked set beside the link, else beside what it leads to.
-        found = (find_set(place.parent, own.task, places) for place in (named, real))
-        beside = next(filter(None, found), None)
+        found = (find_set(place.parent, own.task, first.places) for place in (named, real))
+        beside = next((place for place in found if place and not first.is_sample(place)), None)
         data = str(beside) if beside else None
     return dataclasses.replace(own, data=data)

@@ -364,13 +364,13 @@ def _make_answers(
     of_dev, of_texts = zip(*scores.values(), strict=True)
     weights = pool_weights(of_dev, targets) if words else np.ones(1)
     both_dev, both = pooled(of_dev, weights), pooled(of_texts, weights)
-    found, is_learnt = both.argmax(axis=1), chosen(both)
+    found, surety = both.argmax(axis=1), least_sureties(both)
+    is_learnt, on_dev = chosen(both, surety), chosen(both_dev, surety)
     rows = [
         {"text": texts[i], "label": task.labels[found[i]], "probability": float(both[i, found[i]])}
         for i in np.flatnonzero(is_learnt)
     ]
     least = min(row["probability"] for row in rows)
-    on_dev = both_dev.max(axis=1) >= least
     right = both_dev.argmax(axis=1) == targets
     counts = Counter(row["label"] for row in rows)
     notes = {
@@ -384,7 +384,7 @@ def _make_answers(
         "weights": dict(zip(scores, map(float, weights), strict=True)),
     }
     told = ", ".join(f"{name!r} {counts[name]:,}" for name in task.labels[:6])
-    said = f"; of dev {on_dev.mean():.0%} have that"
+    said = f"; of dev {on_dev.mean():.0%} are as sure of their class"
     said += f", {notes['dev_accuracy']:.1%} of these right" if on_dev.any() else ""
     log_line(
         "self-training",
@@ -492,18 +492,30 @@ def _kept(file: Path) -> list[list[float]]:
     return rows[:whole]
 
 
-def chosen(shares: np.ndarray) -> np.ndarray:
-    """(n,) which answers are learnt: the sure ones, and of each class the surer half at least.
+def least_sureties(shares: np.ndarray) -> np.ndarray:
+    """(C,) from which probability on answers are learnt, inf of a class that none has.
+
+    So the sure ones are, and of each class the surer half at least.
 
     Args:
         shares: (n, C) probabilities.
     """
     found, surety = shares.argmax(axis=1), shares.max(axis=1)
-    least = np.full(shares.shape[1], _SURE)
+    least = np.full(shares.shape[1], np.inf)
     for number in np.unique(found):
         least[number] = min(_SURE, np.quantile(surety[found == number], _HALF))
-    is_learnt: np.ndarray = surety >= least[found]
-    return is_learnt
+    return least
+
+
+def chosen(shares: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """(n,) which answers are as sure of their class as those that are learnt.
+
+    Args:
+        shares: (n, C) probabilities.
+        least: (C,) of `least_sureties`.
+    """
+    is_sure: np.ndarray = shares.max(axis=1) >= least[shares.argmax(axis=1)]
+    return is_sure
 
 
 def pool_weights(scores: Sequence[np.ndarray], targets: np.ndarray) -> np.ndarray:

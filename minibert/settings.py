@@ -106,9 +106,10 @@ def recipe(name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         raise InputError(f"--recipe {CONTINUED} goes with --model, the model to go on from")
     found = dict(PRETRAINING_RECIPES[name])
     given = given or {}
-    longest, short = given.get("max_seq_length"), found.get("short_length", 0)
-    is_too_long = isinstance(longest, int) and longest <= short
-    if short and (is_too_long or given.get("short_length", short) is None):
+    longest = given.get("max_seq_length")
+    short = given.get("short_length", found.get("short_length"))
+    is_too_long = isinstance(longest, int) and isinstance(short, int) and longest <= short
+    if "short_length" in found and (is_too_long or short is None):
         del found["short_length"], found["short_share"]
     if given.get("nsp") == "none":
         found.pop("nsp_share", None)

@@ -265,7 +265,7 @@ def _source(plan: Plan, name: str) -> Source | str:
     path = find_set(Path(plan.data), name, task.places)
     if path is None:
         return f"no folder {name} in {plan.data}"
-    return Source(path, f"{name}, the data in {path}")
+    return Source(path, f"{name}, the data in {path}", task.is_sample(path))
 
 
 def _settings_files(paths: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -1092,6 +1092,7 @@ def test_a_flag_replaces_the_budget_of_an_adaptation_in_a_file(
         ({"preset": "tiny", "norm": "pre", "init": "reference"}, {"model": "minibert-mini-en"}),
         ({"tokenizer": "minibert-mini-en", "num_layers": 3}, {"model": "minibert-mini-en"}),
         ({"short_length": 64, "short_share": 0.5}, {"max_seq_length": 64}),
+        ({"decay_ratio": 0.2}, {"schedule": "linear"}),
     ],
 )
 def test_a_flag_replaces_what_has_no_use_beside_it_in_a_file(
@@ -1111,7 +1112,7 @@ def test_a_flag_replaces_what_has_no_use_beside_it_in_a_file(
         assert isinstance(drawn, PretrainSettings)
         assert drawn.init == "reference"
     both = {"config": str(tmp_path / "own.json"), **flags, **file}
-    with pytest.raises(InputError, match="has no use with|must be at least 8 and below"):
+    with pytest.raises(InputError, match="has no use with|must be at least 8 and below|goes with"):
         cli.settings_from(both, PretrainSettings)  # typed side by side they stay a fault
 
 
@@ -1148,6 +1149,14 @@ def test_a_recipe_stands_between_the_defaults_and_what_is_given(
     assert recipe("small-budget", {"max_seq_length": parts["short_length"] + 1}) == parts
     without = {k: v for k, v in parts.items() if k not in ("short_length", "short_share")}
     assert recipe("small-budget", {"short_length": None}) == without
+    longest = {"max_seq_length": parts["short_length"]}
+    assert recipe("small-budget", longest) == without
+    own = {**longest, "short_length": parts["short_length"] // 2}  # in the same share of it
+    assert recipe("small-budget", own) == parts
+    (tmp_path / "run.json").write_text(json.dumps({**without, **own, "short_share": 0.6}))
+    shorter = {"short_length": 16, "max_seq_length": 32, "corpus": ["-"]}
+    kept = cli.settings_from({"config": str(tmp_path / "run.json"), **shorter}, PretrainSettings)
+    assert isinstance(kept, PretrainSettings) and kept.short_share == 0.6
     unpaired = {k: v for k, v in parts.items() if k != "nsp_share"}
     assert recipe("small-budget", {"nsp": "none"}) == unpaired
     alone = cli.settings_from(

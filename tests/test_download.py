@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import io
 import logging
@@ -24,7 +25,7 @@ import pytest
 from minibert import download as module
 from minibert.cli import main
 from minibert.download import SOURCES, FileSet, Source, download
-from minibert.errors import InputError
+from minibert.errors import DownloadError, InputError
 from minibert.settings import FinetuneSettings
 from minibert.tasks import find_task
 
@@ -372,6 +373,32 @@ def test_plain_files_arrive_together_and_are_recorded(
     assert (folder / "SHA256SUMS").read_text() == f"{digest}  a.txt\n{digest}  b.txt\n"
     assert download("files", tmp_path) == folder
     assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "name", "said"),
+    [
+        (b"\n<!DOCTYPE html><title>Sign in</title>", "a.json", "a web page in place of a.json"),
+        (b"<html><body>Sign in", "train.en.gz", "a web page in place of train.en.gz"),
+        (b"Sign in", "train.en.gz", "no gzip file in place of train.en.gz"),
+    ],
+)
+def test_a_page_in_the_place_of_a_file_is_refused_and_not_kept(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    body: bytes,
+    name: str,
+    said: str,
+) -> None:
+    server.body = body
+    address = server.url.rpartition("/")[0]
+    monkeypatch.setitem(SOURCES, "files", FileSet("files", address, (name,), "files", ""))
+    with pytest.raises(DownloadError, match=said):
+        download("files", tmp_path)
+    assert files_in(tmp_path) == {"files.part"}
+    server.body = gzip.compress(NOISE)
+    assert (download("files", tmp_path) / name).read_bytes() == server.body
 
 
 def test_plain_files_go_on_where_an_earlier_call_gave_up(

@@ -23,7 +23,7 @@ from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
 from minibert.finetuning import finetune
 from minibert.flags import settings_from
-from minibert.intermediate import data_before, intermediate_settings
+from minibert.intermediate import _task, check_intermediate, data_before, intermediate_settings
 from minibert.recipes import Recipe
 from minibert.run_folder import RunFolder, read_metrics
 from minibert.runs import RunResult
@@ -272,6 +272,17 @@ def test_a_dev_split_that_is_left_out_is_cut_anew(
     assert run.figures["intermediate"]["left_out"] == 4
 
 
+def test_flags_of_the_task_are_not_offered_for_the_other_table(
+    model: Path, tmp_path: Path, sets: dict[str, Any]
+) -> None:
+    other = str(tmp_path / "other.csv")
+    Path(other).write_text("body,text_pair,score\na storm,a river,1\na river,a river,5\n")
+    own = sets | {"intermediate_task": "similarity", "intermediate_data": other}
+    with pytest.raises(InputError, match="no column 'text'; .*need their default names") as told:
+        tune(model, tmp_path / "run", **own)
+    assert "--text-column" not in str(told.value)
+
+
 # --- recipes --------------------------------------------------------------------------------------
 
 
@@ -325,6 +336,25 @@ def test_data_lies_beside_a_link_or_beside_what_it_leads_to(
     (link := tmp_path / "sets/mrpc").symlink_to(tmp_path / "elsewhere/mrpc")
     given = FinetuneSettings(task="mrpc", data=str(link), model=str(model))
     assert with_recipe(given)[0].intermediate_task == "stsb"
+
+
+@pytest.mark.usefixtures("own_recipe")
+def test_the_bundled_sample_is_not_taken_for_the_set_beside_the_data(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minibert.tasks.base.bundled_data", lambda: tmp_path / "data")
+    for name, place in (("stsb", "stsb"), ("mrpc", "mrpc"), ("mrpc", "MRPC-own")):
+        shutil.copytree(bundled_data() / name, tmp_path / "data" / place)
+    given = FinetuneSettings(task="mrpc", data="data/MRPC-own", model=str(model))
+    settings, said = with_recipe(given)
+    assert settings.intermediate_task == "none" and "`minibert download stsb`" in said
+    shutil.copytree(bundled_data() / "stsb", tmp_path / "data/downloads/STS-B")
+    assert with_recipe(given)[0].intermediate_task == "stsb"
+    first = _task(dataclasses.replace(given, intermediate_task="stsb"))
+    assert first.find_data().path == Path("data/downloads/STS-B")
+    named = dataclasses.replace(given, intermediate_task="stsb", intermediate_data="data/stsb")
+    check_intermediate(named)  # who names the sample means it
 
 
 @pytest.mark.usefixtures("own_recipe")

@@ -439,6 +439,21 @@ def test_fill_mask_from_arguments_file_and_standard_input(
     assert rows_of(capsys, *line, "-") == rows
 
 
+def test_a_text_may_begin_with_a_hyphen_or_stand_in_an_object(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, key in (("fill-mask", "text"), ("score", "sentence")):
+        line = (command, "--model", folder)
+        rows = rows_of(capsys, *line, "storm [MASK]", "--", "-x[MASK]", "--model[MASK]")
+        assert [row[key] for row in rows] == ["storm [MASK]", "-x[MASK]", "--model[MASK]"]
+        (tmp_path / "texts.txt").write_text('{"text": "the [MASK]"}\nthe [MASK]\n')
+        first, second = rows_of(capsys, *line, "--input", tmp_path / "texts.txt")
+        assert first == second
+        (tmp_path / "texts.txt").write_text('the [MASK]\n{"body": "the [MASK]"}\n')
+        assert main([*map(str, line), "--input", str(tmp_path / "texts.txt")]) == 2
+        assert "line 2 is an object without a text alone" in capsys.readouterr().err
+
+
 def test_one_bad_line_does_not_refuse_the_others(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,7 +27,13 @@ from minibert.finetuning import finetune
 from minibert.flags import settings_from
 from minibert.recipes import Recipe
 from minibert.runs import RunResult, learning_seconds
-from minibert.self_training import chosen, pool_weights, pooled, unlabelled_texts
+from minibert.self_training import (
+    chosen,
+    least_sureties,
+    pool_weights,
+    pooled,
+    unlabelled_texts,
+)
 from minibert.setting_search import search_settings
 from minibert.settings import FinetuneSettings
 from minibert.starts import with_recipe
@@ -125,10 +131,16 @@ def test_weights_are_where_the_loss_is_least_and_few_examples_change_little() ->
 
 def test_sure_answers_are_learnt_and_the_surer_half_of_each_class() -> None:
     first = np.array([0.95, 0.9, 0.85, 0.3, 0.4, 0.35, 0.45])
-    assert chosen(np.stack([first, 1 - first], axis=1)).tolist() == [
+    shares = np.stack([first, 1 - first], axis=1)
+    least = least_sureties(shares)
+    assert chosen(shares, least).tolist() == [
         *(True, True, True),  # sure, all of them
         *(True, False, True, False),  # of 0.7, 0.6, 0.65, 0.55
     ]
+    # Another's answers are held against the same: 0.66 is enough for the second class alone.
+    assert chosen(np.array([[0.66, 0.34], [0.34, 0.66]]), least).tolist() == [False, True]
+    alone = least_sureties(shares[:3])
+    assert chosen(np.array([[0.01, 0.99]]), alone).tolist() == [False]  # a class that none has
 
 
 def test_words_are_scored_in_the_order_of_the_classes() -> None:

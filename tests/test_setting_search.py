@@ -18,6 +18,7 @@ from minibert.cli import main
 from minibert.errors import InputError, Interrupted
 from minibert.fields import Default
 from minibert.files import bundled_data
+from minibert.flags import settings_from
 from minibert.intermediate import data_before
 from minibert.setting_search import (
     DEFAULT_GRID,
@@ -127,6 +128,14 @@ def test_the_best_is_first_and_its_file_is_one_for_finetune(
     further += ["--try-adversarial-epsilon", "0.5"]
     assert main(["search-settings", *config, *further]) == 0
     assert main(["search-settings", *config, *further, "--adversarial-epsilon", "0"]) == 2  # typed
+    # What the file holds may be tried around.
+    best = json.loads((out / "best.json").read_text())
+    best = {**best, "learning_rate": 1e-4, "max_steps": 3}
+    (out / "best.json").write_text(json.dumps({k: v for k, v in best.items() if k != "epochs"}))
+    tried = {"learning_rate", "epochs"}
+    around = settings_from({"config": str(out / "best.json")}, FinetuneSettings, tried)
+    assert (around.learning_rate, around.epochs, around.max_steps) == (None, None, None)
+    assert around.batch_size == settings_from({"config": config[1]}, FinetuneSettings).batch_size
 
 
 def test_a_search_goes_on_and_a_wider_grid_keeps_its_trials(

@@ -20,13 +20,14 @@ from minibert import series, suite, suite_report
 from minibert.cli import main
 from minibert.errors import InputError, Interrupted
 from minibert.files import bundled_data
+from minibert.flags import parsers
 from minibert.held_out import held_out_figures, held_out_text, masked_word_figures
 from minibert.series import seconds_left
 from minibert.settings import FinetuneSettings
-from minibert.suite import ENTRIES, Entry, evaluate_suite
+from minibert.suite import ENTRIES, Entry, Plan, _source, evaluate_suite
 from minibert.suite_report import _spread, _time, as_html, as_markdown
 from minibert.tasks import find_task
-from minibert.tasks.base import find_set
+from minibert.tasks.base import Source, find_set
 from minibert.tasks.splits import Parts
 
 pytest.importorskip("sklearn")
@@ -514,11 +515,40 @@ def test_where_a_set_is_found(tmp_path: Path) -> None:
     (tmp_path / "imdb").mkdir()
     (tmp_path / "imdb/aclImdb_unsup.tar.xz").touch()
     (tmp_path / "imdb/notes.txt").touch()
-    assert found() is None
+    assert found() == tmp_path / "aclImdb_v1.tar.gz"
     (tmp_path / "imdb/aclImdb_labelled.tar.xz").touch()
     assert found() == tmp_path / "imdb/aclImdb_labelled.tar.xz"
     write_reviews(tmp_path / "imdb/aclImdb", count=1)
     assert found() == tmp_path / "imdb"
+    shutil.rmtree(tmp_path / "imdb")
+    (tmp_path / "imdb").mkdir()  # a note alone, and the set beside it
+    write_reviews(tmp_path / "aclImdb", count=1)
+    assert found() == tmp_path / "aclImdb"
+    stsb = find_task("stsb")(FinetuneSettings(task="stsb")).places
+    for name in ("stsb", "STS-B"):
+        (tmp_path / name).mkdir()
+    assert find_set(tmp_path, "stsb", stsb) == tmp_path / "stsb"
+    (tmp_path / "stsb/run.json").touch()  # the run of --output stsb
+    assert find_set(tmp_path, "stsb", stsb) == tmp_path / "STS-B"
+
+
+def test_bundled_samples_are_told_however_they_are_named() -> None:
+    plan = Plan(model="-", data=str(bundled_data()))
+    rte = _source(plan, "rte")
+    assert isinstance(rte, Source) and rte.is_sample
+    task = find_task("rte")(FinetuneSettings(task="rte", data=str(bundled_data() / "rte")))
+    assert task.find_data().is_sample and "the bundled sample" in task.find_data().said
+    assert not task.is_sample(bundled_data() / "downloads/RTE")
+
+
+def test_lists_of_flags_add_up() -> None:
+    suite = parsers()[1]["evaluate-suite"]
+    found = suite.parse_args(["m", "--tasks", "rte", "--settings", "a", "--tasks", "sst2", "mrpc"])
+    assert (found.tasks, found.settings) == (["rte", "sst2", "mrpc"], ["a"])
+    assert suite.parse_args(["m"]).tasks == []
+    search = parsers()[1]["search-settings"]
+    tried = search.parse_args(["--try-epochs", "1", "--try-epochs", "2", "3"])
+    assert tried.try_epochs == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -70,13 +70,18 @@ class Source(NamedTuple):
 def find_set(folder: Path, name: str, places: Sequence[str]) -> Path | None:
     """A set within a folder of sets: below its own name, or one that it is published under.
 
-    IMDb may be the archive that it comes as, there or below its name; others lie unpacked.
+    A run folder of such a name is passed over. IMDb may be the archive that it comes as, there or
+    below its name; others lie unpacked.
     """
     names = dict.fromkeys((name, *(Path(place).name for place in places)))
-    found = next((folder / n for n in names if (folder / n).is_dir()), None)
-    if name != "imdb" or (found and any((found / n).is_dir() for n in ("train", "aclImdb"))):
-        return found
-    archives = sorted((found or folder).glob("aclImdb*.tar*"))
+    named = (folder / n for n in names if (folder / n).is_dir())
+    found = [place for place in named if not (place / "run.json").exists()]
+    if name != "imdb":
+        return next(iter(found), None)
+    for place in found:
+        if any((place / n).is_dir() for n in ("train", "aclImdb")):
+            return place
+    archives = (a for place in (*found, folder) for a in sorted(place.glob("aclImdb*.tar*")))
     return next((a for a in archives if "unsup" not in a.name), None)
 
 
@@ -180,7 +185,9 @@ class Task(ABC, Generic[E, P]):
             for flag, path in self._named_paths():
                 if not Path(path).exists():
                     raise InputError(f"{flag} {path} does not exist; expected {self.name} data")
-            return Source(Path(given), f"{self.name}, the data in {given}")
+            is_sample = self.is_sample(Path(given))
+            what = "the bundled sample (small, for trying out)" if is_sample else "the data"
+            return Source(Path(given), f"{self.name}, {what} in {given}", is_sample)
         for place in map(Path, self.places):
             if place.exists():
                 return Source(place, f"{self.name}, the full set in {place}")
@@ -190,6 +197,12 @@ class Task(ABC, Generic[E, P]):
         if self.name in SOURCES:
             said += f"; `minibert download {self.name}` fetches the full set"
         return Source(bundled_data() / self.sample, said, is_sample=True)
+
+    def is_sample(self, data: Path) -> bool:
+        """Whether data is the bundled sample or lies in it, however it came to be named."""
+        if self.sample is None:
+            return False
+        return data.resolve().is_relative_to((bundled_data() / self.sample).resolve())
 
     def _named_paths(self) -> list[tuple[str, str]]:
         s = self.settings
