@@ -973,6 +973,7 @@ def test_a_text_may_have_several_labels(world: Path) -> None:
     )
     results = results_of(folder)
     assert results["f1_micro"] > 0.8  # a yes to everything has 0.67
+    assert "80 of 80 rows have a list of labels" in "; ".join(results["data_notes"])
     assert "dev_f1_micro" in results
     config = json.loads((folder / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification"

@@ -255,7 +255,7 @@ def test_a_folder_is_read_as_the_public_files_lie(tmp_path: Path) -> None:
     own = {"dev_data": str(tmp_path / "train-v1.1.json")}
     sizes, notes = read(**own)
     assert sizes == {"train": 1, "dev": 1, "test": 5}
-    assert f"dev-v1.1.json is the test split, dev is {own['dev_data']}" in notes
+    assert "dev-v1.1.json is the test split, dev is train-v1.1.json" in notes
     sizes, notes = read(**own, test_data=own["dev_data"])
     assert sizes == {"train": 1, "dev": 1, "test": 1}
     assert "dev-v1.1.json is not read" in notes
@@ -265,6 +265,8 @@ def test_a_folder_is_read_as_the_public_files_lie(tmp_path: Path) -> None:
     )
     assert read()[0] == {"train": 1, "dev": 5, "test": 1}
     assert find_split(tmp_path, "dev", version_2=True) is None
+    squad_file(tmp_path / "validation.json", paragraphs)
+    assert find_split(tmp_path, "dev", version_2=True) == tmp_path / "validation.json"
     with pytest.raises(InputError, match="no train or dev file of SQuAD"):
         squad_files(tmp_path.parent, version_2=True)
 
@@ -406,6 +408,23 @@ def test_a_stride_that_is_too_long_is_told_once(
         told = f"windows: --doc-stride {stride} is above half of the context"
         assert said.count(told) == is_told and said.count("windows:") == is_told
         assert f"{half} tokens" in said or not is_told
+
+
+def test_cut_questions_and_answers_that_are_too_long_to_give_are_told_once(
+    tokenizer: WordPiece, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = "fox " * 40
+    assert len(tokenizer.ids(["fox"])[0]) == 3
+    answers = [Answer(" ".join(["fox"] * count), 0) for count in (10, 11)]
+    asked = ["fox " * count for count in (21, 22)]
+    rows = [Question(q[:9], q, context, (a,)) for q, a in zip(asked, answers, strict=True)]
+    task = QATask(FinetuneSettings(task="qa", max_seq_length=256))
+    task.tokenizer = tokenizer
+    for told in (1, 0):
+        task.encode(rows)
+        said = capsys.readouterr().err
+        assert said.count("questions: 1 of 2 lose their end") == told
+        assert said.count("answers: 1 of 2 are longer than 30 sub-words") == told
 
 
 def test_an_answer_is_labelled_in_the_windows_that_hold_all_of_it(tokenizer: WordPiece) -> None:

@@ -230,7 +230,7 @@ def test_a_family_serves_all_of_its_tasks_after_those_named(
     [
         *(("similarity", "stsb", size) for size in ("mini", "small")),
         *(("tagging", "conll2003", size) for size in ("mini", "small")),
-        ("qa", "squad", "small"),
+        *(("qa", "squad", size) for size in ("mini", "small")),
     ],
 )
 def test_own_data_is_learnt_as_the_measured_set_of_its_family(

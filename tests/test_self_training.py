@@ -624,7 +624,7 @@ def test_where_all_texts_have_one_answer_the_run_goes_on_from_the_teacher(
     run = tune(model, tmp_path / "run", **sets)
     said = capsys.readouterr().err
     assert "no text is answered with 'wild'; so the run goes on from the teacher" in said
-    assert "of dev 0% have that\n" in said
+    assert "of dev 0% are as sure of their class\n" in said
     notes = run.figures["self_training"]
     assert (notes["answers"], notes["dev_accuracy"]) == (30, None)
     assert not (run.folder / "student").exists()

@@ -507,6 +507,8 @@ def test_files_of_a_split_are_found_by_their_usual_names(tmp_path: Path) -> None
     assert find_split(tmp_path, "dev") == tmp_path / "eng.testa"
     assert find_split(tmp_path, "train") == tmp_path / "train.jsonl.gz"
     assert find_split(tmp_path, "test") is None
+    write(tmp_path / "val.conll", "a O")
+    assert find_split(tmp_path, "dev") == tmp_path / "val.conll"
 
 
 def test_the_bundled_sample_is_read_without_a_note() -> None:

@@ -146,6 +146,11 @@ def read_own(settings: FinetuneSettings) -> Splits[LabelledText]:
     notes += _alike(classes)
     dev = _known_part(settings, settings.dev_data, "dev", classes, notes)
     test = _known_part(settings, settings.test_data, "test", classes, notes)
+    if is_multi:
+        lists = sum(isinstance(e.label, tuple) for e in full)
+        notes.append(
+            f"{lists:,} of {len(full):,} rows have a list of labels, so yes or no is learnt of each"
+        )
     alike = _as_sets if is_multi else _as_names
     full, dev, test = alike(full), dev and alike(dev), test and alike(test)
     sizes = [f"{len(full):,} rows of {len(classes)} classes to train on"]

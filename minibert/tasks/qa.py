@@ -31,6 +31,7 @@ from minibert.settings import FinetuneSettings
 from minibert.tasks.base import Source, Splits, Task
 from minibert.tasks.batches import Feature, inputs_of
 from minibert.tasks.question_windows import (
+    MAX_ANSWER_PIECES,
     Encoded,
     Reply,
     Spans,
@@ -122,7 +123,7 @@ class QATask(Task[Question, Reply]):
         # Of the run that the task is of, whatever the settings name later.
         self._data = None if settings.data is None else Path(settings.data)
         self._fingerprint: str | None = None
-        self._stride_told = False
+        self._told: set[str] = set()  # what is said once
         if self.name != self.names[-1]:
             self.places, self.sample = (f"data/downloads/{self.name}",), self.name
 
@@ -158,8 +159,8 @@ class QATask(Task[Question, Reply]):
             files["test"] = dev
             if s.dev_data is None:
                 del files["dev"]
-            cut = f"dev is {'cut from train' if s.dev_data is None else s.dev_data}"
-            return files, [f"{dev.name} is the test split, {cut}"]
+            named = "cut from train" if s.dev_data is None else Path(s.dev_data).name
+            return files, [f"{dev.name} is the test split, dev is {named}"]
         return files, [f"{dev.name} is not read"] if s.dev_data is not None else []
 
     def read_to_score(self, source: Source) -> Splits[Question]:
@@ -226,6 +227,7 @@ class QATask(Task[Question, Reply]):
             examples, self.tokenizer, settings.max_seq_length, settings.doc_stride or _DOC_STRIDE
         )
         self._tell_stride(encoded.windows)
+        self._tell_cut(encoded, len(examples))
         found: list[list[Feature]] = [[] for _ in examples]
         for window in encoded.windows:
             origin = Origin(window, encoded.offsets[window.question])
@@ -238,14 +240,33 @@ class QATask(Task[Question, Reply]):
         s, counts = self.settings, Counter(window.question for window in windows)
         several = [w for w in windows if counts[w.question] > 1]
         most = min(((s.max_seq_length - w.first_context - 1) // 2 for w in several), default=None)
-        if self._stride_told or s.doc_stride is None or most is None or s.doc_stride <= most:
+        if s.doc_stride is None or most is None or s.doc_stride <= most:
             return
-        self._stride_told = True
-        log_line(
+        self._tell_once(
             "windows",
             f"--doc-stride {s.doc_stride} is above half of the context that a window holds, "
             f"{most} tokens beside the longest question; no more than half is taken",
         )
+
+    def _tell_cut(self, encoded: Encoded, count: int) -> None:
+        """Says once what is cut: ends of questions, and answers that are longer than any given."""
+        if encoded.cut_questions:
+            self._tell_once(
+                "questions",
+                f"{encoded.cut_questions:,} of {count:,} lose their end, beyond 64 sub-words or "
+                f"half of a window",
+            )
+        if encoded.long_answers:
+            self._tell_once(
+                "answers",
+                f"{encoded.long_answers:,} of {count:,} are longer than {MAX_ANSWER_PIECES} "
+                f"sub-words, which no answer that is given is",
+            )
+
+    def _tell_once(self, topic: str, text: str) -> None:
+        if topic not in self._told:
+            self._told.add(topic)
+            log_line(topic, text)
 
     def collate(self, features: Sequence[Feature]) -> dict[str, Tensor]:
         return collate([f.origin.window for f in features], self.tokenizer.pad_id)

@@ -23,6 +23,8 @@ from minibert.files import whole_characters
 from minibert.tasks.questions import Answer, Question, located
 from minibert.tokenizer import WordPiece
 
+MAX_ANSWER_PIECES = 30  # sub-words of an answer at most, as in the reference
+
 
 class Window(NamedTuple):
     """[CLS] question [SEP] a stretch of its context [SEP].
@@ -45,10 +47,14 @@ class Encoded(NamedTuple):
     """Windows of all questions, and for each question where its context's sub-words stand.
 
     offsets: (P, 2) of each question, [start, end) in characters of the original context.
+    cut_questions: how many lost their end. long_answers: how many have more than
+    `MAX_ANSWER_PIECES` sub-words.
     """
 
     windows: list[Window]
     offsets: list[np.ndarray]
+    cut_questions: int = 0
+    long_answers: int = 0
 
 
 def encode_questions(
@@ -76,7 +82,7 @@ def encode_questions(
     asked = tokenizer.ids([whole_characters(q.question) for q in questions])
     distinct = list(dict.fromkeys(q.context for q in questions))
     pieces = dict(zip(distinct, _pieces(distinct, tokenizer), strict=True))
-    windows = []
+    windows, long_answers = [], 0
     for number, (question, ids) in enumerate(zip(questions, asked, strict=True)):
         context, offsets = pieces[question.context]
         head = [tokenizer.cls_id, *ids[:longest], tokenizer.sep_id]
@@ -84,13 +90,15 @@ def encode_questions(
         answers = located(question)
         span = answer_pieces(offsets, answers[0]) if answers else None
         absent = -1 if question.answers and span is None else 0
+        long_answers += span is not None and span[1] - span[0] >= MAX_ANSWER_PIECES
         for first, last in _stretches(len(context), room, doc_stride):
             row = np.concatenate([head, context[first:last], [tokenizer.sep_id]]).astype(np.int64)
             start = end = absent
             if span is not None and first <= span[0] and span[1] < last:
                 start, end = (place - first + len(head) for place in span)
             windows.append(Window(number, row, len(head), first, start, end))
-    return Encoded(windows, [pieces[q.context][1] for q in questions])
+    num_cut = sum(len(ids) > longest for ids in asked)
+    return Encoded(windows, [pieces[q.context][1] for q in questions], num_cut, long_answers)
 
 
 def _pieces(texts: list[str], tokenizer: WordPiece) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -168,7 +176,7 @@ def best_spans(
     end_logits: Tensor,
     answer_mask: Tensor,
     n_best: int = 20,
-    max_answer_tokens: int = 30,
+    max_answer_tokens: int = MAX_ANSWER_PIECES,
 ) -> Spans:
     """The n best of all stretches start <= end of at most `max_answer_tokens`, exactly.
 

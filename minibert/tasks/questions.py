@@ -49,7 +49,8 @@ def find_split(folder: Path, split: str, version_2: bool | None) -> Path | None:
         version_2: None: either version will do.
     """
     versions = {True: ["v2.0"], False: ["v1.1"], None: ["v1.1", "v2.0"]}[version_2]
-    for stem in (*(f"{split}-{version}" for version in versions), split):
+    others = ("valid", "validation", "val") if split == "dev" else ()
+    for stem in (*(f"{split}-{version}" for version in versions), split, *others):
         if path := find_packed(folder, f"{stem}.json"):
             return path
     return None
@@ -70,7 +71,10 @@ def read_squad(path: Path) -> tuple[list[Question], list[str]]:
     try:
         content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
+        raise InputError(
+            f"{path} is not valid JSON: {error}; expected one object as SQuAD has it, of data, "
+            f"paragraphs and qas"
+        ) from None
     questions: list[Question] = []
     repeated: list[str] = []
     contradicting: list[str] = []

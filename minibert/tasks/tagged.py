@@ -38,7 +38,7 @@ class Sentence(NamedTuple):
 # What the files of a split may be called, best first; CoNLL-2003's own names among them.
 _STEMS = {
     "train": ("train", "eng.train"),
-    "dev": ("valid", "dev", "validation", "eng.testa", "testa"),
+    "dev": ("valid", "dev", "validation", "val", "eng.testa", "testa"),
     "test": ("test", "eng.testb", "testb"),
 }
 _ENDINGS = ("", ".txt", ".conll", ".bio", ".iob", ".iob2", ".tsv", ".jsonl", ".json")
